@@ -1,0 +1,81 @@
+# Everything runs from here; each target does its own set-up. `make help` lists them.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+UV := .venv-uv/bin/uv
+PYTHON := .venv/bin/python
+# The first environment is what `sam build` looks for: a python3.13 on the path.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export SAM_CLI_TELEMETRY := 0
+
+.PHONY: help setup run test unit integration faults faults-short template e2e check format schemas lock build clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
+
+setup: .venv/.done .venv-ministack/.done .venv-sam/.done ## make the environments (every other target does it by itself)
+
+$(UV): .ci/uv.txt
+	@python3 -m venv .venv-uv || { echo "python3 cannot make a virtual environment: install its venv module (Debian: python3-venv)" >&2; exit 1; }
+	@.venv-uv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .ci/uv.txt
+	@touch $@
+
+.venv/.done: $(UV) uv.lock .python-version
+	$(UV) sync --quiet --locked --group dev
+	@touch $@
+
+.venv-%/.done: $(UV) uv.lock .python-version
+	UV_PROJECT_ENVIRONMENT=.venv-$* $(UV) sync --quiet --locked --only-group $*
+	@touch $@
+
+run: setup ## deploy to a local AWS, publish events/, show what became of each (ARGS=--once stops then)
+	@$(PYTHON) -m tests.local $(ARGS)
+
+test: check unit integration faults-short template e2e ## everything that CI runs
+
+unit: .venv/.done ## rules, transitions, the outcome tables
+	$(PYTHON) -m pytest -q -n auto tests/unit $(ARGS)
+
+integration: .venv/.done ## conditions, timeouts, handlers whole; moto and the simulator
+	$(PYTHON) -m pytest -q -n auto tests/integration $(ARGS)
+
+faults-short: .venv/.done ## nothing lost, nothing twice: simulated faults, in a short form
+	$(PYTHON) -m pytest -q -n auto tests/faults $(ARGS)
+
+faults: .venv/.done ## the same at full size; prints a table
+	PYTHONPATH=layers/notifier $(PYTHON) -m tests.faults
+
+template: setup ## the transformed template: lint and what no linter checks
+	$(PYTHON) -m pytest -q tests/template $(ARGS)
+
+e2e: setup ## the template built and deployed into the local AWS
+	$(PYTHON) -m pytest -q tests/e2e $(ARGS)
+
+check: .venv/.done ## ruff, mypy, import rules, formatting, generated files up to date
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy layers/notifier/notifier functions tests
+	PYTHONPATH=layers/notifier .venv/bin/lint-imports
+	$(PYTHON) -m tests.schemas --check
+	$(UV) lock --check --quiet
+	$(UV) export --quiet --locked --no-emit-project --no-header --no-annotate | diff layers/dependencies/requirements.txt - || \
+	  { echo "layers/dependencies/requirements.txt is not what uv.lock says: make lock" >&2; exit 1; }
+
+format: .venv/.done ## put the code in order
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+schemas: .venv/.done ## write events/schema again from the models
+	$(PYTHON) -m tests.schemas
+
+lock: $(UV) ## lock the dependencies and export the layer's
+	$(UV) lock
+	$(UV) export --quiet --locked --no-emit-project --no-header --no-annotate --output-file layers/dependencies/requirements.txt
+
+build: setup ## sam build
+	.venv-sam/bin/sam build
+
+clean: ## remove what the other targets made
+	rm -rf .aws-sam .local .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,166 @@
+"""Who a phone number is on WhatsApp: memory, then the table. BLiP's look-up is the caller's.
+
+    key          BOT/+E164 (partition key)
+    address      the identity, as BLiP gave it; absent where BLiP refused the number
+    code         BLiP's reason code for the refusal
+    good_until   epoch milliseconds
+    token, lease_until  of the sandbox that is looking it up
+    expires_at   epoch seconds, time to live
+
+The bots' items lie in the same table (see `pacing`), so that one call reads all that a batch needs.
+"""
+
+import random
+from collections import OrderedDict
+from threading import Lock
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from notifier.aws.pacing import bot_key, bot_state
+from notifier.aws.table import Item, Table, milliseconds
+from notifier.records import BotState, Identity, LookUpLease
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+MEMORY_SECONDS = 300.0
+MEMORY_ENTRIES = 10_000
+
+type Recipient = tuple[str, str]
+
+
+class DynamoDbIdentities:
+    """The identities' table with this sandbox's memory in front. Thread-safe."""
+
+    def __init__(
+        self,
+        table: Table,
+        *,
+        now: "Callable[[], float]",
+        ttl_seconds: int,
+        negative_ttl_seconds: int,
+        uniform: "Callable[[float, float], float]" = random.uniform,
+    ) -> None:
+        self._table = table
+        self._now = now
+        self._ttl_seconds = ttl_seconds
+        self._negative_ttl_seconds = negative_ttl_seconds
+        self._uniform = uniform
+        self._memory: OrderedDict[Recipient, tuple[float, Identity]] = OrderedDict()
+        self._lock = Lock()
+
+    def read(
+        self, recipients: "Iterable[Recipient]", bots: "Iterable[str]"
+    ) -> tuple[dict[Recipient, Identity], dict[str, BotState]]:
+        """Give what is known of these recipients and bots, with one call to the table.
+
+        What the table leaves unread is simply not known: a lease, or a reservation, finds it.
+        """
+        known: dict[Recipient, Identity] = {}
+        wanted: dict[str, Recipient] = {}
+        for recipient in recipients:
+            if (remembered := self._remembered(recipient)) is not None:
+                known[recipient] = remembered
+            else:
+                wanted[_key(recipient)] = recipient
+        states = {bot_key(bot): bot for bot in bots}
+        found: dict[str, BotState] = {}
+        for item in self._table.get_many([*states, *wanted]):
+            if item["key"] in states:
+                found[states[item["key"]]] = bot_state(item)
+            elif (identity := self._good(wanted[item["key"]], item)) is not None:
+                known[wanted[item["key"]]] = identity
+        return known, found
+
+    def get(self, recipient: Recipient) -> Identity | None:
+        """Read one recipient from the table, as it stands now."""
+        return self._good(recipient, self._table.get(_key(recipient)))
+
+    def lease(self, recipient: Recipient, seconds: float) -> LookUpLease | Identity | None:
+        """Take the right to look a recipient up.
+
+        Returns:
+            The lease; or the identity, if it is known by now; or None, if another sandbox has it.
+        """
+        now = milliseconds(self._now())
+        token = uuid4().hex
+        _, item = self._table.update(
+            _key(recipient),
+            "SET #token = :token, lease_until = :lease_until, expires_at = :expires_at",
+            "(attribute_not_exists(good_until) OR good_until <= :now)"
+            " AND (attribute_not_exists(lease_until) OR lease_until < :now)",
+            {
+                ":token": token,
+                ":lease_until": milliseconds(self._now() + seconds),
+                ":now": now,
+                ":expires_at": round(self._now()) + self._negative_ttl_seconds,
+            },
+        )
+        if item.get("token") == token:
+            return LookUpLease(recipient, token)
+        return self._good(recipient, item)
+
+    def store(self, lease: LookUpLease, identity: Identity) -> None:
+        """Keep what BLiP answered, and end the lease.
+
+        The time to live is shortened at random, so that what was learnt together is not
+        forgotten together.
+        """
+        known = identity.address is not None
+        ttl = self._ttl_seconds if known else self._negative_ttl_seconds
+        good_until = self._now() + self._uniform(0.9 * ttl, ttl)
+        fact = "address = :fact REMOVE code," if known else "code = :fact REMOVE address,"
+        self._table.update(
+            _key(lease.recipient),
+            f"SET good_until = :good_until, expires_at = :expires_at, {fact} #token, lease_until",
+            "#token = :token",
+            {
+                ":good_until": milliseconds(good_until),
+                ":expires_at": round(good_until),
+                ":fact": identity.address if known else identity.code,
+                ":token": lease.token,
+            },
+        )
+        self._remember(lease.recipient, identity, good_until)
+
+    def release(self, lease: LookUpLease) -> None:
+        """End the lease without an answer, so that nobody waits for it."""
+        self._table.update(
+            _key(lease.recipient),
+            "REMOVE #token, lease_until",
+            "#token = :token",
+            {":token": lease.token},
+        )
+
+    def forget(self, recipient: Recipient) -> None:
+        """Drop what is known of a recipient: BLiP says that it is out of date."""
+        with self._lock:
+            self._memory.pop(recipient, None)
+        self._table.update(
+            _key(recipient), "REMOVE address, code, good_until", "attribute_exists(#key)", {}
+        )
+
+    def _good(self, recipient: Recipient, item: Item) -> Identity | None:
+        good_until = item.get("good_until", 0) / 1000
+        if good_until <= self._now():
+            return None
+        identity = Identity(item.get("address"), item.get("code"))
+        self._remember(recipient, identity, good_until)
+        return identity
+
+    def _remembered(self, recipient: Recipient) -> Identity | None:
+        with self._lock:
+            good_until, identity = self._memory.get(recipient, (0.0, None))
+            return identity if good_until > self._now() else None
+
+    def _remember(self, recipient: Recipient, identity: Identity, good_until: float) -> None:
+        with self._lock:
+            self._memory[recipient] = (min(good_until, self._now() + MEMORY_SECONDS), identity)
+            self._memory.move_to_end(recipient)
+            if len(self._memory) > MEMORY_ENTRIES:
+                self._memory.popitem(last=False)
+
+
+def _key(recipient: Recipient) -> str:
+    bot, phone = recipient
+    return f"{bot}/{phone}"

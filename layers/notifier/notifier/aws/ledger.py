@@ -1,0 +1,396 @@
+"""The ledger: one DynamoDB item per notification, every write under a condition.
+
+    key            uuid5 of bot and id (partition key)
+    id, bot        the producer's words for it
+    status         see `lifecycle`
+    generation     1, and one more for each redrive
+    attempts       how often it was claimed to be sent in this generation
+    content_hash   of the producer's JSON
+    request        the body as it came, until the notification is delivered
+    template       its name
+    recipient      the masked number
+    metadata       the producer's
+    token          of the claim that holds it
+    lease_until    when that claim ends
+    in_flight_until  of an unknown: the last instant at which the send can have been under way
+    denials        how often BLiP's history denied a send of this generation
+    postponed      the generation that was put back because of a rate limit
+    reason, code   why it ended without delivery
+    timeline       a list of [status, generation, time]
+    poll_bot, poll_since, poll_at  of a message whose receipts are asked for: whose, sent when,
+                   to be asked next when
+    created_at, updated_at
+    expires_at     epoch seconds, time to live
+
+Other times are epoch milliseconds. DynamoDB sweeps expired items late, so every condition looks
+at `expires_at` itself.
+"""
+
+import logging
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from notifier.aws.table import Item, Table, milliseconds
+from notifier.failures import Reason
+from notifier.lifecycle import UNDELIVERED, Status, before
+from notifier.phone import mask
+from notifier.records import Claim, ClaimLost, Notification, Poll, Receipt, Standing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+KEPT_SECONDS = 45 * 86_400
+
+# Each clause of the claim's condition by name.
+_NOTHING = "attribute_not_exists(#key)"
+_NOT_EXPIRED = "expires_at > :now_seconds"
+_SAME_CONTENT = "content_hash = :content_hash"
+_WAITS = "#status = :retrying"
+_ABANDONED = "(#status = :claimed AND lease_until < :now)"
+_FREE = f"{_NOTHING} OR ({_NOT_EXPIRED} AND {_SAME_CONTENT} AND ({_WAITS} OR {_ABANDONED}))"
+
+_CLAIMED = """
+SET #status = :status, #token = :token, lease_until = :lease_until, updated_at = :now,
+    #id = :id, bot = :bot, content_hash = :content_hash, #request = :request, template = :template,
+    recipient = :recipient, metadata = :metadata, created_at = if_not_exists(created_at, :now),
+"""
+_CLAIM = f"""{_CLAIMED}
+    generation = if_not_exists(generation, :generation),
+    attempts = if_not_exists(attempts, :none) + :one,
+    expires_at = if_not_exists(expires_at, :expires_at)
+"""
+# A redrive, or an id that comes again after its item's time: everything anew.
+_RESTART = f"""{_CLAIMED}
+    generation = :generation, attempts = :one, expires_at = :expires_at
+REMOVE reason, code, in_flight_until, denials, poll_bot, poll_at, poll_since
+"""
+_HELD = "generation = :generation AND #token = :token"
+
+
+class DynamoDbLedger:
+    """The ledger's table. Thread-safe."""
+
+    def __init__(self, table: Table, now: "Callable[[], float]") -> None:
+        self._table = table
+        self._now = now
+
+    def read(self, key: str) -> Standing | None:
+        """Give what the ledger holds of a notification, as it stands now."""
+        item = self._table.get(key)
+        return _standing(item) if item else None
+
+    def claim(
+        self, notification: Notification, status: Status, lease_until: float
+    ) -> Claim | Standing:
+        """Take a notification for sending, or tell what stands in the way.
+
+        One conditional write. A redrive, and an id whose item has outlived its time, take two.
+        """
+        now = self._now()
+        asked_generation = notification.queued.generation
+        token = uuid4().hex
+        values = {
+            ":status": status,
+            ":token": token,
+            ":lease_until": milliseconds(lease_until),
+            ":now": milliseconds(now),
+            ":id": notification.request.id,
+            ":bot": notification.request.bot,
+            ":content_hash": notification.content_hash,
+            ":request": notification.queued.body,
+            ":template": notification.request.template.name,
+            ":recipient": mask(notification.request.to),
+            ":metadata": notification.request.metadata,
+            ":generation": (asked_generation or 0) + 1,
+            ":one": 1,
+            ":expires_at": round(now) + KEPT_SECONDS,
+        }
+        free = {
+            ":none": 0,
+            ":now_seconds": round(now),
+            ":retrying": Status.RETRYING,
+            ":claimed": Status.CLAIMED,
+        }
+        _, found = self._table.update(notification.key, _CLAIM, _FREE, values | free)
+        if found.get("token") == token:
+            return _claim(found)
+
+        lapsed = found["expires_at"] <= round(now)
+        redriven = found["status"] in UNDELIVERED and found["generation"] == asked_generation
+        if lapsed or redriven:
+            as_found = {
+                ":found_status": found["status"],
+                ":found_generation": found["generation"],
+                ":found_update": found["updated_at"],
+            }
+            _, found = self._table.update(
+                notification.key,
+                _RESTART,
+                "#status = :found_status AND generation = :found_generation"
+                " AND updated_at = :found_update",
+                values | as_found,
+            )
+            if found.get("token") == token:
+                return _claim(found)
+        return _standing(found)
+
+    def start_sending(self, claim: Claim, lease_until: float) -> Claim:
+        """Say that the POST may be under way from now on.
+
+        Raises:
+            ClaimLost: somebody else has the notification; nothing may be sent.
+        """
+        _, found = self._table.update(
+            claim.key,
+            "SET #status = :status, lease_until = :lease_until, updated_at = :now",
+            "#token = :token AND #status IN (:claimed, :status)",
+            {
+                ":status": Status.SENDING,
+                ":claimed": Status.CLAIMED,
+                ":token": claim.token,
+                ":lease_until": milliseconds(lease_until),
+                ":now": milliseconds(self._now()),
+            },
+        )
+        if found.get("token") != claim.token:
+            raise ClaimLost(claim.key)
+        return _claim(found)
+
+    def settle_sent(self, claim: Claim, poll_at: float | None) -> None:
+        """Record that BLiP took it. That is a fact, whoever holds the claim by now.
+
+        Args:
+            claim: the notification.
+            poll_at: when to ask for its receipts, if they don't come by themselves.
+        """
+        poll = ""
+        values: dict[str, Any] = _named(before(Status.SENT))
+        if poll_at is not None:
+            poll = ", poll_bot = bot, poll_since = :now, poll_at = :poll_at"
+            values[":poll_at"] = milliseconds(poll_at)
+        condition = (
+            f"generation = :generation AND #status IN ({', '.join(_named(before(Status.SENT)))})"
+        )
+        self._settle(claim, Status.SENT, condition, change=poll, values=values)
+
+    def settle_unknown(self, claim: Claim) -> None:
+        """Record that it may have gone out, until now at the latest."""
+        self._settle(claim, Status.UNKNOWN, _HELD, change=", in_flight_until = :now")
+
+    def release(self, claim: Claim, *, attempted: bool) -> None:
+        """Give it back for a later attempt: it surely did not go out."""
+        change = "" if attempted else ", attempts = attempts - :one"
+        values = {} if attempted else {":one": 1}
+        self._settle(claim, Status.RETRYING, _HELD, change=change, values=values)
+
+    def end(self, claim: Claim, status: Status, reason: Reason, code: int | None) -> None:
+        """Record that it ended without delivery. Its dead letter is on the queue already."""
+        self._settle(
+            claim,
+            status,
+            _HELD,
+            change=", reason = :reason, code = :code, attempts = :attempts",
+            values={":reason": reason, ":code": code, ":attempts": claim.attempts},
+        )
+
+    def question(self, standing: Standing, lease_until: float) -> Claim | None:
+        """Take an unknown to settle it; None if somebody else does.
+
+        What was `sending` when its sandbox ended is an unknown from here on.
+        """
+        token = uuid4().hex
+        _, found = self._table.update(
+            standing.key,
+            "SET #status = :unknown, #token = :token, lease_until = :lease_until,"
+            " in_flight_until = :in_flight_until, updated_at = :now",
+            "generation = :generation AND (#status = :unknown OR #status = :sending)"
+            " AND (attribute_not_exists(lease_until) OR lease_until < :now)",
+            {
+                ":unknown": Status.UNKNOWN,
+                ":sending": Status.SENDING,
+                ":token": token,
+                ":lease_until": milliseconds(lease_until),
+                ":in_flight_until": milliseconds(standing.in_flight_until),
+                ":now": milliseconds(self._now()),
+                ":generation": standing.generation,
+            },
+        )
+        return _claim(found) if found.get("token") == token else None
+
+    def deny(self, claim: Claim) -> None:
+        """Record that an unknown never went out, by BLiP's own word; it may be sent again."""
+        self._settle(
+            claim,
+            Status.RETRYING,
+            _HELD,
+            change=", denials = if_not_exists(denials, :none_yet) + :one",
+            values={":none_yet": 0, ":one": 1},
+        )
+
+    def put_back(self, claim: Claim) -> None:
+        """Give an unknown back unsettled, to be asked about later."""
+        self._table.update(
+            claim.key, "REMOVE #token, lease_until", "#token = :token", {":token": claim.token}
+        )
+
+    def advance(self, receipt: Receipt) -> bool:
+        """Move the status forward as far as the receipt says; tell whether it moved.
+
+        That the person has it is true whatever the generation, and final. Everything else counts
+        for the current generation only; of an older one it is kept on the timeline.
+        """
+        status = receipt.status
+        earlier = _named(before(status))
+        condition = f"#status IN ({', '.join(earlier)})"
+        delivered = status in {Status.RECEIVED, Status.CONSUMED}
+        values: dict[str, Any] = earlier | self._event(status, receipt.generation)
+        if delivered:
+            change = (
+                " REMOVE #token, lease_until, #request, reason, code, poll_bot, poll_at, poll_since"
+            )
+        else:
+            condition += " AND generation = :generation"
+            values[":generation"] = receipt.generation
+            change = " REMOVE #token, lease_until"
+        moved, found = self._table.update(
+            receipt.key,
+            "SET #status = :status, updated_at = :now,"
+            f" timeline = list_append(if_not_exists(timeline, :none), :event){change}",
+            condition,
+            values,
+        )
+        if not moved and found.get("generation", 0) > receipt.generation:
+            self._note(receipt)
+        return moved
+
+    def fail(self, receipt: Receipt, reason: Reason, *, postponed: bool) -> bool:
+        """Record that a message was not delivered; what follows from it is done already."""
+        values: dict[str, Any] = _named(before(Status.FAILED))
+        condition = f"#status IN ({', '.join(values)}) AND generation = :generation"
+        values |= self._event(Status.FAILED, receipt.generation)
+        values |= {
+            ":generation": receipt.generation,
+            ":reason": reason,
+            ":code": receipt.code,
+        }
+        change = ""
+        if postponed:
+            change = ", postponed = :generation"
+        moved, _ = self._table.update(
+            receipt.key,
+            "SET #status = :status, updated_at = :now, reason = :reason, code = :code,"
+            f" timeline = list_append(if_not_exists(timeline, :none), :event){change}"
+            " REMOVE #token, lease_until, poll_bot, poll_at, poll_since",
+            condition,
+            values,
+        )
+        return moved
+
+    def due(self, bot: str, count: int) -> list[Poll]:
+        """Give messages of a bot whose receipts should be asked for by now, longest due first."""
+        items = self._table.query(
+            "polls",
+            "poll_bot = :bot AND poll_at <= :now",
+            {":bot": bot, ":now": milliseconds(self._now())},
+            count,
+        )
+        return [Poll(item["key"], item["generation"], item["poll_since"] / 1000) for item in items]
+
+    def polled(self, poll: Poll, next_at: float | None) -> None:
+        """Say when to ask next; None: never again. Unless it has ended meanwhile."""
+        change = "REMOVE poll_bot, poll_at, poll_since"
+        values: dict[str, Any] = {":generation": poll.generation}
+        if next_at is not None:
+            change = "SET poll_at = :next_at"
+            values[":next_at"] = milliseconds(next_at)
+        self._table.update(
+            poll.key,
+            change,
+            "attribute_exists(poll_bot) AND generation = :generation",
+            values,
+        )
+
+    def _note(self, receipt: Receipt) -> None:
+        """Keep what came too late to change anything, but not without end."""
+        event = self._event(receipt.status, receipt.generation)
+        self._table.update(
+            receipt.key,
+            "SET timeline = list_append(timeline, :event)",
+            "size(timeline) < :most",
+            {":event": event[":event"], ":most": 100},
+        )
+
+    def _event(self, status: Status, generation: int) -> dict[str, Any]:
+        now = milliseconds(self._now())
+        return {":status": status, ":now": now, ":none": [], ":event": [[status, generation, now]]}
+
+    def _settle(
+        self,
+        claim: Claim,
+        status: Status,
+        condition: str,
+        *,
+        change: str = "",
+        values: dict[str, Any] | None = None,
+    ) -> None:
+        standing: dict[str, Any] = {":generation": claim.generation}
+        if ":token" in condition:
+            standing[":token"] = claim.token
+        _, found = self._table.update(
+            claim.key,
+            "SET #status = :status, updated_at = :now,"
+            f" timeline = list_append(if_not_exists(timeline, :none), :event){change}"
+            " REMOVE #token, lease_until",
+            condition,
+            self._event(status, claim.generation) | standing | (values or {}),
+        )
+        if found.get("status") not in {status, *_LATER.get(status, ())}:
+            # The claim ended while we worked: what the ledger holds is newer than we are.
+            logger.warning(
+                "not settled",
+                extra={"key": claim.key, "status": status, "standing": found.get("status")},
+            )
+
+
+# A receipt may overtake the answer to the send: then there is nothing left to settle.
+_LATER = {Status.SENT: [status for status in Status if Status.SENT in before(status)]}
+
+
+def _named(statuses: list[Status]) -> dict[str, Any]:
+    """Name statuses as values of an expression."""
+    return {f":{status.value}": status for status in statuses}
+
+
+def _claim(item: Item) -> Claim:
+    return Claim(
+        key=item["key"],
+        generation=item["generation"],
+        attempts=item["attempts"],
+        token=item["token"],
+        status=Status(item["status"]),
+        in_flight_until=item.get("in_flight_until", 0) / 1000,
+        denials=item.get("denials", 0),
+    )
+
+
+def _standing(item: Item) -> Standing:
+    lease_until = item.get("lease_until", 0) / 1000
+    sending = item["status"] == Status.SENDING
+    return Standing(
+        key=item["key"],
+        notification_id=item["id"],
+        bot=item["bot"],
+        status=Status(item["status"]),
+        generation=item["generation"],
+        content_hash=item["content_hash"],
+        attempts=item["attempts"],
+        lease_until=lease_until,
+        in_flight_until=lease_until if sending else item.get("in_flight_until", 0) / 1000,
+        template=item["template"],
+        body=item.get("request", ""),
+        reason=Reason(item["reason"]) if item.get("reason") else None,
+        postponed=item.get("postponed", 0),
+        metadata=item["metadata"],
+    )

@@ -1,0 +1,140 @@
+"""The bot's item: the one thing that all sandboxes share. It keeps every bot to its plan.
+
+    key                bot:NAME (partition key, in the identities' table)
+    next_messages_at   epoch microseconds: the first send slot that nobody has
+    next_commands_at   likewise for look-ups and questions
+    shut_until         epoch milliseconds: nothing goes to BLiP before (the penalty)
+    broken             why the breaker is open; absent while it is closed
+    failing            the notifications that failed in a row without a definite answer
+    probe_until        epoch milliseconds: until then somebody probes the open breaker
+
+Slots are evenly spaced and never made up for when missed, so no second holds more of them than the
+plan allows, however many sandboxes there are.
+"""
+
+from typing import TYPE_CHECKING
+
+from notifier.aws.table import Item, Table, milliseconds
+from notifier.records import BotState, Plan, Reservation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from notifier.bots import Bot
+
+# Clocks and networks are not exact: what is spaced evenly here may arrive a little closer there.
+SHARE_OF_PLAN = 0.95
+MICROSECONDS = 1_000_000
+# So many different notifications in a row without a definite answer open the breaker.
+FAILING_IN_A_ROW = 5
+PROBE_SECONDS = 30.0
+
+_NOT_SHUT = "(attribute_not_exists(shut_until) OR shut_until <= :now_ms)"
+_NOT_BROKEN = "attribute_not_exists(broken)"
+
+
+def bot_key(bot: str) -> str:
+    """Give the key of a bot's item. Identities' keys hold a `/`, this never does."""
+    return f"bot:{bot}"
+
+
+def bot_state(item: Item) -> BotState:
+    """Read a bot's item."""
+    return BotState(
+        shut_until=item.get("shut_until", 0) / 1000,
+        broken=item.get("broken", ""),
+        failing=len(item.get("failing", ())),
+        next_message_at=item.get("next_messages_at", 0) / MICROSECONDS,
+    )
+
+
+class DynamoDbPacing:
+    """The bots' items. Thread-safe."""
+
+    def __init__(self, table: Table, now: "Callable[[], float]") -> None:
+        self._table = table
+        self._now = now
+
+    def reserve(
+        self, bot: "Bot", plan: Plan, count: int, horizon: float, *, probing: bool = False
+    ) -> Reservation:
+        """Reserve `count` slots of the bot's plan, the first at most `horizon` seconds away.
+
+        One conditional write while the bot is idle, or busy within the horizon; two at a change
+        from one to the other. None while the bot is shut, or its breaker open and this no probe.
+        """
+        per_second = bot.messages_per_second if plan == "messages" else bot.commands_per_second
+        interval = -(-MICROSECONDS // (SHARE_OF_PLAN * per_second))
+        now = self._now()
+        now_us = round(now * MICROSECONDS)
+        taken = round(count * interval)
+        times = {":now": now_us, ":now_ms": milliseconds(now)}
+        allowed = _NOT_SHUT if probing else f"{_NOT_SHUT} AND {_NOT_BROKEN}"
+
+        following = f"next_{plan}_at"
+        idle, item = self._table.update(
+            bot_key(bot.name),
+            f"SET {following} = :end",
+            f"(attribute_not_exists({following}) OR {following} <= :now) AND {allowed}",
+            times | {":end": now_us + taken},
+        )
+        if idle:
+            return _slots(now_us, interval, count)
+        busy, item = self._table.update(
+            bot_key(bot.name),
+            f"SET {following} = {following} + :taken",
+            f"{following} > :now AND {following} <= :horizon AND {allowed}",
+            times | {":taken": taken, ":horizon": now_us + round(horizon * MICROSECONDS)},
+        )
+        if busy:
+            return _slots(item[following] - taken, interval, count)
+        state = bot_state(item)
+        if state.broken and not probing:
+            return Reservation((), None)
+        free_at = max(state.shut_until, item.get(following, now_us) / MICROSECONDS)
+        return Reservation((), max(0.0, free_at - now))
+
+    def shut(self, bot: str, until: float) -> None:
+        """Let nobody speak to BLiP as this bot before `until`, in any sandbox."""
+        self._table.update(
+            bot_key(bot),
+            "SET shut_until = :until",
+            "attribute_not_exists(shut_until) OR shut_until < :until",
+            {":until": milliseconds(until)},
+        )
+
+    def open_breaker(self, bot: str, why: str) -> None:
+        """Stop everything of this bot until a probe shows that it works again."""
+        self._table.update(bot_key(bot), "SET broken = :why REMOVE failing", "", {":why": why})
+
+    def close_breaker(self, bot: str) -> None:
+        """Let the bot's requests go again, and forget what failed in a row."""
+        self._table.update(bot_key(bot), "REMOVE broken, failing, probe_until", "", {})
+
+    def failed(self, bot: str, keys: "Iterable[str]") -> bool:
+        """Count notifications that failed without a definite answer; tell whether it was enough.
+
+        A set: the same notification again counts once.
+        """
+        _, item = self._table.update(bot_key(bot), "ADD failing :keys", "", {":keys": set(keys)})
+        enough = len(item["failing"]) >= FAILING_IN_A_ROW
+        if enough and "broken" not in item:
+            count = len(item["failing"])
+            self.open_breaker(bot, f"{count} notifications in a row had no definite answer")
+        return enough
+
+    def probe(self, bot: str) -> bool:
+        """Take the right to probe an open breaker; nobody else has it for PROBE_SECONDS."""
+        now = self._now()
+        mine, _ = self._table.update(
+            bot_key(bot),
+            "SET probe_until = :until",
+            "attribute_exists(broken) AND"
+            " (attribute_not_exists(probe_until) OR probe_until <= :now)",
+            {":until": milliseconds(now + PROBE_SECONDS), ":now": milliseconds(now)},
+        )
+        return mine
+
+
+def _slots(first: int, interval: float, count: int) -> Reservation:
+    return Reservation(tuple((first + number * interval) / MICROSECONDS for number in range(count)))

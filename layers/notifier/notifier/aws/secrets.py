@@ -1,0 +1,115 @@
+"""The secrets in Secrets Manager, cached for five minutes. Nothing of them is ever logged."""
+
+import hmac
+import logging
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from notifier.bots import Bot, Bots, BrokenBot, parse_bots
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mypy_boto3_secretsmanager import SecretsManagerClient
+
+logger = logging.getLogger(__name__)
+
+CACHED_SECONDS = 300.0
+# However many requests ask for a bot that is not there or not accepted, the secret is not
+# fetched more often than this.
+FRESH_SECONDS = 10.0
+
+
+class SecretsManagerBots:
+    """The bots of the stack. Thread-safe: one thread fetches, the others wait for it."""
+
+    def __init__(
+        self, secrets_manager: "SecretsManagerClient", secret: str, now: "Callable[[], float]"
+    ) -> None:
+        self._secrets_manager = secrets_manager
+        self._secret = secret
+        self._now = now
+        self._bots: Bots = {}
+        self._fetched_at = float("-inf")
+        self._lock = Lock()
+
+    def bots(self) -> Bots:
+        """Give every bot by name.
+
+        Raises:
+            BotsSecretError: the secret is not a JSON object.
+        """
+        return self._not_older_than(CACHED_SECONDS)
+
+    def fresh(self, name: str, stale: Bot | None) -> Bot | BrokenBot | None:
+        """Give a bot that did not work, or was not there, as the secret has it now.
+
+        Args:
+            name: the bot's name.
+            stale: the bot as the caller knows it; None if it knows none of that name.
+
+        Raises:
+            BotsSecretError: the secret is not a JSON object.
+        """
+        bot = self._bots.get(name)
+        if bot != stale:
+            return bot  # another thread has fetched it meanwhile
+        return self._not_older_than(FRESH_SECONDS).get(name)
+
+    def _not_older_than(self, seconds: float) -> Bots:
+        with self._lock:
+            if self._now() - self._fetched_at > seconds:
+                answer = self._secrets_manager.get_secret_value(SecretId=self._secret)
+                self._bots = parse_bots(answer["SecretString"])
+                self._fetched_at = self._now()
+            return self._bots
+
+
+class WebhookSecret:
+    """What BLiP has to show at the webhook. Both versions count while it is being rotated."""
+
+    def __init__(
+        self, secrets_manager: "SecretsManagerClient", secret: str, now: "Callable[[], float]"
+    ) -> None:
+        self._secrets_manager = secrets_manager
+        self._secret = secret
+        self._now = now
+        self._accepted: list[bytes] = []
+        self._fetched_at = float("-inf")
+
+    def accepted(self, given: bytes) -> list[bytes]:
+        """Give the secrets that are good now; fetched afresh if this one is not among them.
+
+        That is done every FRESH_SECONDS at most, so that nobody who guesses makes us ask AWS.
+        """
+        age = self._now() - self._fetched_at
+        known = any(hmac.compare_digest(given, secret) for secret in self._accepted)
+        if age > CACHED_SECONDS or (not known and age > FRESH_SECONDS):
+            self._fetch()
+        return self._accepted
+
+    def _fetch(self) -> None:
+        """Fetch both versions. While AWS does not answer, those that we have stay good."""
+        try:
+            versions = [self._version(stage) for stage in ("AWSCURRENT", "AWSPREVIOUS")]
+        except (BotoCoreError, ClientError) as error:
+            if not self._accepted:
+                raise
+            logger.error(
+                "the webhook's secret was not fetched: the known one stays good",
+                extra={"error": type(error).__name__},
+            )
+        else:
+            self._accepted = [secret for secret in versions if secret]
+        self._fetched_at = self._now()
+
+    def _version(self, stage: str) -> bytes:
+        try:
+            answer = self._secrets_manager.get_secret_value(
+                SecretId=self._secret, VersionStage=stage
+            )
+        except self._secrets_manager.exceptions.ResourceNotFoundException:
+            return b""  # it was never rotated
+        return answer["SecretString"].strip().encode()

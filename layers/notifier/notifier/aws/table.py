@@ -1,0 +1,132 @@
+"""A DynamoDB table of which single items are written under conditions."""
+
+import re
+from functools import cache
+from typing import TYPE_CHECKING, Any, cast
+
+from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
+from botocore.exceptions import ClientError
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+type Item = dict[str, Any]
+
+# BatchGetItem takes no more keys at once; a batch of ten requests never comes near it.
+MOST_KEYS = 100
+READ_TRIES = 3
+
+
+class _Deserializer(TypeDeserializer):
+    """Gives whole numbers as `int`: we store no others."""
+
+    def _deserialize_n(self, value: str) -> int:
+        return int(value)
+
+
+_serialize = TypeSerializer().serialize
+_deserialize = _Deserializer().deserialize
+
+
+class Table:
+    """One table whose partition key is `key`. Items are plain values. Thread-safe."""
+
+    def __init__(self, dynamodb: "DynamoDBClient", name: str) -> None:
+        self._dynamodb = dynamodb
+        self._name = name
+
+    def get(self, key: str) -> Item:
+        """Read one item as it stands now; an empty one if there is none."""
+        answer = self._dynamodb.get_item(
+            TableName=self._name, Key={"key": {"S": key}}, ConsistentRead=True
+        )
+        return _item(answer.get("Item", {}))
+
+    def get_many(self, keys: list[str]) -> list[Item]:
+        """Read what there is under these keys, in any order, perhaps a moment old.
+
+        What DynamoDB leaves unread after READ_TRIES is missing: to the caller it is unknown.
+        """
+        items: list[Item] = []
+        for start in range(0, len(keys), MOST_KEYS):
+            some = keys[start : start + MOST_KEYS]
+            left: Any = {self._name: {"Keys": [{"key": {"S": key}} for key in some]}}
+            for _ in range(READ_TRIES):
+                answer = self._dynamodb.batch_get_item(RequestItems=left)
+                items.extend(_item(item) for item in answer["Responses"].get(self._name, []))
+                left = answer.get("UnprocessedKeys")
+                if not left:
+                    break
+        return items
+
+    def query(self, index: str, condition: str, values: dict[str, Any], most: int) -> list[Item]:
+        """Give up to `most` items of an index, in its order."""
+        answer = self._dynamodb.query(
+            TableName=self._name,
+            IndexName=index,
+            KeyConditionExpression=condition,
+            Limit=most,
+            **_values(values),
+        )
+        return [_item(item) for item in answer["Items"]]
+
+    def update(
+        self,
+        key: str,
+        update: str,
+        condition: str,
+        values: dict[str, Any],
+    ) -> tuple[bool, Item]:
+        """Write if the condition holds, or always if there is none.
+
+        Attributes whose names are DynamoDB's own words are written `#name` in the expressions.
+
+        boto3 asks again for an answer that got lost, and then finds its own write in the way: a
+        caller for whom that matters tells it from a refusal by a token in the item.
+
+        Returns:
+            Whether it held, and the item: as it stands now, or as it stood in the way.
+        """
+        try:
+            answer = self._dynamodb.update_item(
+                TableName=self._name,
+                Key={"key": {"S": key}},
+                **_expressions(update, condition),
+                **_values(values),
+                ReturnValues="ALL_NEW",
+                ReturnValuesOnConditionCheckFailure="ALL_OLD",
+            )
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "ConditionalCheckFailedException":
+                raise
+            return False, _item(cast("Item", error.response.get("Item", {})))
+        return True, _item(answer["Attributes"])
+
+
+@cache
+def _expressions(update: str, condition: str) -> dict[str, Any]:
+    """Give the expressions and the names that they use; DynamoDB takes nothing empty."""
+    names = {f"#{name}": name for name in re.findall(r"#(\w+)", update + condition)}
+    given = {
+        "UpdateExpression": update,
+        "ConditionExpression": condition,
+        "ExpressionAttributeNames": names,
+    }
+    return {name: value for name, value in given.items() if value}
+
+
+def _values(values: dict[str, Any]) -> dict[str, Any]:
+    if not values:
+        return {}
+    return {
+        "ExpressionAttributeValues": {name: _serialize(value) for name, value in values.items()}
+    }
+
+
+def _item(attributes: dict[str, Any]) -> Item:
+    return {name: _deserialize(value) for name, value in attributes.items()}
+
+
+def milliseconds(epoch_seconds: float) -> int:
+    """Give a time as the tables hold it."""
+    return round(epoch_seconds * 1000)

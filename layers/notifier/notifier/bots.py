@@ -1,0 +1,106 @@
+"""A bot: one BLiP key with its base URL, namespace and plan limits, from the bots' secret."""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+PLACEHOLDER = "REPLACE_ME"
+NAME_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
+# Scheme, host and port only, each of a form that a connection can be made to.
+_BASE_URL_PATTERN = r"^https?://[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*(:[0-9]{1,5})?/?$"
+
+
+def _normalised_key(value: str) -> str:
+    """Give the key with one `Key ` in front: the portal shows it so, people paste it both ways."""
+    key = re.sub(r"^(key(\s+|$))+", "", value.strip(), flags=re.IGNORECASE)
+    if PLACEHOLDER in key:
+        raise ValueError("is still the placeholder: put the bot's key from BLiP's portal here")
+    if not re.fullmatch(r"[!-~]+", key):
+        raise ValueError("is empty or holds a space: copy it whole from BLiP's portal")
+    return f"Key {key}"
+
+
+def _no_placeholder(value: str) -> str:
+    if value == PLACEHOLDER:
+        raise ValueError("is still the placeholder: put the templates' namespace here, or drop it")
+    return value
+
+
+class Bot(BaseModel):
+    """What is needed to speak to BLiP as one bot.
+
+    Attributes:
+        name: as requests call it.
+        base_url: `https://CONTRACT.http.msging.net`, or without the contract's prefix.
+        key: the whole value of the `Authorization` header. Never logged.
+        namespace: the WhatsApp namespace of its templates, where a request names none.
+        messages_per_second: what the plan allows for messages; we stay 5 % below.
+        commands_per_second: what the plan allows for commands, likewise.
+        receipts: how they reach us: `webhook`, or `history` for bots that BLiP pushes nothing to
+            (it pushes to HTTP bots only), which are asked about on a schedule.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    name: str = Field(pattern=NAME_PATTERN)
+    base_url: str = Field(default="https://http.msging.net", pattern=_BASE_URL_PATTERN)
+    key: Annotated[str, AfterValidator(_normalised_key)] = Field(repr=False)
+    namespace: Annotated[str, AfterValidator(_no_placeholder)] | None = None
+    messages_per_second: float = Field(default=50, gt=0, allow_inf_nan=False)
+    commands_per_second: float = Field(default=200, gt=0, allow_inf_nan=False)
+    receipts: Literal["webhook", "history"] = "webhook"
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenBot:
+    """A bot whose entry in the secret cannot be used. Its requests wait until it is mended.
+
+    Attributes:
+        name: as requests call it.
+        problem: what to mend, without any value of the secret.
+    """
+
+    name: str
+    problem: str
+
+
+type Bots = dict[str, Bot | BrokenBot]
+
+
+class BotsSecretError(Exception):
+    """The bots' secret as a whole cannot be used; the text says what to mend."""
+
+
+def parse_bots(secret: str) -> Bots:
+    """Read the bots' secret: a JSON object with one entry per bot, by name.
+
+    One bot's broken entry does no harm to the others.
+
+    Raises:
+        BotsSecretError: it is not a JSON object.
+    """
+    try:
+        entries = json.loads(secret)
+    except ValueError:
+        entries = None
+    if not isinstance(entries, dict):
+        raise BotsSecretError(
+            'the bots\' secret is not a JSON object such as {"default": {"key": "Key …"}}'
+        )
+    return {name: _bot(name, entry) for name, entry in entries.items()}
+
+
+def _bot(name: str, entry: object) -> Bot | BrokenBot:
+    if not isinstance(entry, dict):
+        return BrokenBot(name, f"bot {name}: its entry in the bots' secret is not a JSON object")
+    try:
+        return Bot.model_validate({**entry, "name": name})
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].removeprefix('Value error, ')}"
+            for problem in error.errors(include_input=False, include_url=False)
+        )
+        return BrokenBot(name, f"bot {name}: its entry in the bots' secret is wrong: {problems}")

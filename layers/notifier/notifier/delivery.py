@@ -1,0 +1,932 @@
+"""The story of one notification, straight down, and of a batch of them.
+
+A batch is parsed; its bots and identities are read with one call; each notification is claimed,
+who is not known is looked up, a send slot is waited for, the template is sent, the ledger settled.
+Notifications run side by side on threads. Every step may be repeated: reads come first, and each
+write holds only under its condition.
+
+What follows from a failure is decided here, in `_deliver`; what a failure *is*, by `blip`.
+"""
+
+import logging
+import random
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any, Protocol
+
+from notifier.bots import Bot, BotsSecretError, BrokenBot
+from notifier.failures import (
+    Failure,
+    Misconfigured,
+    Reason,
+    Rejected,
+    Throttled,
+    Transient,
+    Unknown,
+)
+from notifier.lifecycle import SENT_OR_LATER, UNDELIVERED, Status, final_status, latest
+from notifier.records import (
+    BotState,
+    Claim,
+    ClaimLost,
+    Identity,
+    LookUpLease,
+    Notification,
+    Plan,
+    QueuedRequest,
+    Receipt,
+    Reservation,
+    Standing,
+    StatusEvent,
+)
+from notifier.request import Template, Unusable, ledger_key, message_id, parse
+from notifier.turn import LONGEST_PENALTY_SECONDS, SLOT_HORIZON_SECONDS, Clock, PutOff, Turn
+
+logger = logging.getLogger(__name__)
+
+# What one call to BLiP may take, and the ledger's write after it.
+CALL_SECONDS = 10.0
+SETTLE_SECONDS = 2.0
+# A look-up may be tried twice; its lease outlives both tries.
+LOOK_UP_LEASE_SECONDS = 2 * CALL_SECONDS + SETTLE_SECONDS
+LOOK_UP_RACE_SECONDS = 2.0
+LOOK_UP_POLL_SECONDS = 0.1
+# BLiP's history goes back three days: what may have gone out before that, nobody can deny.
+HISTORY_SECONDS = 3 * 86_400
+# When the first question for receipts is worth asking (they lag by minutes).
+FIRST_POLL_SECONDS = 300
+# No request is hidden for longer at a time, so that whatever changes is noticed.
+LONGEST_WAIT_SECONDS = 900.0
+# A batch that can do nothing holds still for so long: so an outage hides few messages at a time.
+HOLD_STILL_SECONDS = 3.0
+
+
+class Ledger(Protocol):
+    """One item per notification: the only truth about what was sent."""
+
+    def claim(
+        self, notification: Notification, status: Status, lease_until: float
+    ) -> Claim | Standing: ...
+    def start_sending(self, claim: Claim, lease_until: float) -> Claim: ...
+    def settle_sent(self, claim: Claim, poll_at: float | None) -> None: ...
+    def settle_unknown(self, claim: Claim) -> None: ...
+    def release(self, claim: Claim, *, attempted: bool) -> None: ...
+    def end(self, claim: Claim, status: Status, reason: Reason, code: int | None) -> None: ...
+    def question(self, standing: Standing, lease_until: float) -> Claim | None: ...
+    def deny(self, claim: Claim) -> None: ...
+    def put_back(self, claim: Claim) -> None: ...
+
+
+class Identities(Protocol):
+    """Who a phone number is on WhatsApp, per bot."""
+
+    def read(
+        self, recipients: Iterable[tuple[str, str]], bots: Iterable[str]
+    ) -> tuple[Mapping[tuple[str, str], Identity], Mapping[str, BotState]]: ...
+    def get(self, recipient: tuple[str, str]) -> Identity | None: ...
+    def lease(
+        self, recipient: tuple[str, str], seconds: float
+    ) -> LookUpLease | Identity | None: ...
+    def store(self, lease: LookUpLease, identity: Identity) -> None: ...
+    def release(self, lease: LookUpLease) -> None: ...
+
+
+class Pacing(Protocol):
+    """The bot's item: keeps every bot to its plan, and still while it does not work."""
+
+    def reserve(
+        self, bot: Bot, plan: Plan, count: int, horizon: float, *, probing: bool
+    ) -> Reservation: ...
+    def shut(self, bot: str, until: float) -> None: ...
+    def open_breaker(self, bot: str, why: str) -> None: ...
+    def close_breaker(self, bot: str) -> None: ...
+    def failed(self, bot: str, keys: Iterable[str]) -> bool: ...
+    def probe(self, bot: str) -> bool: ...
+
+
+class Secrets(Protocol):
+    """The bots, from their secret."""
+
+    def bots(self) -> Mapping[str, Bot | BrokenBot]: ...
+    def fresh(self, name: str, stale: Bot | None) -> Bot | BrokenBot | None: ...
+
+
+class Blip(Protocol):
+    """The calls to BLiP; see `blip.client` for what they raise."""
+
+    def look_up(self, bot: Bot, phone: str) -> str: ...
+    def send(self, bot: Bot, message_id: str, identity: str, template: Template) -> None: ...
+    def history(self, bot: Bot, message_id: str) -> list[Receipt]: ...
+    def ping(self, bot: Bot) -> None: ...
+
+
+class DeadLetters(Protocol):
+    """Keeps what cannot be delivered, with the reason."""
+
+    def put(
+        self,
+        body: str,
+        reason: Reason,
+        failure: dict[str, Any],
+        *,
+        bot: str | None,
+        notification_id: str | None,
+        generation: int | None,
+    ) -> None: ...
+
+
+class Receipts(Protocol):
+    """What a receipt does; see `receipts`."""
+
+    def record(self, receipt: Receipt) -> object: ...
+
+
+class StatusEvents(Protocol):
+    """Tells upstream systems. Gives back what could not be told."""
+
+    def put(self, events: Sequence[StatusEvent]) -> list[StatusEvent]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What operators may tune; times in seconds. See the template's parameters."""
+
+    penalty_seconds: int = 120
+    breaker_wait_seconds: int = 600
+    backoff_base_seconds: int = 5
+    backoff_max_seconds: int = 900
+    settle_window_seconds: int = 900
+    max_attempts: int = 20
+    max_wait_seconds: int = 604_800
+
+
+class Outcome(StrEnum):
+    """What this delivery of a request came to; counted, and logged with the notification's id."""
+
+    SENT = "sent"
+    DUPLICATE = "duplicate"
+    DEAD_LETTER = "dead_letter"
+    RETRYING = "retrying"
+    UNKNOWN = "unknown"
+    UNSETTLED = "unsettled"
+    SETTLED = "settled"
+    DENIED = "denied"
+    THROTTLED = "throttled"
+    MISCONFIGURED = "misconfigured"
+    BOT_SHUT = "bot_shut"
+    PUT_OFF = "put_off"
+    CRASHED = "crashed"
+
+
+# BLiP was asked, and did not answer about this notification: what opens the breaker.
+_NO_ANSWER = frozenset({Outcome.RETRYING, Outcome.UNKNOWN})
+# Found out before anything was tried.
+_NEVER_TRIED = frozenset({Reason.EXPIRED, Reason.WAITED_TOO_LONG, Reason.UNKNOWN_BOT})
+_NOTHING_DONE = frozenset({Outcome.BOT_SHUT, Outcome.MISCONFIGURED})
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What becomes of one record of the batch.
+
+    Attributes:
+        come_back_in: in how many seconds SQS shall deliver it again; None: it is done.
+        reason: of a dead letter.
+        event: the change of status that upstream has to hear of before the record is done.
+    """
+
+    queued: QueuedRequest
+    outcome: Outcome
+    come_back_in: float | None = None
+    reason: Reason | None = None
+    event: StatusEvent | None = None
+    notification: Notification | None = None
+
+
+class Delivery:
+    """Delivers batches of requests. One per sandbox; its parts are shared by its threads."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        identities: Identities,
+        pacing: Pacing,
+        secrets: Secrets,
+        blip: Blip,
+        dead_letters: DeadLetters,
+        receipts: Receipts,
+        events: StatusEvents,
+        clock: Clock,
+        threads: Executor,
+        side_by_side: int,
+        policy: Policy,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self._ledger = ledger
+        self._identities = identities
+        self._pacing = pacing
+        self._secrets = secrets
+        self._blip = blip
+        self._dead_letters = dead_letters
+        self._receipts = receipts
+        self._events = events
+        self._clock = clock
+        self._threads = threads
+        self._side_by_side = side_by_side
+        self._policy = policy
+        self._uniform = uniform
+
+    # --- a batch ----------------------------------------------------------------------------------
+
+    def deliver(self, batch: Sequence[QueuedRequest], deadline: float) -> list[Verdict]:
+        """Take every request of a batch as far as it gets. One verdict per request, in any order.
+
+        Args:
+            batch: the requests.
+            deadline: when the sandbox will be stopped, in epoch seconds.
+        """
+        notifications: list[Notification] = []
+        set_aside: list[tuple[QueuedRequest, Future[Verdict]]] = []
+        for queued in batch:
+            try:
+                notifications.append(_understood(queued))
+            except Unusable as failure:
+                letter = self._threads.submit(self._set_aside, queued, failure)
+                set_aside.append((queued, letter))
+
+        verdicts: list[Verdict] = []
+        for together in _rounds(notifications, self._side_by_side):
+            turn = Turn(deadline, self._pacing.reserve, self._clock)
+            verdicts.extend(self._round(together, turn))
+        verdicts.extend(self._outcome(queued, letter) for queued, letter in set_aside)
+
+        if verdicts and all(verdict.outcome in _NOTHING_DONE for verdict in verdicts):
+            self._clock.sleep(min(HOLD_STILL_SECONDS, deadline - self._clock.now() - 1))
+        return self._told(verdicts)
+
+    def _round(self, notifications: Sequence[Notification], turn: Turn) -> list[Verdict]:
+        """Deliver side by side what names no notification and no recipient twice."""
+        bots = self._bots({notification.request.bot for notification in notifications})
+        identities, states = self._identities.read(
+            [notification.recipient for notification in notifications], bots
+        )
+        verdicts: list[Verdict] = []
+        claiming = []
+        for notification in notifications:
+            identity = identities.get(notification.recipient)
+            try:
+                turn.needs(CALL_SECONDS + SETTLE_SECONDS)
+                bot = self._may_start(bots[notification.request.bot], states, turn)
+            except PutOff as wait:
+                verdicts.append(self._put_off(notification, wait))
+            else:
+                claim = self._threads.submit(self._claim, notification, bot, identity, turn)
+                claiming.append((notification, bot, identity, claim))
+
+        delivering = []
+        for notification, bot, identity, future in claiming:
+            claimed = self._outcome(notification.queued, future)
+            if isinstance(claimed, Verdict):
+                verdicts.append(claimed)
+            else:
+                if claimed.status is not Status.UNKNOWN:
+                    turn.expect(bot, known=claimed.status is Status.SENDING)
+                delivering.append((notification, claimed, bot, identity))
+
+        futures = [
+            (story[0].queued, self._threads.submit(self._deliver, *story, turn))
+            for story in delivering
+        ]
+        verdicts.extend(self._outcome(queued, future) for queued, future in futures)
+        self._judge_bots(verdicts, states, identities)
+        return verdicts
+
+    def _bots(self, names: Iterable[str]) -> dict[str, Bot | BrokenBot | None]:
+        """Give the bots of these names; None for a name that the secret does not hold."""
+        try:
+            bots = self._secrets.bots()
+            return {
+                name: bots[name] if name in bots else self._secrets.fresh(name, None)
+                for name in names
+            }
+        except BotsSecretError as error:
+            return {name: BrokenBot(name, str(error)) for name in names}
+
+    def _may_start(
+        self, bot: Bot | BrokenBot | None, states: Mapping[str, BotState], turn: Turn
+    ) -> Bot | None:
+        """Give the bot if it can send now. A bot that does not exist is nothing to wait for.
+
+        Raises:
+            PutOff: it is shut, cannot be used, or has no slot free soon.
+        """
+        if bot is None:
+            return None
+        if isinstance(bot, BrokenBot):
+            logger.error("the bot cannot be used", extra={"bot": bot.name, "problem": bot.problem})
+            raise PutOff(None, misconfigured=True)
+        now = self._clock.now()
+        state = states.get(bot.name, BotState())
+        if state.shut_until > now:
+            raise PutOff(state.shut_until - now + self._uniform(0, 5))
+        if state.broken:
+            turn.check(bot.name)
+            if bot.name in turn.probing:
+                raise PutOff(None)
+            if not self._probe(bot, turn):
+                turn.stop(bot.name, None)  # the others need not try
+                raise PutOff(None)
+        if state.next_message_at > now + SLOT_HORIZON_SECONDS:
+            raise PutOff(state.next_message_at - now)
+        return bot
+
+    def _probe(self, bot: Bot, turn: Turn) -> bool:
+        """Try whether a bot works again; if BLiP answers, exactly one notification may go on."""
+        if not self._pacing.probe(bot.name):
+            return False
+        try:
+            self._ask(bot, self._blip.ping)
+        except Failure as failure:
+            logger.warning(
+                "the breaker stays open", extra={"bot": bot.name, "problem": failure.detail}
+            )
+            return False
+        turn.probing.add(bot.name)
+        return True
+
+    def _judge_bots(
+        self,
+        verdicts: Iterable[Verdict],
+        states: Mapping[str, BotState],
+        identities: Mapping[tuple[str, str], Identity],
+    ) -> None:
+        """Open and close breakers by what became of this round, without a call if all is well.
+
+        Args:
+            verdicts: what became of it.
+            states: the bots as they were before.
+            identities: who was known before, so that BLiP was not asked for them.
+        """
+        answered: set[str] = set()
+        failing: dict[str, set[str]] = defaultdict(set)
+        for verdict in verdicts:
+            if verdict.notification is None:
+                continue
+            bot = verdict.notification.request.bot
+            looked_up = verdict.notification.recipient not in identities
+            if (
+                verdict.outcome is Outcome.SENT
+                or verdict.reason is Reason.REJECTED
+                or (verdict.reason is Reason.NOT_A_PHONE_NUMBER and looked_up)
+            ):
+                answered.add(bot)
+            elif verdict.outcome in _NO_ANSWER or verdict.reason is Reason.RETRIES_EXHAUSTED:
+                failing[bot].add(verdict.notification.key)
+        for bot in answered:
+            state = states.get(bot, BotState())
+            if state.broken or state.failing:
+                self._pacing.close_breaker(bot)
+                logger.warning("the bot works again", extra={"bot": bot})
+        for bot in failing.keys() - answered:
+            if self._pacing.failed(bot, failing[bot]):
+                logger.error("the breaker is open", extra={"bot": bot})
+
+    def _told(self, verdicts: list[Verdict]) -> list[Verdict]:
+        """Publish the changes of status. A record whose change could not be told comes back."""
+        events = [verdict.event for verdict in verdicts if verdict.event is not None]
+        not_told = self._events.put(events) if events else []
+        return [
+            replace(verdict, come_back_in=verdict.come_back_in or self._uniform(5, 30))
+            if verdict.event is not None and verdict.event in not_told
+            else verdict
+            for verdict in verdicts
+        ]
+
+    # --- one notification -------------------------------------------------------------------------
+
+    def _claim(
+        self,
+        notification: Notification,
+        bot: Bot | None,
+        identity: Identity | None,
+        turn: Turn,
+    ) -> Claim | Verdict:
+        """Take a notification for sending, or tell why it is not ours to send."""
+        try:
+            self._wanted(notification, bot)
+            known = identity is not None and identity.address is not None
+        except Rejected:
+            known = False
+        status = Status.SENDING if known else Status.CLAIMED
+        found = self._ledger.claim(notification, status, turn.lease_until)
+        if isinstance(found, Claim):
+            return found
+
+        now = self._clock.now()
+        if found.content_hash != notification.content_hash:
+            return self._conflict(notification, found)
+        if found.status in SENT_OR_LATER or found.status in UNDELIVERED:
+            return self._duplicate(notification, found)
+        if found.lease_until > now:
+            wait = found.lease_until - now + self._uniform(0, 1)
+            return self._verdict(notification, Outcome.PUT_OFF, come_back_in=wait)
+        if found.status not in {Status.UNKNOWN, Status.SENDING}:
+            # It was given back between our two looks at it.
+            return self._verdict(notification, Outcome.PUT_OFF, come_back_in=1)
+        can_be_asked_at = found.in_flight_until + self._policy.settle_window_seconds
+        if can_be_asked_at > now:
+            wait = can_be_asked_at - now + self._uniform(0, 1)
+            return self._verdict(
+                notification, Outcome.UNSETTLED, come_back_in=min(LONGEST_WAIT_SECONDS, wait)
+            )
+        question = self._ledger.question(found, turn.lease_until)
+        return question or self._verdict(notification, Outcome.PUT_OFF, come_back_in=30)
+
+    def _deliver(
+        self,
+        notification: Notification,
+        claim: Claim,
+        bot: Bot | None,
+        identity: Identity | None,
+        turn: Turn,
+    ) -> Verdict:
+        """Bring one claimed notification to its end, or as near to it as it gets now."""
+        if claim.status is Status.UNKNOWN:
+            return self._settle_unknown(notification, claim, bot, turn)
+        known = claim.status is Status.SENDING
+        try:
+            bot = self._wanted(notification, bot)
+            address = self._identify(notification, bot, identity, turn)
+            if not known:
+                claim = self._ledger.start_sending(claim, turn.lease_until)
+            self._send(notification, claim, bot, address, turn, known=known)
+        except PutOff as wait:
+            self._ledger.release(claim, attempted=False)
+            return self._put_off(notification, wait)
+        except ClaimLost:
+            return self._verdict(notification, Outcome.PUT_OFF, come_back_in=self._uniform(5, 10))
+        except Rejected as failure:
+            return self._give_up(notification, claim, failure)
+        except Transient as failure:
+            return self._retry(notification, claim, failure)
+        except Throttled as failure:
+            self._ledger.release(claim, attempted=False)
+            return self._throttled(notification, failure, turn)
+        except Misconfigured as failure:
+            self._ledger.release(claim, attempted=False)
+            return self._misconfigured(notification, failure, turn)
+        except Unknown as failure:
+            self._ledger.settle_unknown(claim)
+            return self._verdict(
+                notification,
+                Outcome.UNKNOWN,
+                come_back_in=min(LONGEST_WAIT_SECONDS, self._policy.settle_window_seconds + 1),
+                detail=failure.detail,
+            )
+        poll_at = self._clock.now() + FIRST_POLL_SECONDS if bot.receipts == "history" else None
+        self._ledger.settle_sent(claim, poll_at)
+        event = self._event(notification, Status.SENT, claim.generation)
+        return self._verdict(notification, Outcome.SENT, event=event)
+
+    def _wanted(self, notification: Notification, bot: Bot | None) -> Bot:
+        """Give the bot of a notification that may still be sent.
+
+        Raises:
+            Rejected: it may not, whatever happens.
+        """
+        request = notification.request
+        now = self._clock.now()
+        if request.valid_until is not None and request.valid_until.timestamp() <= now:
+            raise Rejected(
+                Reason.EXPIRED, f"valid until {request.valid_until.isoformat()}, which has passed"
+            )
+        if now - notification.queued.published_at >= self._policy.max_wait_seconds:
+            days = self._policy.max_wait_seconds / 86_400
+            raise Rejected(Reason.WAITED_TOO_LONG, f"it lay on the queue for {days:g} days")
+        if bot is None:
+            raise Rejected(
+                Reason.UNKNOWN_BOT,
+                f"the bots' secret has no entry {request.bot!r}: add it, or mend the request",
+            )
+        return bot
+
+    def _identify(
+        self,
+        notification: Notification,
+        bot: Bot,
+        identity: Identity | None,
+        turn: Turn,
+    ) -> str:
+        """Give the recipient's identity. BLiP is asked by one sandbox at a time per recipient.
+
+        Many look-ups that no send follows get the number banned: this one starts only when the
+        send can follow it.
+        """
+        if identity is not None:
+            return _address(identity)
+        lease = self._identities.lease(notification.recipient, LOOK_UP_LEASE_SECONDS)
+        if isinstance(lease, Identity):
+            return _address(lease)
+        if lease is None:
+            return _address(self._identity_found_by_another(notification))
+        try:
+            address = self._ask(bot, lambda bot: self._look_up(notification, bot, turn))
+        except Rejected as failure:
+            if failure.reason is Reason.NOT_A_PHONE_NUMBER:
+                self._identities.store(lease, Identity(None, failure.code))
+            else:
+                self._identities.release(lease)
+            raise
+        except (PutOff, Transient, Throttled, Misconfigured):
+            self._identities.release(lease)
+            raise
+        self._identities.store(lease, Identity(address))
+        return address
+
+    def _look_up(self, notification: Notification, bot: Bot, turn: Turn) -> str:
+        turn.needs(2 * (CALL_SECONDS + SETTLE_SECONDS))
+        turn.wait_for_slot(bot, "commands", known=False)
+        return self._blip.look_up(bot, notification.request.to)
+
+    def _identity_found_by_another(self, notification: Notification) -> Identity:
+        """Watch the table for what another sandbox is looking up.
+
+        Raises:
+            PutOff: it takes too long; we come back, and do not ask BLiP a second time.
+        """
+        give_up_at = self._clock.now() + LOOK_UP_RACE_SECONDS
+        while self._clock.now() < give_up_at:
+            self._clock.sleep(LOOK_UP_POLL_SECONDS)
+            identity = self._identities.get(notification.recipient)
+            if identity is not None:
+                return identity
+        raise PutOff(self._uniform(1, 5))
+
+    def _send(
+        self,
+        notification: Notification,
+        claim: Claim,
+        bot: Bot,
+        address: str,
+        turn: Turn,
+        *,
+        known: bool,
+    ) -> None:
+        """Send it when its slot has come. Nothing is sent that would not be wanted any more."""
+
+        def send(bot: Bot) -> None:
+            turn.wait_for_slot(bot, "messages", known=known)
+            turn.needs(CALL_SECONDS + SETTLE_SECONDS)
+            self._wanted(notification, bot)
+            self._blip.send(
+                bot,
+                message_id(claim.key, claim.generation),
+                address,
+                notification.request.template,
+            )
+
+        self._ask(bot, send)
+
+    def _ask[Answer](self, bot: Bot, call: Callable[[Bot], Answer]) -> Answer:
+        """Call BLiP; if it does not like the key or the URL, once more with the secret afresh."""
+        try:
+            return call(bot)
+        except Misconfigured:
+            try:
+                fresh = self._secrets.fresh(bot.name, bot)
+            except BotsSecretError as error:
+                raise Misconfigured(str(error)) from None
+            if not isinstance(fresh, Bot) or fresh == bot:
+                raise
+            return call(fresh)
+
+    # --- what may have gone out -------------------------------------------------------------------
+
+    def _settle_unknown(
+        self, notification: Notification, claim: Claim, bot: Bot | None, turn: Turn
+    ) -> Verdict:
+        """Ask BLiP's history whether a send of which nobody knows went out after all."""
+        if self._clock.now() - claim.in_flight_until >= HISTORY_SECONDS:
+            return self._give_up(notification, claim, _outcome_unknown(self._policy))
+        window = self._policy.settle_window_seconds
+        later = min(LONGEST_WAIT_SECONDS, self._uniform(window / 3, window))
+        if bot is None:
+            self._ledger.put_back(claim)
+            return self._verdict(notification, Outcome.UNSETTLED, come_back_in=later)
+        try:
+            receipts = self._ask(bot, lambda bot: self._history(claim, bot, turn))
+        except Throttled as failure:
+            self._ledger.put_back(claim)
+            return self._throttled(notification, failure, turn)
+        except PutOff as wait:
+            self._ledger.put_back(claim)
+            return self._put_off(notification, wait)
+        except (Rejected, Transient, Misconfigured) as failure:
+            # A failing question is no answer.
+            self._ledger.put_back(claim)
+            return self._verdict(
+                notification, Outcome.UNSETTLED, come_back_in=later, detail=failure.detail
+            )
+        if not receipts:
+            return self._denied(notification, claim)
+        if bot.receipts == "history":
+            self._ledger.settle_sent(claim, self._clock.now() + FIRST_POLL_SECONDS)
+        known = latest(receipts)
+        self._receipts.record(known)
+        # Of what goes further, and of a failure, the receipt itself has told.
+        event = None
+        if known.status in {Status.ACCEPTED, Status.DISPATCHED}:
+            event = self._event(notification, Status.SENT, claim.generation)
+        return self._verdict(notification, Outcome.SETTLED, event=event)
+
+    def _history(self, claim: Claim, bot: Bot, turn: Turn) -> list[Receipt]:
+        turn.needs(CALL_SECONDS + SETTLE_SECONDS)
+        turn.wait_for_slot(bot, "commands", known=True)
+        return self._blip.history(bot, message_id(claim.key, claim.generation))
+
+    def _denied(self, notification: Notification, claim: Claim) -> Verdict:
+        """BLiP has nothing of it. Send it again, once, if the producer wants that."""
+        valid_until = notification.request.valid_until
+        if valid_until is not None and valid_until.timestamp() <= self._clock.now():
+            return self._give_up(
+                notification,
+                claim,
+                Rejected(Reason.EXPIRED, f"valid until {valid_until.isoformat()}, never sent"),
+            )
+        if notification.request.if_unknown == "resend" and claim.denials == 0:
+            self._ledger.deny(claim)
+            return self._verdict(notification, Outcome.DENIED, come_back_in=0)
+        return self._give_up(notification, claim, _outcome_unknown(self._policy))
+
+    # --- what follows -----------------------------------------------------------------------------
+
+    def _retry(self, notification: Notification, claim: Claim, failure: Transient) -> Verdict:
+        if claim.attempts >= self._policy.max_attempts:
+            exhausted = Rejected(
+                Reason.RETRIES_EXHAUSTED,
+                f"{claim.attempts} attempts failed, the last one: {failure.detail}",
+                code=failure.code,
+            )
+            return self._give_up(notification, claim, exhausted)
+        self._ledger.release(claim, attempted=True)
+        longest = min(
+            self._policy.backoff_max_seconds,
+            self._policy.backoff_base_seconds * 2.0**claim.attempts,
+        )
+        wait = max(self._policy.backoff_base_seconds, self._uniform(0, longest))
+        if notification.request.valid_until is not None:
+            # It comes back in time to be told apart as expired, and not long after.
+            wait = min(wait, notification.request.valid_until.timestamp() - self._clock.now())
+        return self._verdict(
+            notification, Outcome.RETRYING, come_back_in=max(0, wait), detail=failure.detail
+        )
+
+    def _throttled(self, notification: Notification, failure: Throttled, turn: Turn) -> Verdict:
+        """Keep everybody away from the bot for the penalty."""
+        asked = failure.retry_after_seconds or self._policy.penalty_seconds
+        seconds = min(asked, LONGEST_PENALTY_SECONDS)
+        bot = notification.request.bot
+        turn.stop(bot, seconds)
+        self._pacing.shut(bot, self._clock.now() + seconds)
+        return self._verdict(
+            notification,
+            Outcome.THROTTLED,
+            come_back_in=self._uniform(seconds, 1.1 * seconds + 5),
+            detail=failure.detail,
+        )
+
+    def _misconfigured(
+        self, notification: Notification, failure: Misconfigured, turn: Turn
+    ) -> Verdict:
+        """Open the breaker at once: no request of this bot can succeed until somebody mends it."""
+        bot = notification.request.bot
+        logger.error(
+            "the bot is misconfigured: its requests wait",
+            extra={"bot": bot, "problem": failure.detail},
+        )
+        turn.stop(bot, None)
+        self._pacing.open_breaker(bot, failure.detail)
+        return self._verdict(notification, Outcome.MISCONFIGURED, come_back_in=self._breaker_wait())
+
+    def _breaker_wait(self) -> float:
+        wait = self._policy.breaker_wait_seconds
+        return self._uniform(wait, 1.5 * wait)
+
+    def _duplicate(self, notification: Notification, found: Standing) -> Verdict:
+        """Send nothing. If SQS has shown this record before, upstream may not have heard yet."""
+        event = None
+        if notification.queued.receives > 1:
+            status = Status.SENT if found.status in SENT_OR_LATER else found.status
+            event = self._event(notification, status, found.generation, found.reason)
+        return self._verdict(notification, Outcome.DUPLICATE, event=event)
+
+    def _give_up(self, notification: Notification, claim: Claim, failure: Rejected) -> Verdict:
+        """Dead letter first, then the ledger: a crash in between repeats it and loses nothing."""
+        phases = {Status.CLAIMED: "look-up", Status.SENDING: "send"}
+        phase = phases.get(claim.status, "settle")
+        status = final_status(failure.reason)
+        if failure.reason in _NEVER_TRIED and claim.status is Status.CLAIMED:
+            claim = replace(claim, attempts=claim.attempts - 1)
+        self._dead_letter(notification, failure, claim.generation, phase, claim.attempts)
+        self._ledger.end(claim, status, failure.reason, failure.code)
+        event = self._event(notification, status, claim.generation, failure.reason)
+        return self._verdict(
+            notification,
+            Outcome.DEAD_LETTER,
+            reason=failure.reason,
+            detail=failure.detail,
+            event=event,
+        )
+
+    def _conflict(self, notification: Notification, found: Standing) -> Verdict:
+        """Keep the second content apart; the notification that has the id goes on undisturbed."""
+        failure = Rejected(
+            Reason.ID_CONFLICT,
+            "another request with other content has this id: use a new id for other content",
+        )
+        self._dead_letter(notification, failure, found.generation, "claim", 0)
+        event = self._event(notification, Status.REJECTED, found.generation, Reason.ID_CONFLICT)
+        return self._verdict(notification, Outcome.DEAD_LETTER, reason=failure.reason, event=event)
+
+    def _dead_letter(
+        self,
+        notification: Notification,
+        failure: Rejected,
+        generation: int,
+        phase: str,
+        attempts: int,
+    ) -> None:
+        self._dead_letters.put(
+            notification.queued.body,
+            failure.reason,
+            {
+                "detail": failure.detail,
+                "code": failure.code,
+                "template": notification.request.template.name,
+                "phase": phase,
+                "attempts": attempts,
+                "possibly_sent": failure.reason is Reason.OUTCOME_UNKNOWN,
+                "redrives": notification.queued.redrives,
+            },
+            bot=notification.request.bot,
+            notification_id=notification.request.id,
+            generation=generation,
+        )
+
+    def _set_aside(self, queued: QueuedRequest, failure: Unusable) -> Verdict:
+        """Keep a request that cannot be understood. It has no place in the ledger."""
+        self._dead_letters.put(
+            queued.body,
+            failure.reason,
+            {
+                "detail": failure.detail,
+                "fields": [
+                    {"field": error.field, "problem": error.problem} for error in failure.fields
+                ],
+                "template": failure.template,
+                "phase": "contract",
+                "attempts": 0,
+                "possibly_sent": False,
+                "redrives": queued.redrives,
+            },
+            bot=failure.bot,
+            notification_id=failure.notification_id,
+            generation=None,
+        )
+        facts = {
+            "reason": failure.reason.value,
+            "notification_id": failure.notification_id,
+            "bot": failure.bot,
+            "record_id": queued.record_id,
+            "detail": failure.detail,
+        }
+        logger.warning("dead letter", extra=facts)
+        event = None
+        if failure.notification_id is not None:
+            bot = failure.bot or "default"
+            event = StatusEvent(
+                key=ledger_key(bot, failure.notification_id),
+                notification_id=failure.notification_id,
+                bot=bot,
+                status=Status.REJECTED,
+                generation=0,
+                time=self._clock.now(),
+                reason=failure.reason,
+                metadata={},
+            )
+        return Verdict(queued, Outcome.DEAD_LETTER, reason=failure.reason, event=event)
+
+    def _event(
+        self,
+        notification: Notification,
+        status: Status,
+        generation: int,
+        reason: Reason | None = None,
+    ) -> StatusEvent:
+        return StatusEvent(
+            key=notification.key,
+            notification_id=notification.request.id,
+            bot=notification.request.bot,
+            status=status,
+            generation=generation,
+            time=self._clock.now(),
+            reason=reason,
+            metadata=notification.request.metadata,
+        )
+
+    def _put_off(self, notification: Notification, wait: PutOff) -> Verdict:
+        if wait.seconds is not None:
+            return self._verdict(notification, Outcome.PUT_OFF, come_back_in=wait.seconds)
+        outcome = Outcome.MISCONFIGURED if wait.misconfigured else Outcome.BOT_SHUT
+        return self._verdict(notification, outcome, come_back_in=self._breaker_wait())
+
+    def _verdict(
+        self,
+        notification: Notification,
+        outcome: Outcome,
+        *,
+        come_back_in: float | None = None,
+        reason: Reason | None = None,
+        detail: str | None = None,
+        event: StatusEvent | None = None,
+    ) -> Verdict:
+        facts = {
+            "notification_id": notification.request.id,
+            "bot": notification.request.bot,
+            "key": notification.key,
+            "come_back_in": come_back_in and round(come_back_in, 1),
+            "reason": reason,
+            "detail": detail,
+        }
+        logger.info(
+            outcome.value,
+            extra={name: fact for name, fact in facts.items() if fact is not None},
+        )
+        return Verdict(notification.queued, outcome, come_back_in, reason, event, notification)
+
+    def _outcome[Result](self, queued: QueuedRequest, future: Future[Result]) -> Result | Verdict:
+        """Give a thread's result. What nobody foresaw hurts this record only, and is no secret.
+
+        The ledger still holds the claim: its lease ends by itself, and says then what was going on.
+        """
+        crash = future.exception()
+        if crash is None:
+            return future.result()
+        # Where and what, but not the message: botocore's repeat the values that they were given.
+        facts = {
+            "record_id": queued.record_id,
+            "error": type(crash).__name__,
+            "stack": traceback.format_tb(crash.__traceback__),
+        }
+        logger.error("delivery crashed", extra=facts)
+        return Verdict(queued, Outcome.CRASHED, come_back_in=self._uniform(30, 60))
+
+
+def _understood(queued: QueuedRequest) -> Notification:
+    parsed = parse(queued.body)
+    request = parsed.request
+    return Notification(queued, request, parsed.content_hash, ledger_key(request.bot, request.id))
+
+
+def _rounds(notifications: Iterable[Notification], size: int) -> list[list[Notification]]:
+    """Split a batch so that the second of two equal notifications or recipients waits.
+
+    So the second finds what the first has settled, and WhatsApp, which limits how fast one person
+    may be written to, sees them one after the other. No round is larger than can start at once.
+    """
+    rounds: list[list[Notification]] = []
+    taken: list[set[str | tuple[str, str]]] = []
+    for notification in notifications:
+        marks: set[str | tuple[str, str]] = {notification.key, notification.recipient}
+        for together, seen in zip(rounds, taken, strict=True):
+            if len(together) < size and not marks & seen:
+                together.append(notification)
+                seen.update(marks)
+                break
+        else:
+            rounds.append([notification])
+            taken.append(marks)
+    return rounds
+
+
+def _address(identity: Identity) -> str:
+    if identity.address is None:
+        raise Rejected(
+            Reason.NOT_A_PHONE_NUMBER,
+            "BLiP's look-up says that the recipient is not a phone number on WhatsApp",
+            code=identity.code,
+        )
+    return identity.address
+
+
+def _outcome_unknown(policy: Policy) -> Rejected:
+    minutes = policy.settle_window_seconds / 60
+    return Rejected(
+        Reason.OUTCOME_UNKNOWN,
+        f"it may have been sent; BLiP's history did not show it within {minutes:g} minutes",
+    )

@@ -1,0 +1,209 @@
+"""What a receipt does to the ledger, and what follows from it.
+
+Effects come first, then the ledger: a crash in between repeats them, and a repetition is told
+apart by notification, generation and status. Statuses only move forward, so receipts may come
+twice, late and in any order.
+"""
+
+import logging
+import random
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol
+
+from notifier.failures import Reason
+from notifier.lifecycle import Status, before
+from notifier.records import Receipt, Standing, StatusEvent, Undelivered
+from notifier.request import parse
+
+logger = logging.getLogger(__name__)
+
+# A rate limit is over after minutes; SQS delays by a quarter of an hour at most.
+POSTPONED_SECONDS = (300, 900)
+
+# What upstream hears of by default: `accepted` and `dispatched` mean nothing to a business.
+TOLD = frozenset(
+    {
+        Status.SENT,
+        Status.RECEIVED,
+        Status.CONSUMED,
+        Status.FAILED,
+        Status.REJECTED,
+        Status.EXPIRED,
+    }
+)
+
+
+class Ledger(Protocol):
+    """Of the ledger, what receipts need."""
+
+    def read(self, key: str) -> Standing | None: ...
+    def advance(self, receipt: Receipt) -> bool: ...
+    def fail(self, receipt: Receipt, reason: Reason, *, postponed: bool) -> bool: ...
+
+
+class Identities(Protocol):
+    """Of the identities, what receipts need."""
+
+    def forget(self, recipient: tuple[str, str]) -> None: ...
+
+
+class Pacing(Protocol):
+    """Of the bots' items, what receipts need."""
+
+    def open_breaker(self, bot: str, why: str) -> None: ...
+
+
+class Requests(Protocol):
+    """The queue that requests come from."""
+
+    def put_back(self, body: str, *, bot: str, generation: int, delay_seconds: int) -> None: ...
+
+
+class DeadLetters(Protocol):
+    """Keeps what cannot be delivered, with the reason."""
+
+    def put(
+        self,
+        body: str,
+        reason: Reason,
+        failure: dict[str, Any],
+        *,
+        bot: str | None,
+        notification_id: str | None,
+        generation: int | None,
+    ) -> None: ...
+
+
+class StatusEvents(Protocol):
+    """Tells upstream systems. Gives back what could not be told."""
+
+    def put(self, events: Sequence[StatusEvent]) -> list[StatusEvent]: ...
+
+
+class NotTold(Exception):  # noqa: N818 - no error of ours: the receipt comes again
+    """The status event could not be published, so nothing was recorded."""
+
+
+class Effect(StrEnum):
+    """What a receipt came to; counted."""
+
+    MOVED = "receipt_recorded"
+    REPEATED = "receipt_repeated"
+    FOREIGN = "receipt_foreign"
+    DEAD_LETTER = "receipt_dead_letter"
+    POSTPONED = "receipt_postponed"
+
+
+@dataclass(frozen=True, slots=True)
+class Receipts:
+    """Records receipts, one at a time; its parts may be shared by threads."""
+
+    ledger: Ledger
+    identities: Identities
+    pacing: Pacing
+    requests: Requests
+    dead_letters: DeadLetters
+    events: StatusEvents
+    now: Callable[[], float]
+    told: Collection[Status] = TOLD
+    uniform: Callable[[float, float], float] = random.uniform
+
+    def record(self, receipt: Receipt) -> Effect:
+        """Do what a receipt asks for.
+
+        Raises:
+            NotTold: its status event could not be published; nothing was recorded.
+        """
+        if receipt.status not in self.told:
+            moved = self.ledger.advance(receipt)
+            return Effect.MOVED if moved else Effect.REPEATED
+        standing = self.ledger.read(receipt.key)
+        if standing is None:
+            return Effect.FOREIGN
+        if standing.status not in before(receipt.status):
+            self.ledger.advance(receipt)  # an older generation's goes on the timeline
+            return Effect.REPEATED
+        if receipt.status is Status.FAILED:
+            return self._failed(receipt, standing)
+        self._tell(receipt, standing, None)
+        return Effect.MOVED if self.ledger.advance(receipt) else Effect.REPEATED
+
+    def _failed(self, receipt: Receipt, standing: Standing) -> Effect:
+        """End a generation that was not delivered: once more later, or dead letter."""
+        if receipt.generation != standing.generation:
+            self.ledger.advance(receipt)
+            return Effect.REPEATED
+        match receipt.undelivered:
+            case Undelivered.UNREACHABLE:
+                recipient = parse(standing.body).request.to
+                self.identities.forget((standing.bot, recipient))
+            case Undelivered.NUMBER_DOWN:
+                self.pacing.open_breaker(standing.bot, receipt.detail)
+            case Undelivered.LATER if not _is_second_try(standing):
+                return self._postpone(receipt, standing)
+            case _:
+                pass
+        # In this order: an event told twice has the same id, a dead letter put twice is two.
+        self._tell(receipt, standing, Reason.UNDELIVERED)
+        self._dead_letter(receipt, standing)
+        self.ledger.fail(receipt, Reason.UNDELIVERED, postponed=False)
+        return Effect.DEAD_LETTER
+
+    def _postpone(self, receipt: Receipt, standing: Standing) -> Effect:
+        """Put the request back for one more generation: the limit was not the message's fault."""
+        self.requests.put_back(
+            standing.body,
+            bot=standing.bot,
+            generation=standing.generation,
+            delay_seconds=round(self.uniform(*POSTPONED_SECONDS)),
+        )
+        self.ledger.fail(receipt, Reason.UNDELIVERED, postponed=True)
+        return Effect.POSTPONED
+
+    def _dead_letter(self, receipt: Receipt, standing: Standing) -> None:
+        self.dead_letters.put(
+            standing.body,
+            Reason.UNDELIVERED,
+            {
+                "detail": receipt.detail,
+                "code": receipt.code,
+                "template": standing.template,
+                "phase": "receipt",
+                "attempts": standing.attempts,
+                "possibly_sent": receipt.undelivered is Undelivered.POSSIBLY_SENT,
+            },
+            bot=standing.bot,
+            notification_id=standing.notification_id,
+            generation=standing.generation,
+        )
+        logger.warning(
+            "dead letter",
+            extra={
+                "notification_id": standing.notification_id,
+                "bot": standing.bot,
+                "key": receipt.key,
+                "reason": Reason.UNDELIVERED,
+                "code": receipt.code,
+            },
+        )
+
+    def _tell(self, receipt: Receipt, standing: Standing, reason: Reason | None) -> None:
+        event = StatusEvent(
+            key=receipt.key,
+            notification_id=standing.notification_id,
+            bot=standing.bot,
+            status=receipt.status,
+            generation=receipt.generation,
+            time=self.now(),
+            reason=reason,
+            metadata=standing.metadata,
+        )
+        if self.events.put([event]):
+            raise NotTold(receipt.key)
+
+
+def _is_second_try(standing: Standing) -> bool:
+    """Tell whether this generation is there because the one before met a rate limit."""
+    return 0 < standing.postponed == standing.generation - 1

@@ -1,0 +1,217 @@
+"""The plain values that the use cases and the adapters hand each other. Times in epoch seconds."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+from notifier.failures import Reason
+from notifier.lifecycle import Status
+from notifier.request import NotificationRequest
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedRequest:
+    """A request as it lies on the queue.
+
+    Attributes:
+        record_id: SQS's message id: names the record in the batch, never the notification.
+        receipt_handle: what SQS wants back to hide or delete it.
+        body: exactly what came in.
+        published_at: when it was put on the queue, in epoch seconds.
+        generation: the generation that failed, where this is a redrive.
+        redrives: how often it was put back.
+        receives: how often SQS has delivered it, this time included.
+    """
+
+    record_id: str
+    receipt_handle: str
+    body: str
+    published_at: float
+    generation: int | None = None
+    redrives: int = 0
+    receives: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """A valid request with its key in the ledger."""
+
+    queued: QueuedRequest
+    request: NotificationRequest
+    content_hash: str
+    key: str
+
+    @property
+    def recipient(self) -> tuple[str, str]:
+        """Whom it goes to, as the identities know it: bot and phone number."""
+        return (self.request.bot, self.request.to)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to work on a notification, held by one conditional write.
+
+    Attributes:
+        key: the notification.
+        generation: which round of sending this is; 1, and one more per redrive.
+        attempts: how often it was claimed to be sent in this generation, this time included.
+        token: what the ledger must still hold for our writes to count.
+        status: `claimed`; `sending` once the POST may be under way; `unknown` while it is settled.
+        in_flight_until: of an unknown: the last instant at which the send can have been under way.
+        denials: how often BLiP's history has denied a send of this generation.
+    """
+
+    key: str
+    generation: int
+    attempts: int
+    token: str
+    status: Status
+    in_flight_until: float = 0.0
+    denials: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the ledger holds of a notification, when it stands in the way or is asked for.
+
+    Attributes:
+        lease_until: when the claim on it ends; 0 where there is none.
+        in_flight_until: of an unknown: the last instant at which the send can have been under way.
+        body: the request as it came; empty once it has been delivered.
+        postponed: the generation that was put back because of a rate limit; 0 if none was.
+    """
+
+    key: str
+    notification_id: str
+    bot: str
+    status: Status
+    generation: int
+    content_hash: str
+    attempts: int
+    lease_until: float
+    in_flight_until: float
+    template: str
+    body: str = ""
+    reason: Reason | None = None
+    postponed: int = 0
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What BLiP says of a recipient: how WhatsApp calls it, or that it is no phone number.
+
+    Attributes:
+        address: the identity, opaque; None where BLiP refused the number.
+        code: BLiP's reason code for the refusal.
+    """
+
+    address: str | None
+    code: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LookUpLease:
+    """The right to look a recipient up, held by nobody else until it ends."""
+
+    recipient: tuple[str, str]
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class BotState:
+    """What all sandboxes know of a bot.
+
+    Attributes:
+        shut_until: nothing goes to BLiP before this (the penalty); 0 if nothing is in the way.
+        broken: why the breaker is open; empty while it is closed.
+        failing: how many notifications in a row have failed without a definite answer.
+        next_message_at: the first free send slot.
+    """
+
+    shut_until: float = 0.0
+    broken: str = ""
+    failing: int = 0
+    next_message_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Slots, evenly spaced; or none, because the bot is shut or its next slot too far away.
+
+    Attributes:
+        come_back_in: seconds until a slot may be free; None while the breaker is open.
+    """
+
+    slots: tuple[float, ...]
+    come_back_in: float | None = 0.0
+
+
+type Plan = Literal["messages", "commands"]
+
+
+class ClaimLost(Exception):  # noqa: N818 - no error: somebody else has the notification now
+    """A write that holds only under our claim came after the claim had ended."""
+
+
+class Undelivered(StrEnum):
+    """What follows when a receipt says that a message failed."""
+
+    FOR_GOOD = "for good"
+    LATER = "later"  # a rate limit: one more generation, after a while
+    UNREACHABLE = "unreachable"  # the recipient is not to be had under this identity
+    NUMBER_DOWN = "number down"  # it speaks for the bot's whole WhatsApp number
+    POSSIBLY_SENT = "possibly sent"
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What BLiP reports about a message that we sent.
+
+    Attributes:
+        key: the notification.
+        generation: the generation of the message.
+        status: `accepted`, `dispatched`, `received`, `consumed` or `failed`.
+        undelivered: for `failed`: what follows.
+        code: for `failed`: BLiP's or WhatsApp's reason code.
+        detail: for `failed`: the code's meaning, in a sentence.
+    """
+
+    key: str
+    generation: int
+    status: Status
+    undelivered: Undelivered = Undelivered.FOR_GOOD
+    code: int | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StatusEvent:
+    """A change of status, as upstream systems hear of it. No phone number, no parameter.
+
+    Attributes:
+        key: the notification; with generation, status and reason it names the event.
+        time: when it changed.
+    """
+
+    key: str
+    notification_id: str
+    bot: str
+    status: Status
+    generation: int
+    time: float
+    reason: Reason | None
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Poll:
+    """A message whose receipts are asked for.
+
+    Attributes:
+        since: when it was sent.
+    """
+
+    key: str
+    generation: int
+    since: float

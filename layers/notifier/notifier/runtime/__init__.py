@@ -1,0 +1,39 @@
+"""The composition root: builds the use cases out of the settings, once per sandbox.
+
+One module per function, so that none imports what it does not use.
+"""
+
+import time
+
+import boto3
+from botocore.config import Config
+
+# More threads than the mapping's batch size, so that a batch starts at once.
+SIDE_BY_SIDE = 32
+
+# An AWS call that hangs must not eat the time of the others: three short tries, then the batch
+# comes back later.
+AWS = Config(
+    connect_timeout=1,
+    read_timeout=3,
+    retries={"mode": "standard", "total_max_attempts": 3},
+    max_pool_connections=SIDE_BY_SIDE,
+    tcp_keepalive=True,
+)
+
+__all__ = ["AWS", "SIDE_BY_SIDE", "SystemClock", "boto3"]
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    @staticmethod
+    def now() -> float:
+        """Give the wall clock in epoch seconds."""
+        return time.time()
+
+    @staticmethod
+    def sleep(seconds: float) -> None:
+        """Wait; no time at all for what lies in the past."""
+        if seconds > 0:
+            time.sleep(seconds)

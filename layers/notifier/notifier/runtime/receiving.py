@@ -1,0 +1,97 @@
+"""Builds the function ReceiveReceipt: BLiP's webhook. It answers at once and decides nothing."""
+
+import base64
+import hmac
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from notifier import telemetry
+from notifier.aws.queues import ReceiptsQueue
+from notifier.aws.secrets import WebhookSecret
+from notifier.blip.receipts import Envelope, kind, receipt, reduced
+from notifier.runtime import AWS, SystemClock, boto3
+from notifier.settings import ReceiveReceiptSettings
+
+logger = logging.getLogger(__name__)
+
+# Receipts have a few hundred bytes; a chat message that comes to the same address may have more.
+MOST_BYTES = 256 * 1024
+HEADER = "x-receipts-secret"
+
+
+class ReceiveReceipt:
+    """Takes an HTTP request of the API and answers it."""
+
+    def __init__(self, queue: ReceiptsQueue, secret: WebhookSecret) -> None:
+        self._queue = queue
+        self._secret = secret
+
+    def handle(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        """Let in what knows the secret, and put receipts on their queue.
+
+        Answers 401, 413 or 400 with one line, 200 with nothing else. BLiP sends everything of a bot
+        to one address: what is no receipt, or not ours, is answered 200, counted and dropped.
+        """
+        if not self._knows_the_secret(event):
+            telemetry.count(["webhook_unauthorized"])
+            return _answer(401, f"the header {HEADER} is missing or wrong")
+        body = _bytes(event)
+        if len(body) > MOST_BYTES:
+            telemetry.count(["webhook_too_large"])
+            return _answer(413, f"the body is larger than {MOST_BYTES} bytes")
+        try:
+            document = json.loads(body)
+        except (ValueError, RecursionError):
+            telemetry.count(["webhook_invalid"])
+            return _answer(400, "the body is not JSON")
+        match kind(document):
+            case Envelope.INVALID:
+                telemetry.count(["webhook_invalid"])
+                return _answer(400, "the body is not a LIME envelope with a known event and an id")
+            case Envelope.OTHER:
+                telemetry.count(["webhook_not_a_receipt"])
+            case Envelope.RECEIPT if receipt(document) is None:
+                telemetry.count(["webhook_foreign"])
+            case Envelope.RECEIPT:
+                self._queue.put([reduced(document)])
+                telemetry.count(["webhook_receipt"])
+        return {"statusCode": 200}
+
+    def _knows_the_secret(self, event: Mapping[str, Any]) -> bool:
+        headers = event.get("headers") or {}
+        given = next((value for name, value in headers.items() if name.lower() == HEADER), "")
+        shown = given.encode(errors="replace")
+        return any(hmac.compare_digest(shown, secret) for secret in self._secret.accepted(shown))
+
+
+def _bytes(event: Mapping[str, Any]) -> bytes:
+    body = event.get("body") or ""
+    if not event.get("isBase64Encoded"):
+        return str(body).encode(errors="replace")
+    try:
+        return base64.b64decode(body, validate=True)
+    except ValueError:
+        return b""
+
+
+def _answer(status: int, line: str) -> dict[str, Any]:
+    logger.warning("webhook refused", extra={"status": status, "why": line})
+    return {
+        "statusCode": status,
+        "headers": {"Content-Type": "text/plain; charset=utf-8"},
+        "body": line + "\n",
+    }
+
+
+def receive_receipt(settings: ReceiveReceiptSettings) -> ReceiveReceipt:
+    """Build what the function needs."""
+    return ReceiveReceipt(
+        ReceiptsQueue(boto3.client("sqs", config=AWS), settings.receipts_queue_url),
+        WebhookSecret(
+            boto3.client("secretsmanager", config=AWS),
+            settings.webhook_secret_arn,
+            SystemClock.now,
+        ),
+    )

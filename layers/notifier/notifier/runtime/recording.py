@@ -1,0 +1,103 @@
+"""Builds the function RecordReceipt: receipts queue -> ledger, status events, dead letters."""
+
+import json
+import logging
+import traceback
+from collections import defaultdict
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from notifier import telemetry
+from notifier.aws.events import EventBridgeStatusEvents
+from notifier.aws.identities import DynamoDbIdentities
+from notifier.aws.ledger import DynamoDbLedger
+from notifier.aws.pacing import DynamoDbPacing
+from notifier.aws.queues import DeadLettersQueue, RequestsQueue
+from notifier.aws.table import Table
+from notifier.blip.receipts import receipt
+from notifier.lifecycle import Status
+from notifier.receipts import TOLD, Effect, NotTold, Receipts
+from notifier.records import Receipt
+from notifier.runtime import AWS, SIDE_BY_SIDE, SystemClock, boto3
+from notifier.settings import RecordReceiptSettings
+
+logger = logging.getLogger(__name__)
+
+
+class RecordReceipt:
+    """Takes the event of the receipts queue and answers with what has to come back.
+
+    Attributes:
+        close: ends the threads, for whoever builds more than one in a process.
+    """
+
+    def __init__(self, receipts: Receipts, threads: ThreadPoolExecutor) -> None:
+        self._receipts = receipts
+        self._threads = threads
+        self.close = threads.shutdown
+
+    def handle(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        """Record a batch: notifications side by side, the receipts of each in their order."""
+        effects: list[Effect] = []
+        failed: list[str] = []
+        by_key: dict[str, list[tuple[str, Receipt]]] = defaultdict(list)
+        for record in event["Records"]:
+            try:
+                about = receipt(json.loads(record["body"]))
+            except (ValueError, RecursionError):
+                logger.error("not JSON", extra={"record_id": record["messageId"]})
+                failed.append(record["messageId"])
+                continue
+            if about is None:
+                effects.append(Effect.FOREIGN)
+            else:
+                by_key[about.key].append((record["messageId"], about))
+        for recorded, left in self._threads.map(self._record, by_key.values()):
+            effects.extend(recorded)
+            failed.extend(left)
+        telemetry.count(effects)
+        telemetry.count(["receipt_comes_back"] * len(failed))
+        return {"batchItemFailures": [{"itemIdentifier": record_id} for record_id in failed]}
+
+    def _record(self, receipts: list[tuple[str, Receipt]]) -> tuple[list[Effect], list[str]]:
+        """Record one notification's receipts. What cannot be recorded now hurts no other."""
+        effects: list[Effect] = []
+        failed: list[str] = []
+        for record_id, about in receipts:
+            try:
+                effects.append(self._receipts.record(about))
+            except NotTold:
+                failed.append(record_id)
+            except Exception as crash:  # noqa: BLE001 - whatever it was, it hurts this one only
+                # Where and what, but not the message: botocore's repeat the values they were given.
+                facts = {
+                    "key": about.key,
+                    "error": type(crash).__name__,
+                    "stack": traceback.format_tb(crash.__traceback__),
+                }
+                logger.error("receipt not recorded", extra=facts)
+                failed.append(record_id)
+        return effects, failed
+
+
+def record_receipt(settings: RecordReceiptSettings) -> RecordReceipt:
+    """Build what the function needs."""
+    clock = SystemClock()
+    dynamodb = boto3.client("dynamodb", config=AWS)
+    sqs = boto3.client("sqs", config=AWS)
+    identities_table = Table(dynamodb, settings.identities_table)
+    every = settings.tell_every_receipt == "true"
+    receipts = Receipts(
+        ledger=DynamoDbLedger(Table(dynamodb, settings.ledger_table), clock.now),
+        identities=DynamoDbIdentities(
+            identities_table, now=clock.now, ttl_seconds=1, negative_ttl_seconds=1
+        ),
+        pacing=DynamoDbPacing(identities_table, clock.now),
+        requests=RequestsQueue(sqs, settings.requests_queue_url),
+        dead_letters=DeadLettersQueue(sqs, settings.dead_letters_queue_url, clock.now),
+        events=EventBridgeStatusEvents(boto3.client("events", config=AWS), settings.event_bus),
+        now=clock.now,
+        told=TOLD | {Status.ACCEPTED, Status.DISPATCHED} if every else TOLD,
+    )
+    return RecordReceipt(receipts, ThreadPoolExecutor(SIDE_BY_SIDE))

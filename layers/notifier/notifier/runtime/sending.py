@@ -1,0 +1,122 @@
+"""Builds the function SendNotification."""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from notifier import telemetry
+from notifier.aws.events import EventBridgeStatusEvents
+from notifier.aws.identities import DynamoDbIdentities
+from notifier.aws.ledger import DynamoDbLedger
+from notifier.aws.pacing import DynamoDbPacing
+from notifier.aws.queues import DeadLettersQueue, RequestsQueue, queued_request
+from notifier.aws.secrets import SecretsManagerBots
+from notifier.aws.table import Table
+from notifier.blip.client import BlipClient
+from notifier.delivery import CALL_SECONDS, Delivery, Policy, Verdict
+from notifier.receipts import Receipts
+from notifier.runtime import AWS, SIDE_BY_SIDE, SystemClock, boto3
+from notifier.settings import SendNotificationSettings
+
+if TYPE_CHECKING:
+    from aws_lambda_powertools.utilities.typing import LambdaContext
+
+
+class SendNotification:
+    """Takes the event of the requests queue and answers with what has to come back.
+
+    Attributes:
+        close: ends the threads and connections, for whoever builds more than one in a process.
+    """
+
+    def __init__(
+        self, delivery: Delivery, requests: RequestsQueue, close: Callable[[], None]
+    ) -> None:
+        self._delivery = delivery
+        self._requests = requests
+        self.close = close
+
+    def handle(self, event: Mapping[str, Any], context: "LambdaContext") -> dict[str, Any]:
+        """Deliver a batch. A record that is not named in the answer is done, and SQS deletes it."""
+        deadline = SystemClock.now() + context.get_remaining_time_in_millis() / 1000
+        verdicts = self._delivery.deliver(
+            [queued_request(record) for record in event["Records"]], deadline
+        )
+        waiting = [
+            (verdict.queued, verdict.come_back_in)
+            for verdict in verdicts
+            if verdict.come_back_in is not None
+        ]
+        self._requests.hide(waiting)
+        _count(verdicts)
+        return {
+            "batchItemFailures": [{"itemIdentifier": queued.record_id} for queued, _ in waiting]
+        }
+
+
+def _count(verdicts: list[Verdict]) -> None:
+    """Count each outcome, and dead letters by reason."""
+    telemetry.count(verdict.outcome for verdict in verdicts)
+    telemetry.count_by(
+        "dead_letter_by_reason",
+        "reason",
+        (verdict.reason for verdict in verdicts if verdict.reason),
+    )
+
+
+def send_notification(settings: SendNotificationSettings) -> SendNotification:
+    """Build what the function needs."""
+    clock = SystemClock()
+    dynamodb = boto3.client("dynamodb", config=AWS)
+    sqs = boto3.client("sqs", config=AWS)
+    secrets_manager = boto3.client("secretsmanager", config=AWS)
+    ledger = DynamoDbLedger(Table(dynamodb, settings.ledger_table), clock.now)
+    identities_table = Table(dynamodb, settings.identities_table)
+    identities = DynamoDbIdentities(
+        identities_table,
+        now=clock.now,
+        ttl_seconds=settings.identity_ttl_seconds,
+        negative_ttl_seconds=settings.identity_negative_ttl_seconds,
+    )
+    pacing = DynamoDbPacing(identities_table, clock.now)
+    requests = RequestsQueue(sqs, settings.requests_queue_url)
+    dead_letters = DeadLettersQueue(sqs, settings.dead_letters_queue_url, clock.now)
+    events = EventBridgeStatusEvents(boto3.client("events", config=AWS), settings.event_bus)
+    blip = BlipClient(SIDE_BY_SIDE, CALL_SECONDS)
+    threads = ThreadPoolExecutor(SIDE_BY_SIDE)
+    delivery = Delivery(
+        ledger=ledger,
+        identities=identities,
+        pacing=pacing,
+        secrets=SecretsManagerBots(secrets_manager, settings.bots_secret_arn, clock.now),
+        blip=blip,
+        dead_letters=dead_letters,
+        receipts=Receipts(
+            ledger=ledger,
+            identities=identities,
+            pacing=pacing,
+            requests=requests,
+            dead_letters=dead_letters,
+            events=events,
+            now=clock.now,
+        ),
+        events=events,
+        clock=clock,
+        threads=threads,
+        side_by_side=SIDE_BY_SIDE,
+        policy=Policy(
+            penalty_seconds=settings.penalty_seconds,
+            breaker_wait_seconds=settings.breaker_wait_seconds,
+            backoff_base_seconds=settings.backoff_base_seconds,
+            backoff_max_seconds=settings.backoff_max_seconds,
+            settle_window_seconds=settings.settle_window_seconds,
+            max_attempts=settings.max_attempts,
+            max_wait_seconds=settings.max_wait_seconds,
+        ),
+    )
+
+    def close() -> None:
+        threads.shutdown()
+        blip.close()
+
+    return SendNotification(delivery, requests, close)

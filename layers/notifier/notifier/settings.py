@@ -1,0 +1,95 @@
+"""What the template tells the functions. The only reader of the environment."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+class SettingsError(Exception):
+    """The environment lacks a variable, or holds a value that cannot be used."""
+
+
+# One field per environment variable of the same name in capitals. What each is for, the template's
+# resources and parameters of the same names say; times are in seconds.
+
+
+@dataclass(frozen=True, slots=True)
+class SendNotificationSettings:
+    """Of the function SendNotification."""
+
+    ledger_table: str
+    identities_table: str
+    requests_queue_url: str
+    dead_letters_queue_url: str
+    bots_secret_arn: str
+    event_bus: str
+    penalty_seconds: int
+    breaker_wait_seconds: int
+    backoff_base_seconds: int
+    backoff_max_seconds: int
+    settle_window_seconds: int
+    max_attempts: int
+    max_wait_seconds: int
+    identity_ttl_seconds: int
+    identity_negative_ttl_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiveReceiptSettings:
+    """Of the function ReceiveReceipt."""
+
+    receipts_queue_url: str
+    webhook_secret_arn: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecordReceiptSettings:
+    """Of the function RecordReceipt."""
+
+    ledger_table: str
+    identities_table: str
+    requests_queue_url: str
+    dead_letters_queue_url: str
+    event_bus: str
+    tell_every_receipt: str
+
+
+@dataclass(frozen=True, slots=True)
+class PollReceiptsSettings:
+    """Of the function PollReceipts."""
+
+    ledger_table: str
+    identities_table: str
+    bots_secret_arn: str
+    receipts_queue_url: str
+    penalty_seconds: int
+
+
+def read[Settings: "DataclassInstance"](
+    kind: type[Settings], environment: Mapping[str, str] = os.environ
+) -> Settings:
+    """Read and check all settings of a function at once.
+
+    Raises:
+        SettingsError: names every variable that is missing or wrong.
+    """
+    values: dict[str, str | int] = {}
+    problems = []
+    for field in fields(kind):
+        name = field.name.upper()
+        text = environment.get(name, "")
+        if not text:
+            problems.append(f"{name} is not set")
+        elif field.type is str:
+            values[field.name] = text
+        elif text.isdecimal() and int(text) > 0:
+            values[field.name] = int(text)
+        else:
+            problems.append(f"{name} is not a whole number above zero")
+    if problems:
+        raise SettingsError("; ".join(problems))
+    return kind(**values)

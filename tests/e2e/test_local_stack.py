@@ -1,0 +1,325 @@
+"""The whole product: built, deployed into the local AWS, and fed through the requests queue."""
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from notifier.request import ledger_key
+from tests.local.__main__ import main
+from tests.local.blip import Simulator
+from tests.local.report import Report, as_expected, expected_reason, read_rows
+from tests.local.stack import HOST, ROOT, LocalStack, require_free, wait_until
+
+SAMPLES = sorted((ROOT / "events").glob("*.json"))
+COMMAND = (sys.executable, "-m", "tests.local")
+
+
+def request(**changes: Any) -> dict[str, Any]:
+    template = {"name": "order_shipped", "language": "pt_BR", "body": ["Maria", "981"]}
+    return {"id": str(uuid.uuid4()), "to": "+5531900002000", "template": template} | changes
+
+
+def publish(stack: LocalStack, folder: Path, *requests: dict[str, Any]) -> Report:
+    """Publish requests and wait until all have ended."""
+    file = folder / f"{uuid.uuid4()}.jsonl"
+    file.write_text("".join(f"{json.dumps(each)}\n" for each in requests))
+    return follow(stack, file)
+
+
+def follow(stack: LocalStack, *files: Path) -> Report:
+    report = Report(stack, read_rows(files), patience_seconds=60)
+    assert report.run()
+    return report
+
+
+def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603 - our own command
+        [*COMMAND, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def inbox(stack: LocalStack, **query: str) -> list[dict[str, Any]]:
+    assert stack.simulator
+    return stack.simulator.inbox(**query)
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_once_publishes_the_samples_and_each_ends_as_its_name_says(port_base: int) -> None:
+    run = run_command("--once", "--json", "--port-base", port_base)
+    assert run.returncode == 0, run.stderr
+    rows = [json.loads(line) for line in run.stdout.splitlines()]
+    assert [row["line"] for row in rows] == list(range(1, len(SAMPLES) + 1))
+    for sample, row in zip(SAMPLES, rows, strict=True):
+        expected = expected_reason(sample.name)
+        assert row["reason"] == expected, sample.name
+        assert (row["status"] == "consumed") == (expected is None), sample.name
+        assert set(row) == {
+            "line", "id", "bot", "status", "reason", "attempts", "published_at", "ended_at",
+        }  # fmt: skip
+        assert row["published_at"].endswith("Z")
+        assert row["published_at"] <= row["ended_at"]
+    require_free(port_base)
+    require_free(port_base + 1)
+
+
+def test_a_file_of_lines_goes_to_another_blip_as_it_stands(tmp_path: Path, port_base: int) -> None:
+    good = json.dumps(request(id="good"))
+    lines = [
+        good.encode(),
+        b"{",
+        b"{",
+        json.dumps(request(id="good", to="+5531900002001")).encode(),
+        b"",
+        b"\xff",
+        b'{"id": "\x01"}',
+        good.encode(),
+        json.dumps(request(id="other", bot="clinic")).encode(),
+        json.dumps(request(id="impossible", to="+551")).encode(),
+    ]
+    file = tmp_path / "requests.jsonl"
+    file.write_bytes(b"\n".join(lines))
+    with Simulator() as blip:
+        run = run_command(
+            *("--once", "--json", "--publish", file, "--blip", blip.url, "--key", blip.key),
+            *("--port-base", port_base),
+            *("--parameter", "MaximumConcurrency=2", "FunctionTimeoutSeconds=40"),
+        )
+        sent = blip.inbox()
+    assert run.returncode == 0, run.stderr
+    rows = [json.loads(line) for line in run.stdout.splitlines()]
+    assert [(row["id"], row["bot"], row["status"], row["reason"]) for row in rows] == [
+        ("good", "default", "sent", None),
+        (None, None, "rejected", "malformed"),
+        (None, None, "rejected", "malformed"),
+        ("good", "default", "rejected", "id_conflict"),
+        (None, None, "rejected", "malformed"),
+        (None, None, "rejected", "malformed"),
+        (None, None, "rejected", "malformed"),
+        ("good", "default", "sent", None),
+        ("other", "clinic", "rejected", "unknown_bot"),
+        ("impossible", "default", "rejected", "invalid"),
+    ]
+    assert [row["line"] for row in rows] == list(range(1, len(lines) + 1))
+    assert [message["id"] for message in sent] == [ledger_key("default", "good")]
+    for line in (5, 6, 7):
+        assert f"requests.jsonl:{line} cannot be put on a queue" in run.stderr
+
+
+@contextlib.contextmanager
+def running_command(port: int, output: Path, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    with output.open("w") as to:
+        process = subprocess.Popen(  # noqa: S603 - our own command
+            [*COMMAND, "--port-base", str(port), *map(str, arguments)],
+            cwd=ROOT,
+            stdout=to,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        wait_until(lambda: not processes_of(port), 10, "everything to have ended")
+
+
+def test_it_stays_up_tells_what_comes_and_leaves_nothing_behind(
+    tmp_path: Path, port_base: int
+) -> None:
+    file, output = tmp_path / "one.json", tmp_path / "output"
+    file.write_text(json.dumps(request(template={"name": "order_shipped"})))
+    with running_command(port_base, output, "--publish", file) as process:
+        wait_until(lambda: "Ctrl-C" in output.read_text(), 90, "the stack to be up")
+        text = output.read_text()
+        assert "template.language: is required" in text
+        assert f"http://{HOST}:{port_base + 1}/_simulator/" in text
+        # The command that is offered works, and what comes of it is told.
+        [command] = [line for line in text.splitlines() if line.strip().startswith("publish one")]
+        own = tmp_path / "own.json"
+        own.write_text(json.dumps(request(id="mine", to="+551")))
+        shell = command.partition("publish one")[2].replace("my-request.json", str(own))
+        subprocess.run(shell, shell=True, cwd=ROOT, check=True, capture_output=True)  # noqa: S602 - as a person would
+        wait_until(lambda: "dead letter mine: invalid" in output.read_text(), 60, "its end")
+        own.write_text(json.dumps(request(id="also-mine", to="+5531900002040")))
+        subprocess.run(shell, shell=True, cwd=ROOT, check=True, capture_output=True)  # noqa: S602 - likewise
+        wait_until(lambda: "also-mine: consumed" in output.read_text(), 60, "its reader")
+        assert len(processes_of(port_base)) > 1
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        wait_until(lambda: not processes_of(port_base), 10, "everything to have ended")
+        require_free(port_base)
+        require_free(port_base + 1)
+
+
+@pytest.mark.parametrize(("end", "code"), [("terminate", 143), ("kill", -9)])
+def test_nothing_survives_it_however_it_ends(
+    tmp_path: Path, port_base: int, end: str, code: int
+) -> None:
+    output = tmp_path / "output"
+    with running_command(port_base, output) as process:
+        wait_until(lambda: "deploying" in output.read_text(), 90, "the deployment to begin")
+        assert processes_of(port_base)
+        getattr(process, end)()
+        assert process.wait(30) == code
+        wait_until(lambda: not processes_of(port_base), 10, "everything to have ended")
+
+
+def processes_of(port: int) -> list[str]:
+    """Find the local AWS on a port and its sandboxes: they work in that stack's folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "cwd").readlink().is_relative_to(ROOT / ".local" / str(port)):
+                found.append(process.name)
+    return found
+
+
+def test_a_port_in_use_is_said_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["--once", "--port-base", str(port - 1)]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: port {port} cannot be used")
+    assert "--port-base" in message
+
+
+def test_a_failed_deployment_shows_why_and_where_the_log_is(
+    capsys: pytest.CaptureFixture[str], port_base: int
+) -> None:
+    assert (
+        main(["--once", "--port-base", str(port_base), "--parameter", "MaximumConcurrency=1"]) == 1
+    )
+    message = capsys.readouterr().err
+    assert "`sam deploy` failed" in message
+    assert f".local/{port_base}/sam-deploy.log" in message
+    assert "MaximumConcurrency" in message
+
+
+def test_a_misspelt_parameter_does_not_vanish(
+    capsys: pytest.CaptureFixture[str], port_base: int
+) -> None:
+    assert main(["--once", "--port-base", str(port_base), "--parameter", "MaxConcurrency=3"]) == 1
+    assert "no parameter MaxConcurrency; it has" in capsys.readouterr().err
+
+
+def test_a_key_that_cannot_be_one_is_said_before_anything_starts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--once", "--blip", "http://127.0.0.1:9", "--key", "two words"]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: --blip and --key cannot be used: bot default")
+    assert "two words" not in message
+
+
+# --- the product ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _clean(request: pytest.FixtureRequest) -> None:
+    if "stack" in request.fixturenames:
+        simulator = request.getfixturevalue("stack").simulator
+        simulator.clear()
+        simulator.configure(latency_seconds=0)
+
+
+KINDS = {
+    "01-text.json": ["body"],
+    "02-image.json": ["header", "body"],
+    "03-video.json": ["header"],
+    "04-document.json": ["header", "body"],
+    "05-quick-reply.json": ["body", "button", "button"],
+}
+
+
+def test_the_six_kinds_of_request_arrive(stack: LocalStack) -> None:
+    report = follow(stack, *(ROOT / "events" / name for name in KINDS))
+    assert all(map(as_expected, report.rows))
+    assert stack.simulator
+    lookups = stack.simulator.statistics()["lookups"]
+    for row, parts in zip(report.rows, KINDS.values(), strict=True):
+        assert row.parsed
+        assert row.key
+        [message] = inbox(stack, id=row.key)
+        assert message["template"] == row.template
+        assert message["phone"] == row.parsed.request.to
+        assert [component["type"].lower() for component in message["components"]] == parts
+        # The sixth is the look-up itself.
+        assert lookups[row.parsed.request.to] == 1
+    media = {
+        message["components"][0]["parameters"][0]["type"]: message
+        for message in inbox(stack)
+        if message["components"][0]["type"].lower() == "header"
+    }
+    assert set(media) == {"image", "video", "document"}
+
+
+def test_a_request_that_is_published_five_times_is_sent_once(
+    stack: LocalStack, tmp_path: Path
+) -> None:
+    wanted = request()
+    report = publish(stack, tmp_path, *[wanted] * 5)
+    assert [(row.status, row.reason) for row in report.rows] == [("consumed", None)] * 5
+    wait_until(lambda: queue_depth(stack) == 0, 60, "the repetitions to be taken off the queue")
+    assert len(inbox(stack, id=ledger_key("default", wanted["id"]))) == 1
+    assert len(inbox(stack)) == 1
+
+
+def test_twenty_requests_for_one_new_number_need_one_look_up(
+    stack: LocalStack, tmp_path: Path
+) -> None:
+    assert stack.simulator
+    assert stack.ministack
+    stack.simulator.configure(latency_seconds=0.3)
+    number = "+5531900002020"
+    report = publish(stack, tmp_path, *(request(to=number) for _ in range(20)))
+    assert [row.status for row in report.rows] == ["consumed"] * 20
+    assert stack.simulator.statistics()["lookups"] == {number: 1}
+    assert len({message["id"] for message in inbox(stack)}) == len(inbox(stack)) == 20
+    assert stack.ministack.log.read_text().count("worker spawned") > 1
+
+
+def test_dead_letters_stay_on_their_queue_as_they_came(stack: LocalStack, tmp_path: Path) -> None:
+    marked = f'{{"id": "{uuid.uuid4()}", '
+    file = tmp_path / "broken.json"
+    file.write_text(marked)
+    report = follow(stack, file, file)
+    assert [row.reason for row in report.rows] == ["malformed"] * 2
+    seen: dict[str, str] = {}
+    for _ in range(20):
+        answer = stack.aws.sqs.receive_message(
+            QueueUrl=stack.dead_letters_queue, MaxNumberOfMessages=10, VisibilityTimeout=5
+        )
+        seen |= {message["MessageId"]: message["Body"] for message in answer.get("Messages", [])}
+    assert list(seen.values()).count(marked) == 2
+
+
+def test_expired_items_are_swept_as_the_template_says(stack: LocalStack) -> None:
+    for table in (stack.ledger_table, stack.identities_table):
+        answer = stack.aws.dynamodb.describe_time_to_live(TableName=table)
+        assert answer["TimeToLiveDescription"]["TimeToLiveStatus"] == "ENABLED"
+        assert answer["TimeToLiveDescription"]["AttributeName"] == "expires_at"
+
+
+def queue_depth(stack: LocalStack) -> int:
+    answer = stack.aws.sqs.get_queue_attributes(
+        QueueUrl=stack.requests_queue, AttributeNames=["All"]
+    )["Attributes"]
+    return sum(int(count) for name, count in answer.items() if name.startswith("Approx"))

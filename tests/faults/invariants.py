@@ -1,0 +1,307 @@
+"""What must hold whatever happens, and whether it did.
+
+    never lost       every request ends sent, or as a dead letter, or is still on the queue
+    never twice      BLiP takes one message per generation, unless its history denied the first one
+                     and the producer wants it sent again
+    in time          nothing is sent after `valid_until`
+    forward only     a status never goes back, and a new generation follows only a failed one
+    the right words  every dead letter has the reason it deserves, and upstream hears of each end
+    one probe        an open breaker is probed once in 30 s at most
+
+What was published and what BLiP took is known here from outside; of the product only the ledger,
+the dead letters and the events are looked at, as an operator would.
+"""
+
+import json
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from notifier.request import NotificationRequest, Unusable, ledger_key, message_id, parse
+
+if TYPE_CHECKING:
+    from tests.faults.blip import Accepted
+    from tests.faults.sqs import Message
+    from tests.faults.world import World
+
+# How far each status is; the product's own table is not asked.
+RANKS = {
+    "claimed": 0,
+    "sending": 0,
+    "retrying": 0,
+    "unknown": 0,
+    "sent": 1,
+    "accepted": 2,
+    "dispatched": 3,
+    "failed": 4,
+    "rejected": 4,
+    "expired": 4,
+    "received": 5,
+    "consumed": 6,
+}
+UNDELIVERED = {"failed", "rejected", "expired"}
+SENT = {"sent", "accepted", "dispatched", "received", "consumed"}
+DELIVERED = {"received", "consumed"}
+# With these reasons a letter says that nothing went out.
+NOT_SENT = {
+    "unknown_bot",
+    "expired",
+    "not_a_phone_number",
+    "rejected",
+    "waited_too_long",
+}
+PROBE_SECONDS = 30.0
+# The right to probe is older than the probe by the time of a table's answer.
+PROBE_TOLERANCE = 1.0
+MOST_TOLD = 20
+
+
+@dataclass
+class Wanted:
+    """What was published under one key."""
+
+    request: NotificationRequest
+    contents: set[str] = field(default_factory=set)
+    redriven: bool = False
+
+    @property
+    def valid_until(self) -> float:
+        valid_until: datetime | None = self.request.valid_until
+        return valid_until.timestamp() if valid_until else float("inf")
+
+
+class Invariants:
+    """Watches a world.
+
+    Attributes:
+        broken: what did not hold, as sentences.
+    """
+
+    def __init__(self, world: "World") -> None:
+        self._world = world
+        self.wanted: dict[str, Wanted] = {}
+        self.unusable: Counter[str] = Counter()
+        self.letters: list[Message] = []
+        self._broken: list[str] = []
+        world.blip.on_accept = self._accepted
+        world.tables["ledger"].on_write = self._written
+        world.dead_letters.on_sent = self.letters.append
+
+    # --- while it goes on -------------------------------------------------------------------------
+
+    def published(self, body: str) -> None:
+        """Take note of a request."""
+        try:
+            parsed = parse(body)
+        except Unusable:
+            self.unusable[body] += 1
+            return
+        request = parsed.request
+        key = ledger_key(request.bot, request.id)
+        wanted = self.wanted.setdefault(key, Wanted(request))
+        wanted.contents.add(parsed.content_hash)
+
+    def redriven(self, letter: "Message") -> None:
+        """Take note of a dead letter that is put back."""
+        try:
+            request = parse(letter.body).request
+        except Unusable:
+            self.unusable[letter.body] += 1
+            return
+        self.wanted[ledger_key(request.bot, request.id)].redriven = True
+
+    def _break(self, what: str) -> None:
+        self._broken.append(f"{self._world.simulation.now - 1_800_000_000:.3f} {what}")
+
+    def _accepted(self, accepted: "Accepted") -> None:
+        key, _, generation = accepted.message_id.partition(":")
+        wanted = self.wanted.get(key)
+        if wanted is None:
+            self._break(f"{accepted.message_id} was sent, and nobody wanted it")
+            return
+        blip = self._world.blip
+        times = len(blip.sent[accepted.message_id])
+        allowed = 1
+        if wanted.request.if_unknown == "resend" and not self._truthful:
+            allowed += min(1, blip.denied[accepted.message_id])
+        if times > allowed:
+            self._break(f"{accepted.message_id} was sent {times} times")
+        late = accepted.began_at - wanted.valid_until
+        if len(wanted.contents) == 1 and late > self._world.faults.skew:
+            self._break(f"{accepted.message_id} was sent {late:.3f} s after valid_until")
+        standing = self._world.tables["ledger"].items.get(key, {})
+        if standing.get("generation", 0) < int(generation or 1):
+            self._break(f"{accepted.message_id} was sent without its place in the ledger")
+
+    @property
+    def _truthful(self) -> bool:
+        """Whether BLiP's history shows everything before the settle window ends."""
+        settings = self._world.settings
+        window = settings.policy.get("settle_window_seconds", 900)
+        return settings.history.kept and settings.history.lag < window
+
+    def _written(self, key: str, before: dict[str, Any], after: dict[str, Any]) -> None:
+        if not before or before["expires_at"] <= self._world.now() + self._world.faults.skew + 1:
+            return
+        was, now = before["status"], after["status"]
+        if after["generation"] == before["generation"]:
+            if RANKS[now] < RANKS[was]:
+                self._break(f"{key} went back from {was} to {now}")
+        elif after["generation"] != before["generation"] + 1:
+            self._break(f"{key}: generation {before['generation']} -> {after['generation']}")
+        elif was not in UNDELIVERED:
+            self._break(f"{key}: generation {after['generation']} begins while {was}")
+        if "request" in before and "request" not in after and now not in DELIVERED:
+            self._break(f"{key} lost its request, and is {now}")
+
+    # --- at the end -------------------------------------------------------------------------------
+
+    def broken(self, *, quiet: bool = True) -> list[str]:
+        """Give what did not hold.
+
+        Args:
+            quiet: nothing is left to be done, so that everything must have ended.
+        """
+        world = self._world
+        broken = list(self._broken)
+        broken += [f"unforeseen: {error}" for error in world.unforeseen]
+        broken += [
+            f"the function failed: {error!r}"
+            for mapping in (world.sending, world.recording)
+            for error in mapping.errors
+            if not isinstance(error, BotoCoreError | ClientError)
+        ]
+        for queue in (world.requests, world.receipts, world.dead_letters):
+            broken += [f"{queue.name}: SQS deleted {each.body[:80]}" for each in queue.vanished]
+            broken += [
+                f"{queue.name}: received too often {each.body[:80]}" for each in queue.exhausted
+            ]
+        broken += self._letters()
+        broken += self._probes()
+        if quiet:
+            broken += self._ends()
+        return broken
+
+    def _probes(self) -> list[str]:
+        return [
+            f"bot {bot} was probed twice within {later - earlier:.2f} s"
+            for bot, pings in self._world.blip.pings.items()
+            for earlier, later in pairwise(pings)
+            if later - earlier < PROBE_SECONDS - PROBE_TOLERANCE - 2 * self._world.faults.skew
+        ]
+
+    def _ends(self) -> list[str]:
+        """Every request must have ended, in its right place."""
+        world = self._world
+        broken = [] if world.quiet() else ["it never came to rest"]
+        letters: dict[str, set[tuple[str, int]]] = defaultdict(set)
+        bodies: Counter[str] = Counter()
+        for letter in self.letters:
+            facts = _facts(letter)
+            bodies[letter.body] += 1
+            if facts["notification_id"] and facts["bot"]:
+                key = ledger_key(facts["bot"], facts["notification_id"])
+                letters[key].add((facts["reason"], facts["generation"]))
+        broken += [
+            f"lost: {body[:80]}" for body, times in self.unusable.items() if bodies[body] < times
+        ]
+        sent: dict[str, int] = defaultdict(int)
+        for sent_id, messages in world.blip.sent.items():
+            sent[sent_id[:36]] += len(messages)
+        for key, wanted in self.wanted.items():
+            item = world.tables["ledger"].items.get(key)
+            name = f"{wanted.request.id} ({key})"
+            if item is None:
+                broken.append(f"lost: {name} has no place in the ledger")
+                continue
+            status, generation = item["status"], item["generation"]
+            told = {
+                (detail["status"], detail["reason"])
+                for detail in world.told.get(wanted.request.id, ())
+            }
+            if status in SENT:
+                if not sent[key]:
+                    broken.append(f"lost: {name} is {status}, and BLiP never took it")
+                if not told & {(each, None) for each in SENT}:
+                    broken.append(f"{name} is {status}, and upstream never heard of it")
+            elif status in UNDELIVERED:
+                if (item["reason"], generation) not in letters[key]:
+                    broken.append(f"lost: {name} {status} at {generation} without a dead letter")
+                if (status, item["reason"]) not in told:
+                    broken.append(f"{name} is {status}, and upstream never heard of it")
+            else:
+                broken.append(f"lost: {name} is still {status}")
+            if len(wanted.contents) > 1 and not any(
+                reason == "id_conflict" for reason, _ in letters[key]
+            ):
+                broken.append(f"lost: the other content of {name}")
+        return broken
+
+    def _letters(self) -> list[str]:
+        """Every dead letter must say what is true."""
+        broken = []
+        for letter in self.letters:
+            facts = _facts(letter)
+            problem = self._undeserved(letter, facts)
+            if problem:
+                broken.append(
+                    f"dead letter {facts['reason']} of {facts['notification_id']}: {problem}"
+                )
+        return broken
+
+    def _undeserved(self, letter: "Message", facts: dict[str, Any]) -> str:
+        reason, generation = facts["reason"], facts["generation"]
+        try:
+            request = parse(letter.body).request
+        except Unusable as unusable:
+            return "" if reason == unusable.reason else "it is unusable"
+        key = ledger_key(request.bot, request.id)
+        sent_as = message_id(key, generation or 1)
+        world, blip = self._world, self._world.blip
+        if reason in NOT_SENT and blip.sent.get(sent_as) and sent_as not in blip.denied_falsely:
+            return "it was sent"
+        fate = blip.fates.get(request.to)
+        policy = world.settings.policy
+        failed_at = datetime.fromisoformat(facts["failed_at"]).timestamp()
+        match reason:
+            case "unknown_bot":
+                deserved = request.bot not in world.bots
+            case "id_conflict":
+                deserved = len(self.wanted[key].contents) > 1
+            case "expired":
+                valid_until = request.valid_until
+                deserved = valid_until is not None and valid_until.timestamp() <= failed_at + 0.001
+            case "not_a_phone_number":
+                deserved = fate is not None and not fate.a_number
+            case "rejected":
+                deserved = fate is not None and fate.refused
+            case "undelivered":
+                deserved = facts["failure"].get("code") in blip.failed.get(sent_as, ())
+            case "outcome_unknown":
+                if self._truthful and blip.sent.get(sent_as):
+                    return "BLiP's history shows it"
+                deserved = request.if_unknown == "fail" or blip.denied[sent_as] > 1
+            case "retries_exhausted":
+                deserved = facts["failure"]["attempts"] >= policy.get("max_attempts", 20)
+            case "waited_too_long":
+                waited = world.simulation.now - letter.sent_at
+                deserved = waited >= 0
+            case _:
+                deserved = False
+        return "" if deserved else f"undeserved: {facts['failure']}"
+
+
+def _facts(letter: "Message") -> dict[str, Any]:
+    values = {name: value["StringValue"] for name, value in letter.attributes.items()}
+    return {
+        "reason": values.get("reason", "receives_exhausted"),
+        "bot": values.get("bot"),
+        "notification_id": values.get("notification_id"),
+        "generation": int(values.get("generation", "0")),
+        "failed_at": values.get("failed_at", ""),
+        "failure": json.loads(values.get("failure", "{}")),
+    }

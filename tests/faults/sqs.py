@@ -1,0 +1,406 @@
+"""SQS standard queues and the mapping from a queue to a function, as AWS documents them.
+
+Delivery is at least once and in any order. Fair queues are modelled simply: a message group is
+noisy while it has at least 30 messages and more than a tenth of all in flight; messages of other
+groups are received before a noisy group's.
+"""
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+from tests.faults.dynamodb import Aws
+from tests.faults.simulation import Process, Simulation
+
+RETENTION_SECONDS = 14 * 86_400
+LONGEST_VISIBILITY_SECONDS = 43_200
+MOST_IN_FLIGHT = 120_000
+BATCH = 10
+
+
+@dataclass
+class QueueFaults:
+    """How often a standard queue does what it may do, as probabilities per receipt.
+
+    Attributes:
+        shown_twice: a message that somebody has just received is shown to somebody else, too.
+        comes_back: a deleted message is delivered once more.
+    """
+
+    shown_twice: float = 0.0
+    comes_back: float = 0.0
+
+
+@dataclass(eq=False, slots=True)
+class Message:
+    """One message.
+
+    Attributes:
+        hidden: how often its visibility was set; tells the last time from an earlier one.
+    """
+
+    number: int
+    body: str
+    attributes: dict[str, dict[str, str]]
+    group: str
+    sent_at: float
+    receives: int = 0
+    hidden: int = 0
+    handle: str = ""
+    in_flight: bool = False
+    deleted: bool = False
+
+    def record(self) -> dict[str, Any]:
+        """Give it as Lambda hands it to the function."""
+        return {
+            "messageId": str(self.number),
+            "receiptHandle": self.handle,
+            "body": self.body,
+            "attributes": {
+                "SentTimestamp": str(int(self.sent_at * 1000)),
+                "ApproximateReceiveCount": str(self.receives),
+            },
+            "messageAttributes": {
+                name: {"stringValue": value["StringValue"], "dataType": value["DataType"]}
+                for name, value in self.attributes.items()
+            },
+        }
+
+
+class Queue:
+    """One standard queue.
+
+    Attributes:
+        on_visible: called when there may be something to receive.
+        on_sent: called for every message put on it.
+        vanished: the messages that SQS deleted because they grew too old.
+        exhausted: the messages that were received more often than allowed.
+        receives: how often any message was received; `most_receives`: the same one at most.
+        most_in_flight: how many messages were in flight at a time at most.
+    """
+
+    def __init__(
+        self,
+        simulation: Simulation,
+        name: str,
+        *,
+        visibility_timeout: float = 300.0,
+        max_receives: int = 1000,
+        faults: QueueFaults | None = None,
+    ) -> None:
+        self.name = name
+        self.faults = faults or QueueFaults()
+        self.messages: dict[int, Message] = {}
+        self.on_visible: Callable[[], None] = lambda: None
+        self.on_sent: Callable[[Message], None] = lambda _: None
+        self.vanished: list[Message] = []
+        self.exhausted: list[Message] = []
+        self.most_receives = 0
+        self.most_in_flight = 0
+        self.receives = 0
+        self._simulation = simulation
+        self._visibility_timeout = visibility_timeout
+        self._max_receives = max_receives
+        self._visible: dict[str, list[Message]] = {}
+        self._in_flight: Counter[str] = Counter()
+        self._flying = 0
+        self._hidden: list[tuple[float, int, Message, int]] = []
+        self._numbers = count(1)
+        self._nudge_at = float("inf")
+
+    def send(
+        self,
+        body: str,
+        attributes: Mapping[str, dict[str, str]] | None = None,
+        *,
+        group: str = "",
+        delay: float = 0.0,
+    ) -> Message:
+        """Put a message on the queue."""
+        assert 0 <= delay <= 900
+        assert len(attributes or {}) <= 10
+        message = Message(
+            next(self._numbers), body, dict(attributes or {}), group, self._simulation.now
+        )
+        self.messages[message.number] = message
+        self.on_sent(message)
+        if delay:
+            self._hide(message, delay)
+        else:
+            self._show(message)
+        return message
+
+    def receive(self, most: int = BATCH) -> list[Message]:
+        """Take messages off, hidden from others for the visibility timeout."""
+        self._reveal()
+        batch: list[Message] = []
+        while len(batch) < most and self._visible and self._flying < MOST_IN_FLIGHT:
+            message = self._take(self._group())
+            if message.deleted or message.in_flight or message in batch:
+                continue
+            if self._simulation.now - message.sent_at > RETENTION_SECONDS:
+                self._drop(message)
+                self.vanished.append(message)
+                continue
+            if message.receives >= self._max_receives:
+                self._drop(message)
+                self.exhausted.append(message)
+                continue
+            message.receives += 1
+            self.receives += 1
+            self.most_receives = max(self.most_receives, message.receives)
+            self._fly(message, True)
+            message.handle = f"{message.number}/{message.receives}"
+            self._hide(message, self._visibility_timeout)
+            if self._simulation.random.random() < self.faults.shown_twice:
+                self.show_again(message)
+            batch.append(message)
+        return batch
+
+    def delete(self, handle: str) -> None:
+        """Delete by any receipt handle that the message ever had."""
+        message = self.messages.get(int(handle.partition("/")[0]))
+        if message is None or message.deleted:
+            return
+        if self._simulation.random.random() < self.faults.comes_back:
+            self._fly(message, False)
+            self._hide(message, self._simulation.random.uniform(1, 300))
+            return
+        self._drop(message)
+
+    def change_visibility(self, handle: str, seconds: float) -> bool:
+        """Hide a message for so long from now; False if it is not in flight."""
+        assert 0 <= seconds <= LONGEST_VISIBILITY_SECONDS
+        message = self.messages.get(int(handle.partition("/")[0]))
+        if message is None or message.deleted or not message.in_flight or message.handle != handle:
+            return False
+        self._hide(message, seconds)
+        return True
+
+    def show_again(self, message: Message) -> None:
+        """Show a message although somebody has it."""
+        if not message.deleted:
+            self._hide(message, 0.0)
+
+    def waiting(self) -> list[Message]:
+        """Give everything on the queue, hidden or not."""
+        return [message for message in self.messages.values() if not message.deleted]
+
+    def visible(self) -> bool:
+        """Tell whether there may be something to receive."""
+        self._reveal()
+        return bool(self._visible)
+
+    def _hide(self, message: Message, seconds: float) -> None:
+        message.hidden += 1
+        until = self._simulation.now + seconds
+        heapq.heappush(self._hidden, (until, message.number, message, message.hidden))
+        self._nudge_later()
+
+    def _nudge_later(self) -> None:
+        if self._hidden and self._hidden[0][0] < self._nudge_at:
+            self._nudge_at = self._hidden[0][0]
+            self._simulation.at(self._nudge_at, self._nudge)
+
+    def _nudge(self) -> None:
+        if self._simulation.now >= self._nudge_at:
+            self._nudge_at = float("inf")
+        if self.visible():
+            self.on_visible()
+        self._nudge_later()
+
+    def _reveal(self) -> None:
+        now = self._simulation.now
+        while self._hidden and self._hidden[0][0] <= now:
+            _, _, message, hidden = heapq.heappop(self._hidden)
+            if message.hidden == hidden and not message.deleted:
+                self._fly(message, False)
+                self._show(message)
+
+    def _show(self, message: Message) -> None:
+        self._visible.setdefault(message.group, []).append(message)
+        self.on_visible()
+
+    def _group(self) -> str:
+        groups = list(self._visible)
+        if len(groups) == 1:
+            return groups[0]
+        flying = self._flying
+        quiet = [
+            group
+            for group in groups
+            if self._in_flight[group] < 30 or self._in_flight[group] <= flying / 10
+        ]
+        among = quiet or groups
+        weights = [len(self._visible[group]) for group in among]
+        return self._simulation.random.choices(among, weights)[0]
+
+    def _take(self, group: str) -> Message:
+        """Take any message of a group: a standard queue keeps no order."""
+        messages = self._visible[group]
+        number = self._simulation.random.randrange(len(messages))
+        messages[number], messages[-1] = messages[-1], messages[number]
+        message = messages.pop()
+        if not messages:
+            del self._visible[group]
+        return message
+
+    def _fly(self, message: Message, flies: bool) -> None:
+        if message.in_flight is not flies:
+            message.in_flight = flies
+            self._in_flight[message.group] += 1 if flies else -1
+            self._flying += 1 if flies else -1
+            self.most_in_flight = max(self.most_in_flight, self._flying)
+
+    def _drop(self, message: Message) -> None:
+        self._fly(message, False)
+        message.deleted = True
+        del self.messages[message.number]
+
+
+class SimSqs:
+    """Of boto3's SQS client, what the adapters call."""
+
+    def __init__(self, aws: Aws, queues: Mapping[str, Queue]) -> None:
+        self._aws = aws
+        self._queues = queues
+
+    def send_message(self, **arguments: Any) -> dict[str, Any]:
+        queue = self._queues[arguments.pop("QueueUrl")]
+        body = arguments.pop("MessageBody")
+        attributes = arguments.pop("MessageAttributes", {})
+        group = arguments.pop("MessageGroupId", "")
+        delay = arguments.pop("DelaySeconds", 0)
+        assert not arguments
+
+        def send() -> dict[str, Any]:
+            queue.send(body, attributes, group=group, delay=delay)
+            return {}
+
+        return self._aws.call(f"{queue.name}.send", send, 0.008)
+
+    def change_message_visibility_batch(self, **arguments: Any) -> dict[str, Any]:
+        queue = self._queues[arguments["QueueUrl"]]
+
+        def change() -> dict[str, Any]:
+            failed = [
+                {"Id": entry["Id"], "Code": "MessageNotInflight"}
+                for entry in arguments["Entries"]
+                if not queue.change_visibility(entry["ReceiptHandle"], entry["VisibilityTimeout"])
+            ]
+            return {"Successful": [], "Failed": failed}
+
+        return self._aws.call(f"{queue.name}.hide", change, 0.008)
+
+
+type Handler = Callable[[dict[str, Any], float], dict[str, Any]]
+
+
+@dataclass
+class Sandbox:
+    """A process with the function built in it."""
+
+    process: Process
+    handle: Handler
+
+
+@dataclass
+class EventSourceMapping:
+    """Lambda's mapping: as many batches at a time as its maximum concurrency says.
+
+    Attributes:
+        build: makes a new sandbox.
+        automatic: it polls by itself.
+        killed_per_batch: how often a sandbox is killed in the middle of a batch, as a probability.
+        errors: what functions raised.
+    """
+
+    simulation: Simulation
+    queue: Queue
+    build: Callable[[], Sandbox]
+    concurrency: int = 5
+    timeout: float = 30.0
+    automatic: bool = True
+    killed_per_batch: float = 0.0
+    errors: list[BaseException] = field(default_factory=list)
+    killed: int = 0
+    timeouts: int = 0
+    batches: int = 0
+    busy: dict[Process, list[Message]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._warm: list[Sandbox] = []
+        self.queue.on_visible = self._poll_soon
+        self._polling = False
+        self._poll_soon()
+
+    def _poll_soon(self) -> None:
+        if self.automatic and not self._polling and len(self.busy) < self.concurrency:
+            self._polling = True
+            self.simulation.at(
+                self.simulation.now + self.simulation.random.uniform(0.005, 0.03), self._poll
+            )
+
+    def _poll(self) -> None:
+        self._polling = False
+        if len(self.busy) < self.concurrency and self.poll():
+            self._poll_soon()
+
+    def poll(self, most: int = BATCH) -> bool:
+        """Start a batch, if there is anything to receive."""
+        messages = self.queue.receive(most)
+        if messages:
+            self._invoke(self._warm.pop() if self._warm else self.build(), messages)
+        return bool(messages)
+
+    def _invoke(self, sandbox: Sandbox, messages: list[Message]) -> None:
+        """Hand a batch to a sandbox; see to its end, whatever that is."""
+        simulation, process = self.simulation, sandbox.process
+        self.batches += 1
+        self.busy[process] = messages
+        event = {"Records": [message.record() for message in messages]}
+        done_at = simulation.now + self.timeout
+
+        def invocation() -> None:
+            answer = sandbox.handle(event, done_at)
+            failed = {entry["itemIdentifier"] for entry in answer["batchItemFailures"]}
+            assert failed <= {record["messageId"] for record in event["Records"]}
+            for record in event["Records"]:
+                if record["messageId"] not in failed:
+                    self.queue.delete(record["receiptHandle"])
+
+        def time_out() -> None:
+            if self.busy.get(process) is messages:
+                self.timeouts += 1
+                self.kill(process)
+
+        def crash() -> None:
+            if self.busy.get(process) is messages:
+                self.kill(process)
+
+        def returned(future: Future[Any]) -> None:
+            if self.busy.pop(process, None) is None:
+                return
+            error = future.exception()
+            if error is None:
+                self._warm.append(sandbox)
+            else:
+                self.errors.append(error)
+            self._poll_soon()
+
+        simulation.spawn(process, invocation).add_done_callback(returned)
+        simulation.at(done_at, time_out)
+        if simulation.random.random() < self.killed_per_batch:
+            # Most batches are over within a second.
+            simulation.at(simulation.now + simulation.random.expovariate(2.0), crash)
+
+    def kill(self, process: Process) -> None:
+        """End a sandbox in the middle of its batch."""
+        self.killed += 1
+        self.busy.pop(process, None)
+        self.simulation.kill(process)
+        self._poll_soon()

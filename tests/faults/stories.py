@@ -1,0 +1,303 @@
+"""Stories of one notification, short enough to be told again with a crash at each call out."""
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from tests.faults.blip import Fate, HistorySettings
+from tests.faults.simulation import Crash, Process, Side
+from tests.faults.world import Settings, World
+
+PHONE = "+5531999998888"
+
+
+def a_request(**changes: Any) -> dict[str, Any]:
+    return {
+        "id": "order-1",
+        "to": PHONE,
+        "template": {"name": "order_shipped", "language": "pt_BR", "body": ["Maria"]},
+    } | changes
+
+
+def _known(world: World) -> None:
+    world.know(PHONE)
+    world.publish(a_request())
+
+
+def _new(world: World) -> None:
+    world.publish(a_request())
+
+
+def _no_phone_number(world: World) -> None:
+    world.blip.fates[PHONE] = Fate(a_number=False)
+    world.publish(a_request())
+
+
+def _refused(world: World) -> None:
+    world.know(PHONE)
+    world.blip.fates[PHONE] = Fate(refused=True)
+    world.publish(a_request())
+
+
+def _expired(world: World) -> None:
+    past = datetime.fromtimestamp(world.simulation.now - 60, UTC).isoformat()
+    world.publish(a_request(valid_until=past))
+
+
+def _malformed(world: World) -> None:
+    world.publish("no JSON")
+
+
+def _conflict(world: World) -> None:
+    world.know(PHONE)
+    world.publish(a_request())
+    world.publish_at(world.simulation.now + 5, a_request(metadata={"other": "content"}))
+
+
+def _twice(world: World) -> None:
+    world.know(PHONE)
+    world.publish(a_request())
+    world.publish(a_request())
+
+
+def _retried(world: World) -> None:
+    world.know(PHONE)
+    world.blip.next_faults["messages"].extend(["unavailable", "refused"])
+    world.publish(a_request())
+
+
+def _throttled(world: World) -> None:
+    world.know(PHONE)
+    world.blip.next_faults["messages"].append("throttled")
+    world.publish(a_request())
+
+
+def _misconfigured(world: World) -> None:
+    world.know(PHONE)
+    world.blip.next_faults["messages"].extend(["unauthorized", "unauthorized"])
+    world.publish(a_request())
+
+
+def _swallowed(world: World) -> None:
+    world.know(PHONE)
+    world.blip.next_faults["messages"].append("swallowed")
+    world.publish(a_request())
+
+
+def _dropped(world: World) -> None:
+    world.know(PHONE)
+    world.blip.next_faults["messages"].append("dropped")
+    world.publish(a_request())
+
+
+def _dropped_for_good(world: World) -> None:
+    world.know(PHONE)
+    world.blip.next_faults["messages"].append("dropped")
+    world.publish(a_request(if_unknown="fail"))
+
+
+def _undelivered(world: World) -> None:
+    world.know(PHONE)
+    world.blip.fates[PHONE] = Fate(failing=[131047])
+    world.publish(a_request())
+
+
+def _unreachable(world: World) -> None:
+    world.know(PHONE)
+    world.blip.fates[PHONE] = Fate(failing=[131026])
+    world.publish(a_request())
+
+
+def _rate_limited(world: World) -> None:
+    world.know(PHONE)
+    world.blip.fates[PHONE] = Fate(failing=[131056])
+    world.publish(a_request())
+
+
+def _redriven(world: World) -> None:
+    _undelivered(world)
+
+    def redrive() -> None:
+        letters = world.letters()
+        for letter in letters:
+            world.redrive(letter)
+        if not letters:
+            world.later(world.simulation.now + 2000, redrive)
+
+    world.later(world.simulation.now + 2000, redrive)
+
+
+def _failed_unseen(world: World) -> None:
+    _swallowed(world)
+    world.blip.fates[PHONE] = Fate(failing=[131047])
+
+
+def _number_down(world: World) -> None:
+    world.know(PHONE)
+    world.blip.fates[PHONE] = Fate(failing=[131042])
+    world.publish(a_request())
+    world.publish_at(world.simulation.now + 60, a_request(id="order-2", to="+5531999997777"))
+
+
+@dataclass(frozen=True)
+class Story:
+    """One story.
+
+    Attributes:
+        begin: what happens from outside.
+        ends: the status in which it ends.
+        sent: how many messages BLiP gets.
+        receipts: whether they come; else only the history knows.
+        or_else: how it may end as well, if its sandbox is killed.
+    """
+
+    begin: Callable[[World], None]
+    ends: str
+    sent: int = 1
+    receipts: bool = True
+    or_else: str = ""
+
+
+STORIES = {
+    "known recipient": Story(_known, "consumed"),
+    "new recipient": Story(_new, "consumed"),
+    # Who has received it is not asked about any more.
+    "receipts asked for": Story(_known, "consumed", receipts=False, or_else="received"),
+    "no phone number": Story(_no_phone_number, "rejected", sent=0),
+    "refused by BLiP": Story(_refused, "rejected", sent=0),
+    "out of date": Story(_expired, "expired", sent=0),
+    "malformed": Story(_malformed, "", sent=0),
+    "other content under the same id": Story(_conflict, "consumed"),
+    "published twice": Story(_twice, "consumed"),
+    "retried": Story(_retried, "consumed"),
+    "throttled": Story(_throttled, "consumed"),
+    "wrong key, then right again": Story(_misconfigured, "consumed"),
+    "unknown, settled by receipts": Story(_swallowed, "consumed"),
+    "unknown, settled by the history": Story(
+        _swallowed, "consumed", receipts=False, or_else="received"
+    ),
+    "unknown, failed by the history": Story(_failed_unseen, "failed", receipts=False),
+    # Killed while it sends, it is an unknown once more; and nothing is sent again twice.
+    "unknown, denied, sent again": Story(_dropped, "consumed", or_else="failed"),
+    "unknown, denied, given up": Story(_dropped_for_good, "failed", sent=0),
+    "receipt: failed": Story(_undelivered, "failed"),
+    "receipt: cannot be reached": Story(_unreachable, "failed"),
+    "receipt: the whole number is down": Story(_number_down, "failed", sent=2),
+    "receipt: rate limit, sent again": Story(_rate_limited, "consumed", sent=2),
+    "failed, then redriven": Story(_redriven, "consumed", sent=2),
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a sandbox is killed.
+
+    Attributes:
+        number: the how manieth call out of the whole story.
+        call: its name.
+        where: before it, after it, or before it with the call under way all the same.
+    """
+
+    number: int
+    call: str
+    where: str
+
+    def __str__(self) -> str:
+        return f"{self.where} {self.number + 1}. {self.call}"
+
+
+WHERE: dict[str, tuple[Side, Crash]] = {
+    "before": ("before", "at once"),
+    "during": ("before", "under way"),
+    "after": ("after", "at once"),
+}
+
+
+def calls(story: Story) -> list[str]:
+    """Give the calls out of a story to which nothing happens, in their order."""
+    found: list[str] = []
+
+    def listen(process: Process, call: str, side: Side) -> None:
+        if side == "before":
+            found.append(f"{process.name.split()[0]}: {call}")
+
+    broken = _run(story, listen)
+    assert not broken, broken
+    return found
+
+
+def points(story: Story) -> Iterator[Point]:
+    """Give every place where its sandbox can be killed.
+
+    A poll that finds nothing to ask for is no part of the story.
+    """
+    for number, call in enumerate(calls(story)):
+        if call not in {"poller: secrets.get", "poller: ledger.query"}:
+            for where in WHERE:
+                yield Point(number, call, where)
+
+
+def killed_at(story: Story, *where: Point) -> list[str]:
+    """Run a story with its sandbox killed at these points; give what did not hold.
+
+    The second point counts from the first one on, and so forth.
+    """
+    left = list(where)
+    made = 0
+    numbers: dict[Process, int] = {}  # of each process's last call
+
+    def kill(process: Process, _: str, side: Side) -> Crash | None:
+        nonlocal made
+        if not left:
+            return None
+        if side == "before":
+            numbers[process] = made
+            made += 1
+        point_side, crash = WHERE[left[0].where]
+        if side != point_side or numbers.get(process) != left[0].number:
+            return None
+        left.pop(0)
+        made = 0
+        numbers.clear()
+        return crash
+
+    broken = _run(story, kill, kills=len(where))
+    if len(left) == len(where):
+        broken.append("it was not killed")
+    return broken
+
+
+def _run(
+    story: Story,
+    crash: Callable[[Process, str, Side], Crash | None],
+    *,
+    kills: int = 0,
+) -> list[str]:
+    # One sandbox after the other, so that the calls have one order.
+    settings = Settings(concurrency=1, webhook=story.receipts, history=HistorySettings(lag=60))
+    with World(1, settings=settings) as world:
+        world.simulation.straggles = False
+        world.simulation.crash = crash
+        world.blip.read = 1.0  # so that the story has one end
+        story.begin(world)
+        world.settle(at_most=4 * 86_400)
+        if not story.receipts:
+            with suppress(TimeoutError):
+                world.run_until(lambda: not world.tables["ledger"].polled, at_most=4 * 86_400)
+                world.settle()
+        broken = world.invariants.broken()
+        entry = world.entry(a_request())
+        status = entry.get("status", "")
+        sent = sum(map(len, world.blip.sent.values()))
+        if kills and story.or_else and status == story.or_else:
+            return broken
+        reasons = [item.get("reason") for item in world.tables["ledger"].items.values()]
+        if kills > 1 and "outcome_unknown" in reasons:
+            return broken  # killed twice while it was sending
+        if status != story.ends:
+            broken.append(f"it ended {status or 'nowhere'}, not {story.ends}")
+        if sent != story.sent:
+            broken.append(f"{sent} messages were sent, not {story.sent}")
+        return broken

@@ -1,0 +1,207 @@
+"""Requests of every kind, with everything going wrong at once."""
+
+import random
+from collections import Counter
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from tests.faults.blip import Account, BlipFaults, Fate, HistorySettings
+from tests.faults.dynamodb import AwsFaults
+from tests.faults.sqs import Message, QueueFaults
+from tests.faults.world import Faults, Settings, World
+
+# What is published, by weight.
+KINDS = {
+    "ordinary": 760,
+    "published twice": 40,
+    "other content under the same id": 10,
+    "soon out of date": 40,
+    "out of date": 10,
+    "malformed": 5,
+    "invalid": 5,
+    "unknown bot": 5,
+    "no phone number": 10,
+    "refused by BLiP": 5,
+    "receipt: failed for good": 20,
+    "receipt: cannot be reached": 10,
+    "receipt: rate limit, once": 20,
+    "receipt: rate limit, always": 5,
+    "receipt: possibly sent": 5,
+    "no receipt": 20,
+    "two to one person": 30,
+}
+FAILING = {
+    "receipt: failed for good": (131047,),
+    "receipt: cannot be reached": (131026,),
+    "receipt: rate limit, once": (131056,),
+    "receipt: rate limit, always": (131056, 131056, 131056),
+    "receipt: possibly sent": (86,),
+}
+
+WEATHER = Faults(
+    aws=AwsFaults(repeated=0.005, failed=0.002, slow=0.005, stale=0.2),
+    requests=QueueFaults(shown_twice=0.01, comes_back=0.01),
+    receipts=QueueFaults(shown_twice=0.01, comes_back=0.01),
+    killed_per_batch=0.02,
+    told_late=0.01,
+    receipts_lost=0.05,
+    receipts_twice=0.1,
+    skew=0.005,
+)
+BLIP_WEATHER = BlipFaults(
+    rates={
+        "refused": 0.01,
+        "unavailable": 0.01,
+        "dropped": 0.01,
+        "swallowed": 0.01,
+        "gateway": 0.005,
+        "slow": 0.01,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Storm:
+    """One storm.
+
+    Attributes:
+        history: BLiP's history can be asked, and receipts come; else neither.
+        if_unknown: what the producers want, or a mixture.
+        per_second: how fast requests are published; above the plan, so that a backlog grows.
+        redriven: which share of the dead letters an operator puts back.
+    """
+
+    requests: int
+    seed: int = 1
+    history: bool = True
+    if_unknown: Literal["resend", "fail"] | None = None
+    per_second: float = 150
+    plan: float = 100
+    redriven: float = 0.3
+
+
+@dataclass
+class Result:
+    """What came of a storm."""
+
+    requests: int
+    seconds: float
+    broken: list[str]
+    outcomes: Counter[str]
+    letters: Counter[str]
+    sent_twice: int
+    lost: int
+    killed: int
+    throttled: int
+    most_receives: int
+
+
+def weather(rng: random.Random, storm: Storm, start: float) -> Faults:
+    """Faults at all times, and spells: a wrong key, an outage, a 429 out of the blue."""
+    length = storm.requests / storm.per_second
+    spells: list[Any] = []
+    for fault, seconds in (
+        ("unauthorized", 20),
+        ("refused", 40),
+        ("dropped", 15),
+        ("throttled", 1),
+    ):
+        for _ in range(1 + int(length / 600)):
+            begin = start + rng.uniform(0.1, 0.9) * length
+            spells.append((begin, begin + seconds, fault, None))
+    faults = replace(WEATHER, blip=replace(BLIP_WEATHER, spells=spells))
+    return faults if storm.history else replace(faults, receipts_lost=1.0)
+
+
+def run(storm: Storm) -> Result:
+    """Let a storm rage until all is quiet, and look at what is left."""
+    rng = random.Random(storm.seed)
+    faults = weather(rng, storm, 1_800_000_000.0)
+    settings = Settings(concurrency=8, history=HistorySettings(kept=storm.history))
+    bots = [Account(name, storm.plan, 4 * storm.plan) for name in ("default", "clinic")]
+    with World(storm.seed, bots=bots, faults=faults, settings=settings) as world:
+        start = world.simulation.now
+        for number in range(storm.requests):
+            at = start + rng.uniform(0, storm.requests / storm.per_second)
+            _publish(world, storm, rng, number, at)
+        seconds = world.settle()
+        if storm.redriven:
+            _redrive(world, rng, storm.redriven)
+            seconds += world.settle()
+        sent = world.blip.sent
+        reasons = Counter(
+            letter.attributes["reason"]["StringValue"] for letter in world.invariants.letters
+        )
+        broken = world.invariants.broken()
+        return Result(
+            requests=storm.requests,
+            seconds=seconds,
+            broken=broken,
+            outcomes=world.outcomes,
+            letters=reasons,
+            sent_twice=sum(len(messages) > 1 for messages in sent.values()),
+            lost=sum(" lost: " in f" {what}" for what in broken),
+            killed=world.sending.killed + world.recording.killed,
+            throttled=sum(bot.throttled for bot in bots),
+            most_receives=world.requests.most_receives,
+        )
+
+
+def _publish(world: World, storm: Storm, rng: random.Random, number: int, at: float) -> None:
+    kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
+    phone = f"+55319{number:08}"
+    body: dict[str, Any] = {
+        "id": f"n-{number}",
+        "to": phone,
+        "template": {"name": "order_shipped", "language": "pt_BR", "body": ["Maria", str(number)]},
+        "bot": rng.choice(["default", "clinic"]),
+        "if_unknown": storm.if_unknown or rng.choice(["resend", "fail"]),
+    }
+    fate = Fate(failing=FAILING.get(kind, ()))
+    match kind:
+        case "published twice":
+            world.publish_at(at + rng.choice([0, 0.2, 30, 4000]), body)
+        case "other content under the same id":
+            other = body | {"metadata": {"other": "content"}}
+            world.publish_at(at + rng.choice([0, 0.2, 30, 4000]), other)
+        case "soon out of date":
+            body["valid_until"] = _iso(at + rng.choice([1, 20, 120, 900, 3000]))
+        case "out of date":
+            body["valid_until"] = _iso(at - 60)
+        case "malformed":
+            world.publish_at(at, f"no JSON {number}")
+            return
+        case "invalid":
+            body["to"] = "1234"
+        case "unknown bot":
+            body["bot"] = "nobody"
+        case "no phone number":
+            fate.a_number = False
+        case "refused by BLiP":
+            fate.refused = True
+        case "no receipt":
+            fate.silent = True
+        case "two to one person":
+            world.publish_at(at + rng.choice([0, 0.1, 2]), body | {"id": f"n-{number}-second"})
+        case _:
+            pass
+    if fate != Fate():
+        world.blip.fates[phone] = fate
+    world.publish_at(at, body)
+
+
+def _redrive(world: World, rng: random.Random, share: float) -> None:
+    """Put some of the dead letters back, as the console does, within an hour."""
+
+    def put_back(letter: Message, *, with_attributes: bool) -> None:
+        at = world.simulation.now + rng.uniform(0, 3600)
+        world.later(at, lambda: world.redrive(letter, with_attributes=with_attributes))
+
+    for letter in world.letters():
+        if rng.random() < share:
+            put_back(letter, with_attributes=rng.random() < 0.8)
+
+
+def _iso(time: float) -> str:
+    return datetime.fromtimestamp(time, UTC).isoformat(timespec="milliseconds")

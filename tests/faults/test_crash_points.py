@@ -1,0 +1,31 @@
+"""A sandbox killed before, during and after every call out of every story."""
+
+import random
+
+import pytest
+
+from tests.faults import stories
+from tests.faults.stories import STORIES, Story
+
+
+@pytest.mark.parametrize("story", STORIES.values(), ids=STORIES.keys())
+def test_a_kill_at_any_call_loses_nothing_and_sends_nothing_twice(story: Story) -> None:
+    broken = {
+        str(point): problems
+        for point in stories.points(story)
+        if (problems := stories.killed_at(story, point))
+    }
+
+    assert broken == {}
+
+
+def test_two_kills_in_a_row_do_no_more_harm_than_one() -> None:
+    chance = random.Random(3)
+    broken = {}
+    for name, story in STORIES.items():
+        points = list(stories.points(story))
+        for first, second in zip(*(chance.choices(points, k=8) for _ in range(2)), strict=True):
+            if problems := stories.killed_at(story, first, second):
+                broken[f"{name}: {first}, {second}"] = problems
+
+    assert broken == {}

@@ -1,0 +1,32 @@
+"""Everything goes wrong at once, in a simulated world."""
+
+import pytest
+
+from tests.faults.storm import Storm, run
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_storm_loses_nothing_and_sends_nothing_twice(seed: int) -> None:
+    result = run(Storm(600, seed=seed))
+
+    assert result.broken == []
+    assert (result.lost, result.sent_twice) == (0, 0)
+    # It was one: sandboxes were killed, and sends had no answer.
+    assert result.killed > 0
+    assert result.outcomes["unknown"] > 0
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_without_any_history_what_must_not_be_sent_twice_is_not(seed: int) -> None:
+    result = run(Storm(400, seed=seed, history=False, if_unknown="fail"))
+
+    assert result.broken == []
+    assert (result.lost, result.sent_twice) == (0, 0)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_without_any_history_what_must_not_be_lost_is_not(seed: int) -> None:
+    result = run(Storm(400, seed=seed, history=False, if_unknown="resend"))
+
+    assert result.broken == []
+    assert result.lost == 0

@@ -1,0 +1,444 @@
+"""The product in a simulated world: everything real but AWS, BLiP, the clock and the threads.
+
+The real composition roots build the real use cases with the real adapters; the names through which
+they reach the outside are replaced while a world is open. What each part stands in for:
+
+    simulation.py   clock, threads, sandboxes that are killed
+    dynamodb.py     the tables        sqs.py    the queues and Lambda's mapping
+    blip.py         BLiP              here      secrets, event bus, webhook, operator
+"""
+
+import base64
+import json
+import logging
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from types import SimpleNamespace, TracebackType
+from typing import Any, Self
+from unittest import mock
+
+from notifier.request import ledger_key
+from notifier.runtime import polling as polling_root
+from notifier.runtime import recording as recording_root
+from notifier.runtime import sending as sending_root
+from notifier.settings import (
+    PollReceiptsSettings,
+    RecordReceiptSettings,
+    SendNotificationSettings,
+)
+from tests.faults.blip import Account, BlipFaults, HistorySettings, SimBlip, identity_of
+from tests.faults.dynamodb import Aws, AwsFaults, SimTable
+from tests.faults.invariants import Invariants
+from tests.faults.simulation import Process, SimFuture, SimLock, SimThreads, Simulation
+from tests.faults.sqs import EventSourceMapping, Message, Queue, QueueFaults, Sandbox, SimSqs
+
+BOTS = "bots"
+# What the code may log about AWS's faults, and about an event that could not be told.
+FORESEEN = {"EndpointConnectionError", "ClientError", "NotTold"}
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Everything that can go wrong.
+
+    Attributes:
+        killed_per_batch: a sandbox is killed in the middle of a batch.
+        told_late: EventBridge refuses an event.
+        receipts_lost, receipts_twice: on the way from BLiP to the receipts queue.
+        skew: by how many seconds sandboxes' clocks differ from the true time at most.
+    """
+
+    aws: AwsFaults = field(default_factory=AwsFaults)
+    requests: QueueFaults = field(default_factory=QueueFaults)
+    receipts: QueueFaults = field(default_factory=QueueFaults)
+    blip: BlipFaults = field(default_factory=BlipFaults)
+    killed_per_batch: float = 0.0
+    told_late: float = 0.0
+    receipts_lost: float = 0.0
+    receipts_twice: float = 0.0
+    skew: float = 0.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the stack is deployed, where it differs from the template's defaults."""
+
+    concurrency: int = 5
+    timeout: float = 30.0
+    policy: Mapping[str, int] = field(default_factory=dict)
+    webhook: bool = True
+    history: HistorySettings = field(default_factory=HistorySettings)
+    latency: tuple[float, float] = (0.04, 0.25)
+    manual: bool = False
+
+
+# The template's parameters.
+POLICY = {
+    "penalty_seconds": 120,
+    "breaker_wait_seconds": 600,
+    "backoff_base_seconds": 5,
+    "backoff_max_seconds": 900,
+    "settle_window_seconds": 900,
+    "max_attempts": 20,
+    "max_wait_seconds": 604_800,
+    "identity_ttl_seconds": 518_400,
+    "identity_negative_ttl_seconds": 86_400,
+}
+
+
+class World:
+    """The deployed stack with its surroundings.
+
+    Attributes:
+        outcomes: what the functions counted.
+        told: the details of the events that were published, by notification id.
+        unforeseen: errors that no code expects, whatever fails outside.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        bots: Iterable[Account] | None = None,
+        faults: Faults | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        self.faults = faults = faults or Faults()
+        self.settings = settings = settings or Settings()
+        self.simulation = Simulation(seed, manual=settings.manual)
+        aws = Aws(self.simulation, faults.aws)
+        self.tables = {name: SimTable(name, aws) for name in ("ledger", "identities")}
+        self.requests = Queue(self.simulation, "requests", faults=faults.requests)
+        self.receipts = Queue(self.simulation, "receipts", max_receives=100, faults=faults.receipts)
+        self.dead_letters = Queue(self.simulation, "dead-letters")
+        self.bots = {account.name: account for account in bots or [Account("default")]}
+        self.blip = SimBlip(
+            self.simulation,
+            {_key(name): bot for name, bot in self.bots.items()},
+            faults=faults.blip,
+            history=settings.history,
+            latency=settings.latency,
+            manual_receipts=settings.manual,
+        )
+        self.blip.on_receipt = self._push
+        self.outcomes: Counter[str] = Counter()
+        self.told: dict[str, list[dict[str, Any]]] = {}
+        self.unforeseen: list[str] = []
+        self._aws = aws
+        self._clients = {
+            "sqs": SimSqs(
+                aws,
+                {
+                    "requests": self.requests,
+                    "receipts": self.receipts,
+                    "dead-letters": self.dead_letters,
+                },
+            ),
+            "secretsmanager": SimpleNamespace(get_secret_value=self._secret),
+            "events": SimpleNamespace(put_events=self._put_events),
+            "dynamodb": object(),
+        }
+        self._sandboxes = 0
+        self._planned = 0
+        self._patches = ExitStack()
+        self.invariants = Invariants(self)
+
+    def __enter__(self) -> Self:
+        random.seed(self.simulation.random.random())
+        made = SimpleNamespace(now=self.now, sleep=self.simulation.sleep)
+        clock = mock.Mock(return_value=made, now=self.now)  # made, and used as it is
+        names = {
+            "boto3": SimpleNamespace(client=lambda name, **_: self._clients[name]),
+            "Table": lambda _, name: self.tables[name],
+            "SystemClock": clock,
+            "ThreadPoolExecutor": lambda _: SimThreads(self.simulation),
+            "BlipClient": lambda *_: self.blip,
+        }
+        for root in (sending_root, recording_root, polling_root):
+            for name, value in names.items():
+                if hasattr(root, name):
+                    self._patches.enter_context(mock.patch.object(root, name, value))
+        for module in ("notifier.turn", "notifier.aws.identities", "notifier.aws.secrets"):
+            self._patches.enter_context(mock.patch(f"{module}.Lock", self._lock))
+        self._patches.enter_context(mock.patch("notifier.polling.wait", _wait))
+        self._patches.enter_context(mock.patch("notifier.telemetry.count", self._count))
+        self._patches.enter_context(mock.patch("notifier.telemetry.count_by", _nothing))
+        self._patches.enter_context(_Logged(self._log))
+        self._patches.enter_context(self.simulation)
+        automatic = not self.settings.manual
+        self.sending = EventSourceMapping(
+            self.simulation,
+            self.requests,
+            self._sender,
+            concurrency=self.settings.concurrency,
+            timeout=self.settings.timeout,
+            killed_per_batch=self.faults.killed_per_batch,
+            automatic=automatic,
+        )
+        self.recording = EventSourceMapping(
+            self.simulation,
+            self.receipts,
+            self._recorder,
+            concurrency=self.settings.concurrency,
+            killed_per_batch=self.faults.killed_per_batch,
+            automatic=automatic,
+        )
+        if not self.settings.webhook:
+            self._poll_every_minute()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._patches.close()
+
+    def now(self) -> float:
+        """Give the time as whoever asks sees it."""
+        process = self.simulation.process
+        return self.simulation.now + (process.skew if process else 0.0)
+
+    # --- what happens from outside ----------------------------------------------------------------
+
+    def publish(self, request: Mapping[str, Any] | str) -> Message:
+        """Put a request on the queue, now."""
+        body = request if isinstance(request, str) else json.dumps(request)
+        group = "default" if isinstance(request, str) else request.get("bot", "default")
+        self.invariants.published(body)
+        return self.requests.send(body, group=str(group))
+
+    def publish_at(self, time: float, request: Mapping[str, Any] | str) -> None:
+        """Put a request on the queue, later."""
+        self.later(time, lambda: self.publish(request))
+
+    def later(self, time: float, action: Callable[[], object]) -> None:
+        """Do something at a time; nothing is quiet before."""
+        self._planned += 1
+
+        def happen() -> None:
+            self._planned -= 1
+            action()
+
+        self.simulation.at(time, happen)
+
+    def redrive(self, letter: Message, *, with_attributes: bool = True) -> None:
+        """Put a dead letter back, as the console does; attributes may get lost on the way."""
+        self.dead_letters.delete(f"{letter.number}/0")
+        self.invariants.redriven(letter)
+        attributes = letter.attributes if with_attributes else {}
+        self.requests.send(letter.body, attributes, group="default")
+
+    def letters(self) -> list[Message]:
+        """Give all dead letters."""
+        return self.dead_letters.waiting()
+
+    def entry(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Give the ledger's item of a request; empty if there is none."""
+        key = ledger_key(str(request.get("bot", "default")), str(request["id"]))
+        return self.tables["ledger"].items.get(key, {})
+
+    def know(self, phone: str, bot: str = "default") -> None:
+        """Let the identities hold a number."""
+        good_until = self.simulation.now + 500_000
+        self.tables["identities"].items[f"{bot}/{phone}"] = {
+            "key": f"{bot}/{phone}",
+            "address": identity_of(phone),
+            "good_until": round(good_until * 1000),
+            "expires_at": round(good_until),
+        }
+
+    # --- letting it go on -------------------------------------------------------------------------
+
+    def run(self, seconds: float) -> None:
+        """Let everything go on for so long."""
+        self.simulation.run(seconds)
+
+    def run_until(
+        self, condition: Callable[[], bool], *, at_most: float, every: float = 10.0
+    ) -> float:
+        """Let everything go on until the condition holds; give the seconds that took.
+
+        Raises:
+            TimeoutError: it did not come to hold.
+        """
+        start = self.simulation.now
+        while not condition():
+            if self.simulation.now - start > at_most:
+                raise TimeoutError(f"not so after {at_most:g} simulated seconds")
+            self.simulation.run(every)
+        return self.simulation.now - start
+
+    def settle(self, *, at_most: float = 86_400) -> float:
+        """Let everything go on until nothing is left to be done; give the seconds that took.
+
+        What never ends is no error here: the invariants find it.
+        """
+        start = self.simulation.now
+        with suppress(TimeoutError):
+            self.run_until(lambda: self.quiet() or bool(self.requests.exhausted), at_most=at_most)
+        return self.simulation.now - start
+
+    def quiet(self) -> bool:
+        """Tell whether nothing is left to be done."""
+        return not (
+            self.requests.messages
+            or self.receipts.messages
+            or self.sending.busy
+            or self.recording.busy
+            or self.blip.pending_receipts
+            or self._planned
+        )
+
+    # --- the functions' surroundings --------------------------------------------------------------
+
+    def _process(self, name: str) -> Process:
+        self._sandboxes += 1
+        skew = self.simulation.random.uniform(-self.faults.skew, self.faults.skew)
+        return Process(f"{name} {self._sandboxes}", skew)
+
+    def _sender(self) -> Sandbox:
+        policy = POLICY | dict(self.settings.policy)
+        function = sending_root.send_notification(
+            SendNotificationSettings(
+                ledger_table="ledger",
+                identities_table="identities",
+                requests_queue_url="requests",
+                dead_letters_queue_url="dead-letters",
+                bots_secret_arn=BOTS,
+                event_bus="bus",
+                **policy,
+            )
+        )
+        return Sandbox(
+            self._process("sender"), lambda event, end: function.handle(event, self._context(end))
+        )
+
+    def _recorder(self) -> Sandbox:
+        function = recording_root.record_receipt(
+            RecordReceiptSettings(
+                ledger_table="ledger",
+                identities_table="identities",
+                requests_queue_url="requests",
+                dead_letters_queue_url="dead-letters",
+                event_bus="bus",
+                tell_every_receipt="false",
+            )
+        )
+        return Sandbox(self._process("recorder"), lambda event, _: function.handle(event))
+
+    def _poll_every_minute(self) -> None:
+        function = polling_root.poll_receipts(
+            PollReceiptsSettings(
+                ledger_table="ledger",
+                identities_table="identities",
+                bots_secret_arn=BOTS,
+                receipts_queue_url="receipts",
+                penalty_seconds=POLICY["penalty_seconds"],
+            )
+        )
+
+        def poll() -> None:
+            end = self.simulation.now + 58
+            process = self._process("poller")
+            self.simulation.spawn(process, lambda: function.handle(self._context(end)))
+            self.simulation.at(end, lambda: self.simulation.kill(process))
+            self.simulation.at(self.simulation.now + 60, poll)
+
+        self.simulation.at(self.simulation.now + 60, poll)
+
+    def _context(self, end: float) -> Any:
+        return SimpleNamespace(
+            get_remaining_time_in_millis=lambda: max(0, int((end - self.simulation.now) * 1000))
+        )
+
+    def _secret(self, **arguments: Any) -> dict[str, Any]:
+        assert arguments == {"SecretId": BOTS}
+
+        def get() -> dict[str, Any]:
+            bots = {
+                bot.name: {
+                    "key": key,
+                    "messages_per_second": bot.messages_per_second,
+                    "commands_per_second": bot.commands_per_second,
+                    "receipts": "webhook" if self.settings.webhook else "history",
+                }
+                for key, bot in self.blip.accounts.items()
+            }
+            return {"SecretString": json.dumps(bots)}
+
+        return self._aws.call("secrets.get", get, 0.02)
+
+    def _put_events(self, **arguments: Any) -> dict[str, Any]:
+        def put() -> dict[str, Any]:
+            answers: list[dict[str, Any]] = []
+            for entry in arguments["Entries"]:
+                if self.simulation.random.random() < self.faults.told_late:
+                    answers.append({"ErrorCode": "InternalFailure"})
+                    continue
+                detail = json.loads(entry["Detail"])
+                self.told.setdefault(detail["id"], []).append(detail)
+                answers.append({"EventId": "1"})
+            return {"Entries": answers}
+
+        return self._aws.call("events.put", put, 0.01)
+
+    def _push(self, envelope: dict[str, Any], bot: str) -> None:
+        """Bring a receipt to the receipts queue, as the webhook does."""
+        assert bot
+        chance = self.simulation.random
+        if not self.settings.webhook or chance.random() < self.faults.receipts_lost:
+            return
+        times = 2 if chance.random() < self.faults.receipts_twice else 1
+        for _ in range(times):
+            self.receipts.send(
+                json.dumps(envelope),
+                delay=chance.choice([0, 0, 0, 1, 5, 60]) if self.faults.receipts_twice else 0,
+            )
+
+    def _lock(self) -> SimLock:
+        return SimLock(self.simulation)
+
+    def _count(self, what: Iterable[str]) -> None:
+        self.outcomes.update(map(str, what))
+
+    def _log(self, record: logging.LogRecord) -> None:
+        error = getattr(record, "error", None)
+        if error is not None and error not in FORESEEN:
+            stack = "".join(getattr(record, "stack", ()))
+            self.unforeseen.append(f"{record.getMessage()}: {error}\n{stack}")
+
+
+def _nothing(*_: object) -> None:
+    pass
+
+
+def _wait(futures: Iterable[SimFuture]) -> None:
+    for future in futures:
+        future.exception()
+
+
+class _Logged(ExitStack):
+    """Sends the package's errors to a function, and nothing of it to a terminal."""
+
+    def __init__(self, log: Callable[[logging.LogRecord], None]) -> None:
+        super().__init__()
+        self._log = log
+
+    def __enter__(self) -> Self:
+        logger = logging.getLogger("notifier")
+        handler = logging.Handler(logging.ERROR)
+        handler.emit = self._log  # type: ignore[method-assign,assignment] # all that a handler does
+        self.enter_context(mock.patch.object(logger, "handlers", [handler]))
+        self.enter_context(mock.patch.object(logger, "propagate", False))
+        self.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.ERROR)
+        return super().__enter__()
+
+
+def _key(name: str) -> str:
+    return "Key " + base64.b64encode(f"{name}:secret".encode()).decode()

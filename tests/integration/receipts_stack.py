@@ -1,0 +1,224 @@
+"""What follows a send, over moto: the webhook, recording, polling, and who listens to the events.
+
+And a clock that is put forward, for whatever takes its time.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import boto3
+import pytest
+
+from notifier.runtime import polling, receiving, recording, sending
+from notifier.runtime.polling import PollReceipts, poll_receipts
+from notifier.runtime.receiving import ReceiveReceipt, receive_receipt
+from notifier.runtime.recording import RecordReceipt, record_receipt
+from notifier.settings import (
+    PollReceiptsSettings,
+    ReceiveReceiptSettings,
+    RecordReceiptSettings,
+)
+
+if TYPE_CHECKING:
+    from mypy_boto3_events import EventBridgeClient
+
+    from tests.integration.conftest import Aws
+
+type Json = dict[str, Any]
+
+SECRET = "s3cret-of-the-webhook"  # noqa: S105 - of no webhook anywhere
+
+
+class SimulatedClock:
+    """The machine's clock, put forward instead of waited for. Stands in for `SystemClock`."""
+
+    def __init__(self) -> None:
+        self._ahead = 0.0
+        self._lock = threading.Lock()
+        self.slept: list[float] = []
+
+    def __call__(self) -> "SimulatedClock":
+        return self
+
+    def now(self) -> float:
+        return time.time() + self._ahead
+
+    def sleep(self, seconds: float) -> None:
+        until = self.now() + seconds
+        with self._lock:
+            if seconds > 0:
+                self.slept.append(seconds)
+            self._ahead = max(self._ahead, until - time.time())
+
+    def advance(self, seconds: float) -> None:
+        with self._lock:
+            self._ahead += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimulatedClock:
+    simulated = SimulatedClock()
+    for module in (sending, receiving, recording, polling):
+        monkeypatch.setattr(module, "SystemClock", simulated)
+    return simulated
+
+
+@dataclass
+class ReceiptsStack:
+    """The functions that follow receipts, with their AWS.
+
+    Attributes:
+        listener_url: a queue that an EventBridge rule sends every status event to.
+    """
+
+    aws: "Aws"
+    events: "EventBridgeClient"
+    queue_url: str
+    listener_url: str
+    webhook_secret: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def webhook(self) -> ReceiveReceipt:
+        return receive_receipt(ReceiveReceiptSettings(self.queue_url, self.webhook_secret))
+
+    @cached_property
+    def recorder(self) -> RecordReceipt:
+        values: dict[str, Any] = {
+            "ledger_table": "ledger",
+            "identities_table": "identities",
+            "requests_queue_url": self.aws.requests_url,
+            "dead_letters_queue_url": self.aws.dead_letters_url,
+            "event_bus": "default",
+            "tell_every_receipt": "false",
+        }
+        return record_receipt(RecordReceiptSettings(**(values | self.overrides)))
+
+    @cached_property
+    def poller(self) -> PollReceipts:
+        return poll_receipts(
+            PollReceiptsSettings("ledger", "identities", self.aws.secret, self.queue_url, 120)
+        )
+
+    def post(
+        self, body: object, *, secret: str | None = SECRET, base64: bool = False, **changes: Any
+    ) -> Json:
+        """Call the webhook as the HTTP API does; a text is the body as it stands."""
+        headers = {"content-type": "application/json", "host": "example.com"}
+        if secret is not None:
+            headers["x-receipts-secret"] = secret
+        event = {
+            "version": "2.0",
+            "routeKey": "POST /receipts",
+            "rawPath": "/receipts",
+            "headers": headers,
+            "body": body if isinstance(body, str) else json.dumps(body),
+            "isBase64Encoded": base64,
+        }
+        return self.webhook.handle(event | changes)
+
+    def record(self, *receipts: str | Json) -> list[str]:
+        """Hand these to the function as one batch; give the bodies that have to come back."""
+        records = [
+            {
+                "messageId": str(uuid4()),
+                "body": receipt if isinstance(receipt, str) else json.dumps(receipt),
+            }
+            for receipt in receipts
+        ]
+        answer = self.recorder.handle({"Records": records})
+        failed = {entry["itemIdentifier"] for entry in answer["batchItemFailures"]}
+        assert failed <= {record["messageId"] for record in records}
+        return [record["body"] for record in records if record["messageId"] in failed]
+
+    def poll(self, seconds: float = 60) -> int:
+        """Let the schedule strike once; the number of messages asked about."""
+        context: Any = SimpleNamespace(get_remaining_time_in_millis=lambda: seconds * 1000)
+        return self.poller.handle(context)["asked"]
+
+    def waiting(self) -> list[Json]:
+        """Take all receipts off their queue."""
+        return [json.loads(body) for body in self._take(self.queue_url)]
+
+    def told(self) -> list[Json]:
+        """Take what the listener has heard: EventBridge's events whole."""
+        return [json.loads(body) for body in self._take(self.listener_url)]
+
+    def _take(self, url: str) -> list[str]:
+        bodies = []
+        while messages := self.aws.sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10).get(
+            "Messages"
+        ):
+            for message in messages:
+                bodies.append(message["Body"])
+                self.aws.sqs.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
+        return bodies
+
+
+@pytest.fixture
+def receipts(aws: "Aws") -> Iterator[ReceiptsStack]:
+    aws.dynamodb.update_table(
+        TableName="ledger",
+        AttributeDefinitions=[
+            {"AttributeName": "key", "AttributeType": "S"},
+            {"AttributeName": "poll_bot", "AttributeType": "S"},
+            {"AttributeName": "poll_at", "AttributeType": "N"},
+        ],
+        GlobalSecondaryIndexUpdates=[
+            {
+                "Create": {
+                    "IndexName": "polls",
+                    "KeySchema": [
+                        {"AttributeName": "poll_bot", "KeyType": "HASH"},
+                        {"AttributeName": "poll_at", "KeyType": "RANGE"},
+                    ],
+                    "Projection": {
+                        "ProjectionType": "INCLUDE",
+                        "NonKeyAttributes": ["generation", "poll_since"],
+                    },
+                }
+            }
+        ],
+    )
+    queue_url = aws.sqs.create_queue(QueueName="receipts")["QueueUrl"]
+    listener_url = aws.sqs.create_queue(QueueName="listener")["QueueUrl"]
+    events = boto3.client("events")
+    events.put_rule(
+        Name="upstream",
+        EventPattern=json.dumps(
+            {"source": ["blip-notifier"], "detail-type": ["Notification Status Changed"]}
+        ),
+    )
+    attributes = aws.sqs.get_queue_attributes(QueueUrl=listener_url, AttributeNames=["QueueArn"])
+    events.put_targets(
+        Rule="upstream", Targets=[{"Id": "queue", "Arn": attributes["Attributes"]["QueueArn"]}]
+    )
+    secret = aws.secrets_manager.create_secret(Name="webhook", SecretString=SECRET)["ARN"]
+    stack = ReceiptsStack(aws, events, queue_url, listener_url, secret)
+    yield stack
+    built = vars(stack)
+    if "recorder" in built:
+        stack.recorder.close()
+    if "poller" in built:
+        stack.poller.close()
+
+
+def a_receipt(message_id: str, event: str, code: int | None = None, **members: Any) -> Json:
+    """A receipt as BLiP posts it."""
+    receipt: Json = {
+        "id": message_id,
+        "from": "553199998888@wa.gw.msging.net",
+        "to": "bot@msging.net/instance",
+        "event": event,
+        "metadata": {"#message.to": "553199998888@wa.gw.msging.net", "#wa.timestamp": "1700000000"},
+    }
+    if code is not None:
+        receipt["reason"] = {"code": code, "description": "to +5531999998888"}
+    return receipt | members

@@ -1,0 +1,1748 @@
+"""One suite for what holds state: the real adapters on moto, and the fakes of the unit tests.
+
+Whatever is asserted of both is behaviour that the use cases rely on. The last part of each chapter
+is about the real ones only: lost answers, and what AWS leaves undone.
+"""
+
+import contextlib
+import json
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any, Protocol, cast
+
+import boto3
+import pytest
+from botocore.exceptions import ClientError
+
+from notifier.aws import identities as identities_module
+from notifier.aws.identities import DynamoDbIdentities
+from notifier.aws.ledger import DynamoDbLedger
+from notifier.aws.pacing import DynamoDbPacing
+from notifier.aws.queues import DeadLettersQueue, RequestsQueue, queued_request
+from notifier.aws.secrets import SecretsManagerBots
+from notifier.aws.table import Table
+from notifier.bots import Bot, Bots, BotsSecretError, BrokenBot
+from notifier.failures import Reason
+from notifier.lifecycle import SENT_OR_LATER, UNDELIVERED, Status
+from notifier.records import (
+    BotState,
+    Claim,
+    ClaimLost,
+    Identity,
+    LookUpLease,
+    Notification,
+    QueuedRequest,
+    Receipt,
+    Reservation,
+    Standing,
+)
+from tests.fakes import (
+    KEY,
+    OTHER_KEY,
+    Clock,
+    FakeIdentities,
+    FakeLedger,
+    FakePacing,
+    FakeSecrets,
+    FakeTable,
+    Item,
+    a_notification,
+)
+from tests.integration.conftest import Aws
+
+MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
+LEASE = 30.0
+HORIZON = 3.0
+
+RECIPIENT = ("default", "+5531999998888")
+ADDRESS = "553199998888@wa.gw.msging.net"
+TTL, NEGATIVE_TTL = 6 * 86_400, 86_400
+
+
+class Backend(Protocol):
+    """Somewhere to keep state, and what several sandboxes see of it."""
+
+    clock: Clock
+
+    def ledger(self) -> Any: ...
+    def identities(self, *, uniform: Callable[[float, float], float] = max) -> Any: ...
+    def pacing(self) -> Any: ...
+    def secrets(self) -> Any: ...
+    def put_secret(self, text: str) -> None: ...
+    def item(self, table: str, key: str) -> Item: ...
+    def change(self, table: str, key: str, **attributes: Any) -> None: ...
+    def remember_at_most(self, entries: int) -> None: ...
+
+
+class Fakes:
+    """The fakes, on tables in memory."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self._tables = {"ledger": FakeTable(), "identities": FakeTable()}
+        self._entries = 10_000
+        self._text = "{}"
+
+    def ledger(self) -> FakeLedger:
+        return FakeLedger(self._tables["ledger"], self.clock.now)
+
+    def identities(self, *, uniform: Callable[[float, float], float] = max) -> FakeIdentities:
+        return FakeIdentities(
+            self._tables["identities"],
+            now=self.clock.now,
+            ttl_seconds=TTL,
+            negative_ttl_seconds=NEGATIVE_TTL,
+            uniform=uniform,
+            memory_entries=self._entries,
+        )
+
+    def pacing(self) -> FakePacing:
+        return FakePacing(self._tables["identities"], self.clock.now)
+
+    def secrets(self) -> FakeSecrets:
+        return FakeSecrets(lambda: self._text, self.clock.now)
+
+    def put_secret(self, text: str) -> None:
+        self._text = text
+
+    def item(self, table: str, key: str) -> Item:
+        return self._tables[table].get(key)
+
+    def change(self, table: str, key: str, **attributes: Any) -> None:
+        self._tables[table].items[key] |= attributes
+
+    def remember_at_most(self, entries: int) -> None:
+        self._entries = entries
+
+
+class RealOnes:
+    """The adapters, on moto."""
+
+    def __init__(self, aws: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.clock = Clock()
+        self._aws = aws
+        self._monkeypatch = monkeypatch
+
+    def table(self, name: str, dynamodb: Any = None) -> Table:
+        return Table(dynamodb or self._aws.dynamodb, name)
+
+    def ledger(self, dynamodb: Any = None) -> DynamoDbLedger:
+        return DynamoDbLedger(self.table("ledger", dynamodb), self.clock.now)
+
+    def identities(
+        self, *, uniform: Callable[[float, float], float] = max, dynamodb: Any = None
+    ) -> DynamoDbIdentities:
+        return DynamoDbIdentities(
+            self.table("identities", dynamodb),
+            now=self.clock.now,
+            ttl_seconds=TTL,
+            negative_ttl_seconds=NEGATIVE_TTL,
+            uniform=uniform,
+        )
+
+    def pacing(self, dynamodb: Any = None) -> DynamoDbPacing:
+        return DynamoDbPacing(self.table("identities", dynamodb), self.clock.now)
+
+    def secrets(self) -> SecretsManagerBots:
+        return SecretsManagerBots(self._aws.secrets_manager, self._aws.secret, self.clock.now)
+
+    def put_secret(self, text: str) -> None:
+        self._aws.put_bots(text)
+
+    def item(self, table: str, key: str) -> Item:
+        return self.table(table).get(key)
+
+    def change(self, table: str, key: str, **attributes: Any) -> None:
+        names = {f"#{name}": name for name in attributes}
+        values = {f":{name}": value for name, value in attributes.items()}
+        assignments = ", ".join(f"#{name} = :{name}" for name in attributes)
+        assert names
+        self.table(table).update(key, f"SET {assignments}", "", values)
+
+    def remember_at_most(self, entries: int) -> None:
+        self._monkeypatch.setattr(identities_module, "MEMORY_ENTRIES", entries)
+
+
+@pytest.fixture
+def real(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> RealOnes:
+    return RealOnes(aws, monkeypatch)
+
+
+@pytest.fixture(params=["fake", "real"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    if request.param == "fake":
+        return Fakes()
+    return cast("Backend", request.getfixturevalue("real"))
+
+
+# --- The ledger: the claim ------------------------------------------------------------------------
+
+
+def claim(
+    backend: Backend,
+    notification: Notification,
+    status: Status = Status.CLAIMED,
+    lease: float = LEASE,
+) -> Claim | Standing:
+    found = backend.ledger().claim(notification, status, backend.clock.now() + lease)
+    assert isinstance(found, Claim | Standing)
+    return found
+
+
+def claimed(backend: Backend, notification: Notification, status: Status = Status.CLAIMED) -> Claim:
+    found = claim(backend, notification, status)
+    assert isinstance(found, Claim), found
+    return found
+
+
+def entry(backend: Backend, notification: Notification) -> Item:
+    return backend.item("ledger", notification.key)
+
+
+def of_generation(notification: Notification, generation: int | None) -> Notification:
+    return replace(notification, queued=replace(notification.queued, generation=generation))
+
+
+def bring_to(backend: Backend, notification: Notification, status: Status) -> None:
+    """Bring a notification, of which the ledger knows nothing, to a status."""
+    ledger = backend.ledger()
+    start = Status.SENDING if status is not Status.CLAIMED else Status.CLAIMED
+    taken = claimed(backend, notification, start)
+    match status:
+        case Status.CLAIMED | Status.SENDING:
+            pass
+        case Status.RETRYING:
+            ledger.release(taken, attempted=True)
+        case Status.UNKNOWN:
+            ledger.settle_unknown(taken)
+        case Status.FAILED | Status.REJECTED | Status.EXPIRED:
+            ledger.end(taken, status, Reason.REJECTED, 21)
+        case _:
+            ledger.settle_sent(taken, None)
+            if status is not Status.SENT:
+                assert ledger.advance(Receipt(notification.key, 1, status))
+    assert entry(backend, notification)["status"] == status
+
+
+def test_nothing_is_known_and_it_is_claimed(backend: Backend) -> None:
+    notification = a_notification(bot="default", metadata={"order": "981"})
+
+    for_sending = claimed(backend, notification, Status.SENDING)
+
+    now = backend.clock.now()
+    assert for_sending.key == notification.key
+    assert for_sending.status is Status.SENDING
+    assert for_sending.generation == 1
+    assert for_sending.attempts == 1
+    assert for_sending.token
+    item = entry(backend, notification)
+    assert item == {
+        "key": notification.key,
+        "id": "order-1",
+        "bot": "default",
+        "status": "sending",
+        "generation": 1,
+        "attempts": 1,
+        "content_hash": notification.content_hash,
+        "request": notification.queued.body,
+        "template": "order_shipped",
+        "recipient": "…8888",
+        "metadata": {"order": "981"},
+        "token": for_sending.token,
+        "lease_until": round((now + LEASE) * 1000),
+        "created_at": round(now * 1000),
+        "updated_at": round(now * 1000),
+        "expires_at": round(now + 45 * DAY),
+    }
+
+
+def test_what_waits_for_its_next_attempt_is_claimed_and_counted(backend: Backend) -> None:
+    notification = a_notification()
+    bring_to(backend, notification, Status.RETRYING)
+
+    again = claimed(backend, notification)
+
+    assert (again.generation, again.attempts) == (1, 2)
+
+
+def test_a_claim_that_was_given_back_without_an_attempt_counts_none(backend: Backend) -> None:
+    notification = a_notification()
+    backend.ledger().release(claimed(backend, notification), attempted=False)
+
+    assert claimed(backend, notification).attempts == 1
+
+
+def test_a_claim_whose_lease_has_gone_is_claimed_by_the_next(backend: Backend) -> None:
+    notification = a_notification()
+    first = claimed(backend, notification)
+
+    backend.clock.advance(LEASE + 0.1)
+    second = claimed(backend, notification)
+
+    assert second.token != first.token
+    assert entry(backend, notification)["token"] == second.token
+
+
+@pytest.mark.parametrize("status", [Status.CLAIMED, Status.SENDING])
+def test_a_live_claim_is_left_alone(backend: Backend, status: Status) -> None:
+    notification = a_notification()
+    bring_to(backend, notification, status)
+    before, ends = entry(backend, notification), backend.clock.now() + LEASE
+
+    backend.clock.advance(LEASE)
+    found = claim(backend, notification)
+
+    assert isinstance(found, Standing)
+    assert found.status is status
+    assert found.lease_until == pytest.approx(ends, abs=0.001)
+    assert entry(backend, notification) == before
+
+
+def test_what_was_being_sent_when_its_lease_ended_is_never_simply_claimed(
+    backend: Backend,
+) -> None:
+    notification = a_notification()
+    bring_to(backend, notification, Status.SENDING)
+    ends = backend.clock.now() + LEASE
+    before = entry(backend, notification)
+
+    backend.clock.advance(10 * DAY)
+    found = claim(backend, notification, Status.SENDING)
+
+    assert isinstance(found, Standing)
+    assert found.status is Status.SENDING
+    # The last instant at which the send can have been under way.
+    assert found.in_flight_until == pytest.approx(ends, abs=0.001)
+    assert entry(backend, notification) == before
+
+
+def test_what_may_have_gone_out_is_never_simply_claimed(backend: Backend) -> None:
+    notification = a_notification()
+    bring_to(backend, notification, Status.UNKNOWN)
+    since, before = backend.clock.now(), entry(backend, notification)
+
+    backend.clock.advance(10 * DAY)
+    for generation in (None, 1):
+        found = claim(backend, of_generation(notification, generation))
+        assert isinstance(found, Standing)
+        assert found.status is Status.UNKNOWN
+        assert found.in_flight_until == pytest.approx(since, abs=0.001)
+    assert entry(backend, notification) == before
+
+
+def test_what_blip_has_is_a_duplicate_for_a_redrive_too(backend: Backend) -> None:
+    for status in sorted(SENT_OR_LATER):
+        notification = a_notification(id=status)
+        bring_to(backend, notification, status)
+        before = entry(backend, notification)
+
+        for generation in (None, 1):
+            found = claim(backend, of_generation(notification, generation))
+
+            assert isinstance(found, Standing)
+            assert found.status is status
+            assert found.content_hash == notification.content_hash
+            assert entry(backend, notification) == before
+
+
+def test_what_ended_is_a_duplicate_for_all_but_its_own_redrive(backend: Backend) -> None:
+    for status in sorted(UNDELIVERED):
+        notification = a_notification(id=status)
+        bring_to(backend, notification, status)
+        before = entry(backend, notification)
+
+        for generation in (None, 0, 2, 7):
+            found = claim(backend, of_generation(notification, generation))
+
+            assert isinstance(found, Standing)
+            assert (found.status, found.generation) == (status, 1)
+            assert entry(backend, notification) == before
+
+
+@pytest.mark.parametrize("status", sorted(UNDELIVERED))
+def test_what_ended_and_is_redriven_is_the_next_generation(
+    backend: Backend, status: Status
+) -> None:
+    notification = a_notification()
+    bring_to(backend, notification, status)
+    backend.clock.advance(DAY)
+
+    again = claimed(backend, of_generation(notification, 1))
+
+    assert (again.generation, again.attempts) == (2, 1)
+    item = entry(backend, notification)
+    assert item["generation"] == 2
+    assert not {"reason", "code", "in_flight_until", "denials"} & set(item)
+    assert item["expires_at"] == round(backend.clock.now() + 45 * DAY)
+    assert item["created_at"] == round((backend.clock.now() - DAY) * 1000)
+
+
+def test_a_redrive_brings_its_own_content(backend: Backend) -> None:
+    notification = a_notification()
+    mended = of_generation(a_notification(to="+5531988887777"), 1)
+    bring_to(backend, notification, Status.REJECTED)
+
+    assert claimed(backend, mended).generation == 2
+
+    item = entry(backend, notification)
+    assert item["content_hash"] == mended.content_hash != notification.content_hash
+    assert item["request"] == mended.queued.body
+    assert item["recipient"] == "…7777"
+
+
+def test_a_redrive_that_died_half_way_goes_on_in_its_generation(backend: Backend) -> None:
+    notification = a_notification()
+    redriven = of_generation(notification, 1)
+    bring_to(backend, notification, Status.FAILED)
+    claimed(backend, redriven)
+
+    backend.clock.advance(LEASE + 1)
+
+    assert claimed(backend, redriven).generation == 2
+
+
+def test_a_redrive_that_has_ended_again_is_a_duplicate(backend: Backend) -> None:
+    notification = a_notification()
+    redriven = of_generation(notification, 1)
+    bring_to(backend, notification, Status.FAILED)
+    backend.ledger().end(claimed(backend, redriven), Status.FAILED, Reason.REJECTED, None)
+
+    found = claim(backend, redriven)
+
+    assert isinstance(found, Standing)
+    assert (found.status, found.generation) == (Status.FAILED, 2)
+
+
+def test_a_redrive_of_which_nothing_is_left_counts_on(backend: Backend) -> None:
+    """Its message id must be another than that of the generation that failed."""
+    assert claimed(backend, of_generation(a_notification(), 3)).generation == 4
+
+
+def test_other_content_under_the_same_id_stands_in_the_way(backend: Backend) -> None:
+    for status in Status:
+        bring_to(backend, a_notification(id=status), status)
+    backend.clock.advance(LEASE + 1)
+    for status in Status:
+        notification = a_notification(id=status)
+        other = a_notification(id=status, to="+5531988887777")
+        before = entry(backend, notification)
+
+        found = claim(backend, other)
+
+        assert isinstance(found, Standing), status
+        assert found.content_hash == notification.content_hash != other.content_hash
+        assert entry(backend, notification) == before
+
+
+@pytest.mark.parametrize(("asked", "generation"), [(None, 1), (5, 6)])
+def test_after_its_time_to_live_an_id_is_free_again(
+    backend: Backend, asked: int | None, generation: int
+) -> None:
+    """DynamoDB's sweep comes up to two days late: the condition itself looks at the clock."""
+    for status in Status:
+        bring_to(backend, a_notification(id=status), status)
+    backend.clock.advance(45 * DAY)
+    for status in Status:
+        other = of_generation(a_notification(id=status, to="+5531988887777"), asked)
+
+        again = claimed(backend, other)
+
+        assert (again.generation, again.attempts) == (generation, 1), status
+        item = entry(backend, other)
+        assert item["content_hash"] == other.content_hash
+        assert item["expires_at"] == round(backend.clock.now() + 45 * DAY)
+
+
+@pytest.mark.parametrize("status", [Status.RETRYING, Status.CLAIMED])
+def test_after_its_time_to_live_even_the_same_content_starts_anew(
+    backend: Backend, status: Status
+) -> None:
+    notification = a_notification()
+    bring_to(backend, notification, Status.FAILED)
+    redriven = claimed(backend, of_generation(notification, 1))
+    if status is Status.RETRYING:
+        backend.ledger().release(redriven, attempted=True)
+    assert entry(backend, notification)["generation"] == 2
+
+    backend.clock.advance(45 * DAY)
+    again = claimed(backend, notification)
+
+    assert (again.generation, again.attempts) == (1, 1)
+
+
+def test_up_to_its_time_to_live_an_id_is_taken(backend: Backend) -> None:
+    notification = a_notification()
+    bring_to(backend, notification, Status.SENT)
+
+    backend.clock.advance(45 * DAY - 1)
+
+    assert isinstance(claim(backend, notification), Standing)
+
+
+def test_a_retry_does_not_lengthen_the_time_to_live(backend: Backend) -> None:
+    notification = a_notification()
+    bring_to(backend, notification, Status.RETRYING)
+    expires_at = entry(backend, notification)["expires_at"]
+
+    backend.clock.advance(DAY)
+    claimed(backend, notification)
+
+    assert entry(backend, notification)["expires_at"] == expires_at
+
+
+def test_the_same_id_of_another_bot_is_another_notification(backend: Backend) -> None:
+    claimed(backend, a_notification(bot="default"))
+
+    assert claimed(backend, a_notification(bot="clinic")).generation == 1
+
+
+@pytest.mark.parametrize("standing", [None, Status.RETRYING, Status.FAILED])
+def test_of_many_that_claim_at_once_one_gets_it(backend: Backend, standing: Status | None) -> None:
+    notification = a_notification()
+    if standing is not None:
+        bring_to(backend, notification, standing)
+    asked = of_generation(notification, 1 if standing is Status.FAILED else None)
+    start = threading.Barrier(8)
+
+    def race(_: int) -> Claim | Standing:
+        start.wait()
+        return claim(backend, asked)
+
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(race, range(8)))
+
+    (winner,) = [one for one in found if isinstance(one, Claim)]
+    assert entry(backend, notification)["token"] == winner.token
+    losers = [one for one in found if isinstance(one, Standing)]
+    assert {one.status for one in losers} == {Status.CLAIMED}
+    assert all(one.lease_until > backend.clock.now() for one in losers)
+
+
+# --- The ledger: under a claim --------------------------------------------------------------------
+
+
+def test_sending_starts_under_the_claim(backend: Backend) -> None:
+    notification = a_notification()
+    taken = claimed(backend, notification)
+
+    sending = backend.ledger().start_sending(taken, backend.clock.now() + 50)
+
+    assert sending == replace(taken, status=Status.SENDING)
+    item = entry(backend, notification)
+    assert item["status"] == "sending"
+    assert item["lease_until"] == round((backend.clock.now() + 50) * 1000)
+
+
+def lose(backend: Backend, notification: Notification, how: str) -> None:
+    """Take a claim's right away behind its back."""
+    match how:
+        case "claimed by another":
+            backend.clock.advance(LEASE + 1)
+            claimed(backend, notification)
+        case "sent by another":
+            backend.clock.advance(LEASE + 1)
+            bring = claimed(backend, notification, Status.SENDING)
+            backend.ledger().settle_sent(bring, None)
+        case "given up by another":
+            backend.clock.advance(LEASE + 1)
+            bring = claimed(backend, notification)
+            backend.ledger().end(bring, Status.FAILED, Reason.EXPIRED, None)
+        case _:
+            assert backend.ledger().advance(Receipt(notification.key, 1, Status.RECEIVED))
+
+
+LOSSES = ["claimed by another", "sent by another", "given up by another", "received"]
+
+
+@pytest.mark.parametrize("how", LOSSES)
+def test_nothing_is_sent_under_a_claim_that_was_lost(backend: Backend, how: str) -> None:
+    notification = a_notification()
+    taken = claimed(backend, notification)
+    lose(backend, notification, how)
+    before = entry(backend, notification)
+
+    with pytest.raises(ClaimLost):
+        backend.ledger().start_sending(taken, backend.clock.now() + LEASE)
+
+    assert entry(backend, notification) == before
+
+
+@pytest.mark.parametrize("how", LOSSES)
+def test_nothing_is_settled_under_a_claim_that_was_lost(backend: Backend, how: str) -> None:
+    notification = a_notification()
+    taken = claimed(backend, notification)
+    lose(backend, notification, how)
+    before, ledger = entry(backend, notification), backend.ledger()
+
+    ledger.release(taken, attempted=True)
+    ledger.release(taken, attempted=False)
+    ledger.settle_unknown(taken)
+    ledger.end(taken, Status.FAILED, Reason.REJECTED, 21)
+    ledger.deny(taken)
+    ledger.put_back(taken)
+
+    assert entry(backend, notification) == before
+
+
+def test_a_claim_that_is_gone_altogether_settles_nothing(backend: Backend) -> None:
+    """A ledger entry that was erased stays erased."""
+    taken = replace(claimed(backend, a_notification()), key="another")
+    ledger = backend.ledger()
+
+    ledger.settle_sent(taken, None)
+    ledger.release(taken, attempted=True)
+    ledger.end(taken, Status.FAILED, Reason.REJECTED, 21)
+    with pytest.raises(ClaimLost):
+        ledger.start_sending(taken, backend.clock.now())
+
+    assert backend.item("ledger", "another") == {}
+
+
+def test_sent_ends_the_claim(backend: Backend) -> None:
+    notification = a_notification()
+    taken = claimed(backend, notification, Status.SENDING)
+
+    backend.clock.advance(1)
+    backend.ledger().settle_sent(taken, None)
+
+    item = entry(backend, notification)
+    assert item["status"] == "sent"
+    assert item["attempts"] == 1
+    assert item["timeline"] == [["sent", 1, round(backend.clock.now() * 1000)]]
+    assert not {"token", "lease_until", "poll_at"} & set(item)
+    # What a redrive after a failed receipt would need.
+    assert item["request"] == notification.queued.body
+
+
+def test_sent_to_a_bot_whose_receipts_have_to_be_asked_for(backend: Backend) -> None:
+    notification = a_notification()
+    now = backend.clock.now()
+
+    backend.ledger().settle_sent(claimed(backend, notification, Status.SENDING), now + 300)
+
+    item = entry(backend, notification)
+    assert (item["poll_bot"], item["poll_at"]) == ("default", round((now + 300) * 1000))
+
+
+def test_that_blip_took_it_is_a_fact_whoever_has_the_claim_by_now(backend: Backend) -> None:
+    notification = a_notification()
+    taken = claimed(backend, notification, Status.SENDING)
+    backend.clock.advance(LEASE + 1)
+    standing = backend.ledger().read(notification.key)
+    assert backend.ledger().question(standing, backend.clock.now() + LEASE)
+
+    backend.ledger().settle_sent(taken, None)
+
+    item = entry(backend, notification)
+    assert item["status"] == "sent"
+    assert "token" not in item
+
+
+@pytest.mark.parametrize(
+    "status", [Status.ACCEPTED, Status.DISPATCHED, Status.RECEIVED, Status.CONSUMED]
+)
+def test_a_receipt_that_was_faster_stays(backend: Backend, status: Status) -> None:
+    notification = a_notification()
+    taken = claimed(backend, notification, Status.SENDING)
+    assert backend.ledger().advance(Receipt(notification.key, 1, status))
+    before = entry(backend, notification)
+
+    backend.ledger().settle_sent(taken, None)
+
+    assert entry(backend, notification) == before
+
+
+def test_an_answer_about_an_older_generation_changes_nothing(backend: Backend) -> None:
+    notification = a_notification()
+    first = claimed(backend, notification, Status.SENDING)
+    backend.ledger().end(first, Status.FAILED, Reason.REJECTED, 21)
+    claimed(backend, of_generation(notification, 1), Status.SENDING)
+    before = entry(backend, notification)
+
+    backend.ledger().settle_sent(first, None)
+
+    assert entry(backend, notification) == before
+
+
+def test_unknown_keeps_until_when_it_was_in_flight(backend: Backend) -> None:
+    notification = a_notification()
+    taken = claimed(backend, notification, Status.SENDING)
+
+    backend.clock.advance(10)
+    backend.ledger().settle_unknown(taken)
+
+    item = entry(backend, notification)
+    assert item["status"] == "unknown"
+    assert item["in_flight_until"] == round(backend.clock.now() * 1000)
+    assert "token" not in item
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "code"),
+    [
+        (Status.REJECTED, Reason.NOT_A_PHONE_NUMBER, 61),
+        (Status.EXPIRED, Reason.EXPIRED, None),
+        (Status.FAILED, Reason.RETRIES_EXHAUSTED, 503),
+    ],
+)
+def test_an_end_has_its_reason(
+    backend: Backend, status: Status, reason: Reason, code: int | None
+) -> None:
+    notification = a_notification()
+
+    backend.ledger().end(claimed(backend, notification), status, reason, code)
+
+    item = entry(backend, notification)
+    assert (item["status"], item["reason"], item["code"]) == (status, reason, code)
+    assert item["timeline"][-1][:2] == [status, 1]
+    assert "token" not in item
+    standing = backend.ledger().read(notification.key)
+    assert standing.reason is reason
+
+
+def test_settling_twice_is_settling_once(backend: Backend) -> None:
+    for settle in ("settle_sent", "settle_unknown", "release", "end"):
+        notification = a_notification(id=f"order-{settle}")
+        taken = claimed(backend, notification, Status.SENDING)
+        arguments: dict[str, tuple[Any, ...]] = {
+            "settle_sent": (taken, None),
+            "end": (taken, Status.FAILED, Reason.REJECTED, 21),
+        }
+        more = {"attempted": False} if settle == "release" else {}
+
+        for _ in range(2):
+            getattr(backend.ledger(), settle)(*arguments.get(settle, (taken,)), **more)
+
+        item = entry(backend, notification)
+        assert len(item["timeline"]) == 1
+        assert item["attempts"] == (0 if settle == "release" else 1)
+
+
+def test_nothing_stands_in_the_ledger_of_what_it_has_never_seen(backend: Backend) -> None:
+    assert backend.ledger().read("nothing") is None
+
+
+# --- The ledger: settling the unknown, and receipts -----------------------------------------------
+
+
+@pytest.mark.parametrize("status", [Status.UNKNOWN, Status.SENDING])
+def test_one_at_a_time_settles_an_unknown(backend: Backend, status: Status) -> None:
+    notification = a_notification()
+    bring_to(backend, notification, status)
+    since = backend.clock.now() + (LEASE if status is Status.SENDING else 0)
+    backend.clock.advance(LEASE + 1)
+    standing, ledger = backend.ledger().read(notification.key), backend.ledger()
+
+    question = ledger.question(standing, backend.clock.now() + LEASE)
+
+    assert question.status is Status.UNKNOWN
+    assert question.in_flight_until == pytest.approx(since, abs=0.001)
+    assert ledger.question(standing, backend.clock.now() + LEASE) is None
+    found = claim(backend, notification)
+    assert isinstance(found, Standing)
+    assert found.lease_until > backend.clock.now()
+
+    ledger.put_back(question)
+    assert ledger.question(standing, backend.clock.now() + LEASE) is not None
+
+
+def test_an_unknown_that_was_denied_may_be_claimed_again(backend: Backend) -> None:
+    notification, ledger = a_notification(), backend.ledger()
+    for denials in (0, 1):
+        bring = claimed(backend, notification, Status.SENDING)
+        assert bring.denials == denials
+        ledger.settle_unknown(bring)
+        question = ledger.question(ledger.read(notification.key), backend.clock.now() + LEASE)
+        ledger.deny(question)
+
+    assert entry(backend, notification)["denials"] == 2
+
+
+@pytest.mark.parametrize("status", [Status.SENT, Status.RETRYING, Status.FAILED, Status.CLAIMED])
+def test_what_is_no_unknown_is_not_settled(backend: Backend, status: Status) -> None:
+    notification = a_notification()
+    bring_to(backend, notification, status)
+    backend.clock.advance(LEASE + 1)
+    standing, before = backend.ledger().read(notification.key), entry(backend, notification)
+
+    assert backend.ledger().question(standing, backend.clock.now() + LEASE) is None
+    assert entry(backend, notification) == before
+
+
+def test_receipts_move_the_status_forward_only(backend: Backend) -> None:
+    notification, ledger = a_notification(), backend.ledger()
+    bring_to(backend, notification, Status.SENT)
+    receipts = [Status.DISPATCHED, Status.ACCEPTED, Status.DISPATCHED, Status.CONSUMED]
+    receipts += [Status.RECEIVED]
+
+    moves = [ledger.advance(Receipt(notification.key, 1, status)) for status in receipts]
+
+    assert moves == [True, False, False, True, False]
+    item = entry(backend, notification)
+    assert item["status"] == "consumed"
+    assert "request" not in item
+
+
+def test_a_delivery_of_an_older_generation_ends_it_all(backend: Backend) -> None:
+    notification, ledger = a_notification(), backend.ledger()
+    bring_to(backend, notification, Status.FAILED)
+    claimed(backend, of_generation(notification, 1))
+
+    assert not ledger.advance(Receipt(notification.key, 1, Status.ACCEPTED))
+    assert entry(backend, notification)["status"] == "claimed"
+    assert ledger.advance(Receipt(notification.key, 1, Status.RECEIVED))
+    assert entry(backend, notification)["status"] == "received"
+    assert isinstance(claim(backend, of_generation(notification, 1)), Standing)
+
+
+def test_a_receipt_about_nothing_leaves_nothing(backend: Backend) -> None:
+    for status in (Status.ACCEPTED, Status.RECEIVED):
+        assert not backend.ledger().advance(Receipt("foreign", 1, status))
+    assert not backend.ledger().fail(
+        Receipt("foreign", 1, Status.FAILED), Reason.UNDELIVERED, postponed=False
+    )
+    assert backend.item("ledger", "foreign") == {}
+
+
+def test_a_failed_receipt_ends_its_own_generation(backend: Backend) -> None:
+    notification, ledger = a_notification(), backend.ledger()
+    bring_to(backend, notification, Status.DISPATCHED)
+    failed = Receipt(notification.key, 1, Status.FAILED, code=131056)
+
+    assert not ledger.fail(replace(failed, generation=2), Reason.UNDELIVERED, postponed=True)
+    assert ledger.fail(failed, Reason.UNDELIVERED, postponed=True)
+    assert not ledger.fail(failed, Reason.UNDELIVERED, postponed=False)
+
+    item = entry(backend, notification)
+    assert (item["status"], item["reason"], item["code"]) == ("failed", "undelivered", 131056)
+    assert item["postponed"] == 1
+
+
+# --- The ledger: the fake and the real one, side by side ------------------------------------------
+
+
+def test_fake_and_real_ledger_cannot_be_told_apart(real: RealOnes) -> None:
+    """Random stories, the same for both: every answer and every item is compared."""
+    fakes = Fakes()
+    rng = random.Random(20311122)
+    contents: list[dict[str, Any]] = [{"id": "a"}, {"id": "a", "to": "+5531988887777"}, {"id": "b"}]
+    claims: list[tuple[Claim, Claim]] = []
+    seen: Counter[str] = Counter()
+
+    for _ in range(120):
+        seconds = rng.choice([0, 0, 0.5, 1, 31, 100, 86_400.25, 20 * DAY])
+        fakes.clock.advance(seconds)
+        real.clock.advance(seconds)
+        until = fakes.clock.now() + rng.choice([0.5, LEASE])
+        generation = rng.choice([None, None, 1, 2])
+        notification = of_generation(a_notification(**rng.choice(contents)), generation)
+        receipt = Receipt(
+            notification.key,
+            rng.choice([1, 1, 2, 3]),
+            rng.choice([Status.ACCEPTED, Status.DISPATCHED, Status.RECEIVED, Status.CONSUMED]),
+            code=rng.choice([None, 131056]),
+        )
+        taken = rng.choice(claims) if claims else None
+        move = rng.choice(["claim", "claim", "claim to send", *MOVES] if taken else ["claim"])
+
+        ours = act(fakes.ledger(), move, notification, taken and taken[0], receipt, until)
+        theirs = act(real.ledger(), move, notification, taken and taken[1], receipt, until)
+
+        assert without_token(ours) == without_token(theirs), move
+        for key in {notification.key, taken[0].key if taken else notification.key}:
+            one, other = fakes.item("ledger", key), real.item("ledger", key)
+            assert ("token" in one) == ("token" in other), move
+            assert one | {"token": ""} == other | {"token": ""}, move
+        if isinstance(ours, Claim):
+            claims.append((ours, theirs))
+        seen[f"{move}: {type(ours).__name__}"] += 1
+
+    # The stories were not all the same.
+    assert seen["claim: Claim"] > 5
+    assert seen["claim: Standing"] > 5
+    assert seen["start: str"] > 2
+    assert seen["question: Claim"] > 0
+
+
+MOVES = ["question", "advance", "fail", "start", "sent", "unknown", "release", "give back"]
+MOVES += ["end", "deny", "put back"]
+
+
+def act(
+    ledger: Any,
+    move: str,
+    notification: Notification,
+    taken: Claim | None,
+    receipt: Receipt,
+    until: float,
+) -> Any:
+    match move:
+        case "claim":
+            return ledger.claim(notification, Status.CLAIMED, until)
+        case "claim to send":
+            return ledger.claim(notification, Status.SENDING, until)
+        case "question":
+            standing = ledger.read(notification.key)
+            return standing and ledger.question(standing, until)
+        case "advance":
+            return ledger.advance(receipt)
+        case "fail":
+            return ledger.fail(receipt, Reason.UNDELIVERED, postponed=True)
+        case "start":
+            try:
+                return ledger.start_sending(taken, until)
+            except ClaimLost:
+                return "lost"
+        case "sent":
+            return ledger.settle_sent(taken, until)
+        case "unknown":
+            return ledger.settle_unknown(taken)
+        case "release":
+            return ledger.release(taken, attempted=True)
+        case "give back":
+            return ledger.release(taken, attempted=False)
+        case "end":
+            return ledger.end(taken, Status.FAILED, Reason.REJECTED, None)
+        case "deny":
+            return ledger.deny(taken)
+        case _:
+            return ledger.put_back(taken)
+
+
+def without_token(answer: Any) -> Any:
+    return replace(answer, token="") if isinstance(answer, Claim) else answer
+
+
+# --- The ledger: lost answers (the real one only) -------------------------------------------------
+
+
+class LostAnswers:
+    """DynamoDB whose every first answer gets lost: boto3 asks again, and finds its own write."""
+
+    def __init__(self, dynamodb: Any) -> None:
+        self._dynamodb = dynamodb
+
+    def update_item(self, **parameters: Any) -> Any:
+        with contextlib.suppress(ClientError):
+            self._dynamodb.update_item(**parameters)
+        return self._dynamodb.update_item(**parameters)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._dynamodb, name)
+
+
+def test_a_claim_whose_answer_was_lost_is_a_claim(real: RealOnes, aws: Aws) -> None:
+    notification = a_notification()
+    ledger = real.ledger(LostAnswers(aws.dynamodb))
+    until = real.clock.now() + LEASE
+
+    taken = ledger.claim(notification, Status.CLAIMED, until)
+    assert isinstance(taken, Claim)
+    assert taken.attempts == 1
+    sending = ledger.start_sending(taken, until)
+    assert sending.status is Status.SENDING
+    ledger.end(sending, Status.FAILED, Reason.REJECTED, 21)
+
+    again = ledger.claim(of_generation(notification, 1), Status.SENDING, until)
+    assert isinstance(again, Claim)
+    assert (again.generation, again.attempts) == (2, 1)
+    ledger.settle_sent(again, None)
+
+    item = entry(real, notification)
+    assert item["status"] == "sent"
+    assert [event[:2] for event in item["timeline"]] == [["failed", 1], ["sent", 2]]
+
+
+def test_a_retry_whose_answer_was_lost_counts_once(real: RealOnes, aws: Aws) -> None:
+    notification = a_notification()
+    ledger = real.ledger(LostAnswers(aws.dynamodb))
+    for attempts in (1, 2, 3):
+        taken = ledger.claim(notification, Status.SENDING, real.clock.now() + LEASE)
+        assert isinstance(taken, Claim)
+        assert taken.attempts == attempts
+        ledger.release(taken, attempted=True)
+
+
+def test_a_claim_given_back_whose_answer_was_lost_is_given_back_once(
+    real: RealOnes, aws: Aws
+) -> None:
+    notification = a_notification()
+    ledger = real.ledger(LostAnswers(aws.dynamodb))
+    taken = ledger.claim(notification, Status.SENDING, real.clock.now() + LEASE)
+    assert isinstance(taken, Claim)
+
+    ledger.release(taken, attempted=False)
+
+    assert entry(real, notification)["attempts"] == 0
+
+
+def test_another_error_of_dynamodb_is_an_error(real: RealOnes, aws: Aws) -> None:
+    aws.dynamodb.delete_table(TableName="ledger")
+
+    with pytest.raises(ClientError, match="ResourceNotFound"):
+        real.ledger().claim(a_notification(), Status.CLAIMED, 0)
+
+
+# --- The identities -------------------------------------------------------------------------------
+
+
+def learn(
+    backend: Backend,
+    identity: Identity | None = None,
+    *,
+    recipient: tuple[str, str] = RECIPIENT,
+    uniform: Callable[[float, float], float] = max,
+) -> None:
+    identities = backend.identities(uniform=uniform)
+    lease = identities.lease(recipient, LEASE)
+    assert isinstance(lease, LookUpLease)
+    identities.store(lease, identity or Identity(ADDRESS))
+
+
+def known(identities: Any, recipient: tuple[str, str] = RECIPIENT) -> Identity | None:
+    found = identities.read([recipient], [])[0].get(recipient)
+    assert found is None or isinstance(found, Identity)
+    return found
+
+
+def test_nobody_is_known_at_first(backend: Backend) -> None:
+    assert backend.identities().read([RECIPIENT], ["default"]) == ({}, {})
+    assert backend.identities().get(RECIPIENT) is None
+
+
+def test_what_one_sandbox_learns_all_know(backend: Backend) -> None:
+    learn(backend)
+
+    for identities in (backend.identities(), backend.identities()):
+        assert known(identities) == Identity(ADDRESS)
+        assert identities.get(RECIPIENT) == Identity(ADDRESS)
+        assert identities.lease(RECIPIENT, LEASE) == Identity(ADDRESS)
+
+
+def test_one_bot_s_recipients_are_not_another_s(backend: Backend) -> None:
+    learn(backend)
+
+    assert known(backend.identities(), ("clinic", RECIPIENT[1])) is None
+
+
+def test_many_are_read_at_once(backend: Backend) -> None:
+    recipients = [("default", f"+55319999{number:05}") for number in range(12)]
+    for number, recipient in enumerate(recipients[:10]):
+        learn(backend, Identity(f"{number}@wa.gw.msging.net"), recipient=recipient)
+    identities = backend.identities()
+    assert known(identities, recipients[3])  # one of them from memory
+
+    found, _ = identities.read(recipients, ["default", "clinic"])
+
+    assert found == {
+        recipient: Identity(f"{number}@wa.gw.msging.net")
+        for number, recipient in enumerate(recipients[:10])
+    }
+
+
+@pytest.mark.parametrize("uniform", [min, max])
+@pytest.mark.parametrize(
+    ("identity", "ttl"), [(Identity(ADDRESS), TTL), (Identity(None, 61), NEGATIVE_TTL)]
+)
+def test_what_was_learnt_lives_nine_tenths_of_its_time_at_least_and_all_of_it_at_most(
+    backend: Backend, identity: Identity, ttl: int, uniform: Callable[[float, float], float]
+) -> None:
+    lifetime = uniform(0.9 * ttl, ttl)
+    learn(backend, identity, uniform=uniform)
+    item = backend.item("identities", "/".join(RECIPIENT))
+    assert item["good_until"] == round((backend.clock.now() + lifetime) * 1000)
+    assert item["expires_at"] == pytest.approx(backend.clock.now() + lifetime, abs=1)
+
+    backend.clock.advance(lifetime - 1)
+    assert known(backend.identities()) == identity
+
+    backend.clock.advance(1)
+    # Whether DynamoDB has swept it or not.
+    assert known(backend.identities()) is None
+    assert backend.identities().get(RECIPIENT) is None
+    assert isinstance(backend.identities().lease(RECIPIENT, LEASE), LookUpLease)
+
+
+def test_a_refusal_is_known_with_its_code(backend: Backend) -> None:
+    learn(backend, Identity(None, 61))
+
+    assert known(backend.identities()) == Identity(None, 61)
+    assert backend.identities().lease(RECIPIENT, LEASE) == Identity(None, 61)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (Identity(None, 61), Identity(ADDRESS)),
+        (Identity(ADDRESS), Identity(None, 67)),
+        (Identity(ADDRESS), Identity("another@wa.gw.msging.net")),
+    ],
+)
+def test_what_is_learnt_anew_replaces_what_was_known(
+    backend: Backend, first: Identity, second: Identity
+) -> None:
+    learn(backend, first)
+    backend.clock.advance(TTL + 1)
+    learn(backend, second)
+
+    assert known(backend.identities()) == second
+
+
+def test_one_at_a_time_looks_a_recipient_up(backend: Backend) -> None:
+    first, second = backend.identities(), backend.identities()
+
+    assert isinstance(first.lease(RECIPIENT, LEASE), LookUpLease)
+    assert second.lease(RECIPIENT, LEASE) is None
+    assert first.lease(RECIPIENT, LEASE) is None
+    assert known(second) is None
+
+    backend.clock.advance(LEASE + 0.1)
+    assert isinstance(second.lease(RECIPIENT, LEASE), LookUpLease)
+
+
+def test_a_lease_that_was_given_back_is_free_at_once(backend: Backend) -> None:
+    first, second = backend.identities(), backend.identities()
+    first.release(first.lease(RECIPIENT, LEASE))
+
+    assert isinstance(second.lease(RECIPIENT, LEASE), LookUpLease)
+
+
+def test_a_lease_that_has_passed_to_another_gives_nothing_back_and_stores_nothing(
+    backend: Backend,
+) -> None:
+    late, second = backend.identities(), backend.identities()
+    lost = late.lease(RECIPIENT, LEASE)
+    backend.clock.advance(LEASE + 1)
+    second.lease(RECIPIENT, LEASE)
+    before = backend.item("identities", "/".join(RECIPIENT))
+
+    late.release(lost)
+    late.store(lost, Identity(ADDRESS))
+
+    assert backend.item("identities", "/".join(RECIPIENT)) == before
+    assert backend.identities().lease(RECIPIENT, LEASE) is None
+
+
+def test_of_many_that_ask_at_once_one_looks_up(backend: Backend) -> None:
+    start = threading.Barrier(8)
+
+    def race(_: int) -> LookUpLease | Identity | None:
+        start.wait()
+        return cast("LookUpLease | None", backend.identities().lease(RECIPIENT, LEASE))
+
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(race, range(8)))
+
+    assert Counter(type(one) for one in found) == {LookUpLease: 1, type(None): 7}
+
+
+def test_memory_spares_the_table_for_five_minutes(backend: Backend) -> None:
+    learn(backend)
+    identities = backend.identities()
+    assert known(identities) == Identity(ADDRESS)
+    backend.change("identities", "/".join(RECIPIENT), address="another@wa.gw.msging.net")
+
+    backend.clock.advance(5 * MINUTE - 1)
+    assert known(identities) == Identity(ADDRESS)
+
+    backend.clock.advance(1)
+    assert known(identities) == Identity("another@wa.gw.msging.net")
+
+
+def test_memory_knows_what_this_sandbox_has_learnt(backend: Backend) -> None:
+    identities = backend.identities()
+    identities.store(identities.lease(RECIPIENT, LEASE), Identity(ADDRESS))
+    backend.change("identities", "/".join(RECIPIENT), address="another@wa.gw.msging.net")
+
+    assert known(identities) == Identity(ADDRESS)
+
+
+def test_asking_the_table_is_asking_the_table(backend: Backend) -> None:
+    learn(backend)
+    identities = backend.identities()
+    known(identities)
+    backend.change("identities", "/".join(RECIPIENT), address="another@wa.gw.msging.net")
+
+    assert identities.get(RECIPIENT) == Identity("another@wa.gw.msging.net")
+    assert known(identities) == Identity("another@wa.gw.msging.net")
+
+
+def test_memory_lives_no_longer_than_the_entry(backend: Backend) -> None:
+    learn(backend)
+    backend.clock.advance(TTL - 10)
+    identities = backend.identities()
+    assert known(identities) == Identity(ADDRESS)
+
+    backend.clock.advance(10)
+    assert known(identities) is None
+
+
+def test_memory_is_bounded_and_forgets_the_oldest(backend: Backend) -> None:
+    backend.remember_at_most(3)
+    recipients = [("default", f"+55319999{number:05}") for number in range(4)]
+    for recipient in recipients:
+        learn(backend, recipient=recipient)
+    identities = backend.identities()
+    for recipient in recipients:
+        known(identities, recipient)
+    for recipient in recipients:
+        backend.change("identities", "/".join(recipient), address="another@wa.gw.msging.net")
+
+    # The newest first: to read what was forgotten is to remember it.
+    remembered = [
+        known(identities, recipient) == Identity(ADDRESS) for recipient in reversed(recipients)
+    ]
+
+    assert remembered == [True, True, True, False]
+
+
+def test_what_is_forgotten_is_forgotten_by_table_and_memory(backend: Backend) -> None:
+    learn(backend)
+    identities = backend.identities()
+    known(identities)
+
+    identities.forget(RECIPIENT)
+
+    assert known(identities) is None
+    assert known(backend.identities()) is None
+    assert isinstance(identities.lease(RECIPIENT, LEASE), LookUpLease)
+
+
+def test_to_forget_somebody_unknown_leaves_nothing(backend: Backend) -> None:
+    backend.identities().forget(RECIPIENT)
+
+    assert backend.item("identities", "/".join(RECIPIENT)) == {}
+
+
+def test_a_lease_whose_answer_was_lost_is_a_lease(real: RealOnes, aws: Aws) -> None:
+    identities = real.identities(dynamodb=LostAnswers(aws.dynamodb))
+
+    lease = identities.lease(RECIPIENT, LEASE)
+    assert isinstance(lease, LookUpLease)
+    identities.store(lease, Identity(ADDRESS))
+
+    assert known(real.identities()) == Identity(ADDRESS)
+
+
+class ShortOfBreath:
+    """DynamoDB that reads one key per call, and leaves the others for the next."""
+
+    def __init__(self, dynamodb: Any, *, ever: bool = True) -> None:
+        self._dynamodb = dynamodb
+        self._ever = ever
+        self.calls = 0
+
+    def batch_get_item(self, *, RequestItems: Any) -> Any:  # noqa: N803 - boto3's name
+        self.calls += 1
+        ((table, wanted),) = RequestItems.items()
+        assert len(wanted["Keys"]) <= 100
+        first, rest = wanted["Keys"][: int(self._ever)], wanted["Keys"][int(self._ever) :]
+        answer: dict[str, Any] = {"Responses": {}}
+        if first:
+            answer = self._dynamodb.batch_get_item(RequestItems={table: {"Keys": first}})
+        return answer | {"UnprocessedKeys": {table: {"Keys": rest}} if rest else {}}
+
+
+def test_what_dynamodb_leaves_unread_is_read_again_and_then_unknown(
+    real: RealOnes, aws: Aws
+) -> None:
+    recipients = [("default", f"+55319999{number:05}") for number in range(5)]
+    for recipient in recipients:
+        learn(real, recipient=recipient)
+    dynamodb = ShortOfBreath(aws.dynamodb)
+
+    found, _ = real.identities(dynamodb=dynamodb).read(recipients, [])
+
+    assert set(found) == set(recipients[:3])
+    assert dynamodb.calls == 3
+
+    nothing, states = real.identities(dynamodb=ShortOfBreath(aws.dynamodb, ever=False)).read(
+        recipients, ["default"]
+    )
+    assert (nothing, states) == ({}, {})
+
+
+def test_more_keys_than_dynamodb_takes_at_once(real: RealOnes, aws: Aws) -> None:
+    recipients = [("default", f"+55319999{number:05}") for number in range(130)]
+    for recipient in (recipients[0], recipients[129]):
+        learn(real, recipient=recipient)
+    aws.calls.clear()
+
+    found, _ = real.identities().read(recipients, ["default"])
+
+    assert set(found) == {recipients[0], recipients[129]}
+    assert [name for name, _ in aws.calls] == ["BatchGetItem", "BatchGetItem"]
+
+
+# --- The bot's item -------------------------------------------------------------------------------
+
+
+def a_bot(**changes: Any) -> Bot:
+    return Bot(**{"name": "default", "key": KEY, "messages_per_second": 20} | changes)
+
+
+def reserve(
+    backend: Backend, count: int = 1, bot: Bot | None = None, plan: str = "messages"
+) -> Reservation:
+    reservation = backend.pacing().reserve(bot or a_bot(), plan, count, HORIZON, probing=False)
+    assert isinstance(reservation, Reservation)
+    return reservation
+
+
+def state(backend: Backend, bot: str = "default") -> BotState:
+    found = backend.identities().read([], [bot])[1].get(bot, BotState())
+    assert isinstance(found, BotState)
+    return found
+
+
+def fastest(slots: list[float]) -> int:
+    """The most slots in any second."""
+    ordered = sorted(slots)
+    return max(sum(first <= slot < first + 1 for slot in ordered) for first in ordered)
+
+
+def test_an_idle_bot_s_slots_start_now_and_are_evenly_spaced(backend: Backend) -> None:
+    slots = reserve(backend, 40).slots
+
+    assert len(slots) == 40
+    assert slots[0] == pytest.approx(backend.clock.now(), abs=0.001)
+    gaps = [later - earlier for earlier, later in pairwise(slots)]
+    # 5 % below the plan.
+    assert min(gaps) == pytest.approx(1 / (0.95 * 20), rel=0.001)
+    assert max(gaps) == pytest.approx(min(gaps), rel=0.001)
+    assert fastest(list(slots)) <= 0.95 * 20 + 1
+
+
+@pytest.mark.parametrize("per_second", [0.5, 1, 3, 7, 50, 80, 200, 1000])
+def test_every_plan_is_kept(backend: Backend, per_second: float) -> None:
+    bot = a_bot(messages_per_second=per_second)
+    slots = [slot for _ in range(3) for slot in reserve(backend, 7, bot).slots]
+
+    assert fastest(slots) <= max(1, per_second)
+    gaps = [later - earlier for earlier, later in pairwise(slots)]
+    assert min(gaps) >= 1 / per_second
+
+
+def test_a_busy_bot_s_slots_follow_those_that_are_taken(backend: Backend) -> None:
+    first, second = reserve(backend, 3).slots, reserve(backend, 3).slots
+
+    assert second[0] - first[-1] == pytest.approx(first[1] - first[0], abs=0.0001)
+    assert state(backend).next_message_at == pytest.approx(2 * second[2] - second[1], abs=0.0001)
+
+
+def test_slots_that_were_missed_are_not_made_up_for(backend: Backend) -> None:
+    reserve(backend, 3)
+    backend.clock.advance(60)
+
+    slots = reserve(backend, 30).slots
+
+    assert slots[0] == pytest.approx(backend.clock.now(), abs=0.001)
+    assert fastest(list(slots)) <= 20
+
+
+def test_nothing_is_reserved_beyond_the_horizon(backend: Backend) -> None:
+    bot = a_bot(messages_per_second=1 / 0.95)
+    reserve(backend, 4, bot)  # the next free slot lies 4 s ahead
+    before = backend.item("identities", "bot:default")
+
+    beyond = reserve(backend, 1, bot)
+
+    assert beyond.slots == ()
+    assert beyond.come_back_in == pytest.approx(4, abs=0.01)
+    assert backend.item("identities", "bot:default") == before
+
+    backend.clock.advance(1.1)
+    assert reserve(backend, 5, bot).slots[0] == pytest.approx(backend.clock.now() + 2.9, abs=0.01)
+
+
+def test_the_plans_and_the_bots_do_not_mix(backend: Backend) -> None:
+    reserve(backend, 1000, a_bot(messages_per_second=1))
+
+    now = pytest.approx(backend.clock.now(), abs=0.001)
+    assert reserve(backend, plan="commands").slots[0] == now
+    assert reserve(backend, bot=a_bot(name="clinic")).slots[0] == now
+    assert reserve(backend).slots == ()
+
+
+def test_sandboxes_that_reserve_at_once_share_the_plan(backend: Backend) -> None:
+    bot = a_bot(messages_per_second=50)
+    start = threading.Barrier(6)
+
+    def race(_: int) -> list[float]:
+        start.wait()
+        return [slot for _ in range(4) for slot in reserve(backend, 3, bot).slots]
+
+    with ThreadPoolExecutor(6) as threads:
+        slots = sorted(slot for some in threads.map(race, range(6)) for slot in some)
+
+    assert len(slots) == 72
+    gaps = [later - earlier for earlier, later in pairwise(slots)]
+    assert min(gaps) >= 1 / 50
+    assert max(gaps) == pytest.approx(min(gaps), rel=0.001)
+
+
+def test_a_shut_bot_is_shut_for_all_sandboxes_and_plans(backend: Backend) -> None:
+    backend.pacing().shut("default", backend.clock.now() + 120)
+
+    assert state(backend).shut_until == pytest.approx(backend.clock.now() + 120, abs=0.001)
+    for plan in ("messages", "commands"):
+        refused = reserve(backend, plan=plan)
+        assert refused.slots == ()
+        assert refused.come_back_in == pytest.approx(120, abs=0.001)
+    assert reserve(backend, bot=a_bot(name="clinic")).slots
+
+    backend.clock.advance(120)
+    assert reserve(backend).slots
+
+
+def test_a_busy_bot_can_be_shut(backend: Backend) -> None:
+    reserve(backend, 3)
+    backend.pacing().shut("default", backend.clock.now() + 120)
+
+    assert reserve(backend).come_back_in == pytest.approx(120, abs=0.001)
+
+
+def test_a_longer_penalty_stays(backend: Backend) -> None:
+    now = backend.clock.now()
+    for seconds in (60, 120, 30):
+        backend.pacing().shut("default", now + seconds)
+
+    assert state(backend).shut_until == pytest.approx(now + 120, abs=0.001)
+
+
+def test_an_open_breaker_lets_only_a_probe_through(backend: Backend) -> None:
+    pacing = backend.pacing()
+    pacing.open_breaker("default", "a wrong key")
+
+    assert state(backend).broken == "a wrong key"
+    assert reserve(backend) == Reservation((), None)
+    assert pacing.reserve(a_bot(), "messages", 1, HORIZON, probing=True).slots
+
+    pacing.close_breaker("default")
+    assert state(backend).broken == ""
+    assert reserve(backend).slots
+
+
+def test_one_at_a_time_probes_an_open_breaker(backend: Backend) -> None:
+    assert not backend.pacing().probe("default")
+    backend.pacing().open_breaker("default", "a wrong key")
+
+    assert backend.pacing().probe("default")
+    assert not backend.pacing().probe("default")
+    backend.clock.advance(30)
+    assert backend.pacing().probe("default")
+
+
+def test_five_different_notifications_in_a_row_open_the_breaker(backend: Backend) -> None:
+    pacing = backend.pacing()
+
+    assert not pacing.failed("default", ["a", "b"])
+    assert not pacing.failed("default", ["a", "b", "c", "d"])
+    assert state(backend).failing == 4
+    assert not state(backend).broken
+    assert pacing.failed("default", ["e"])
+    assert state(backend).broken
+
+    pacing.close_breaker("default")
+    assert state(backend).failing == 0
+    assert not pacing.failed("default", ["f"])
+
+
+def test_a_reservation_whose_answer_was_lost_costs_slots_and_breaks_no_plan(
+    real: RealOnes, aws: Aws
+) -> None:
+    pacing = real.pacing(LostAnswers(aws.dynamodb))
+
+    slots = [slot for _ in range(4) for slot in pacing.reserve(a_bot(), "messages", 3, 9).slots]
+
+    assert len(slots) == 12
+    assert min(later - earlier for earlier, later in pairwise(slots)) >= 1 / 20
+
+
+def test_fake_and_real_bot_s_item_cannot_be_told_apart(real: RealOnes) -> None:
+    fakes = Fakes()
+    rng = random.Random(20311122)
+    bot = a_bot(messages_per_second=3, commands_per_second=7)
+    for _ in range(90):
+        seconds = rng.choice([0, 0, 0.1, 1, 5, 40, 200])
+        fakes.clock.advance(seconds)
+        real.clock.advance(seconds)
+        count, plan = rng.randint(1, 9), rng.choice(["messages", "commands"])
+        probing, until = rng.random() < 0.2, fakes.clock.now() + rng.choice([1, 120])
+        keys = [rng.choice("abcdefg")]
+        moves: list[Callable[[Any], Any]] = [
+            lambda pacing: pacing.reserve(bot, plan, count, HORIZON, probing=probing),  # noqa: B023
+            lambda pacing: pacing.reserve(bot, plan, count, HORIZON, probing=probing),  # noqa: B023
+            lambda pacing: pacing.reserve(bot, plan, count, HORIZON, probing=probing),  # noqa: B023
+            lambda pacing: pacing.shut("default", until),  # noqa: B023
+            lambda pacing: pacing.failed("default", keys),  # noqa: B023
+            lambda pacing: pacing.probe("default"),
+            lambda pacing: pacing.close_breaker("default"),
+            lambda pacing: pacing.open_breaker("default", "why"),
+        ]
+        move = rng.choices(moves, [4, 4, 4, 1, 3, 2, 2, 1])[0]
+
+        assert move(fakes.pacing()) == move(real.pacing())
+        assert fakes.item("identities", "bot:default") == real.item("identities", "bot:default")
+        assert state(fakes) == state(real)
+
+
+# --- The secret -----------------------------------------------------------------------------------
+
+
+def a_secret(**bots: str) -> str:
+    return json.dumps({name: {"key": key} for name, key in bots.items()})
+
+
+def test_the_secret_is_kept_for_five_minutes(backend: Backend) -> None:
+    backend.put_secret(a_secret(default=KEY))
+    secrets = backend.secrets()
+    assert secrets.bots()["default"].key == KEY
+    backend.put_secret(a_secret(default=OTHER_KEY))
+
+    backend.clock.advance(5 * MINUTE)
+    assert secrets.bots()["default"].key == KEY
+
+    backend.clock.advance(1)
+    assert secrets.bots()["default"].key == OTHER_KEY
+
+
+def test_a_key_that_does_not_work_is_fetched_afresh(backend: Backend) -> None:
+    backend.put_secret(a_secret(default=KEY))
+    secrets = backend.secrets()
+    stale = secrets.bots()["default"]
+    backend.put_secret(a_secret(default=OTHER_KEY))
+
+    backend.clock.advance(11)
+    fresh = secrets.fresh("default", stale)
+
+    assert fresh.key == OTHER_KEY
+    # Who comes a moment later gets the same without another fetch.
+    backend.put_secret(a_secret(default=KEY))
+    backend.clock.advance(60)
+    assert secrets.fresh("default", stale) == fresh
+
+
+def test_a_bot_that_does_not_work_makes_nobody_fetch_more_often_than_every_ten_seconds(
+    backend: Backend,
+) -> None:
+    backend.put_secret(a_secret(default=KEY))
+    secrets = backend.secrets()
+    stale = secrets.bots()["default"]
+    backend.put_secret(a_secret(default=OTHER_KEY, late=KEY))
+
+    backend.clock.advance(10)
+    assert secrets.fresh("default", stale) == stale
+    assert secrets.fresh("late", None) is None
+
+    backend.clock.advance(0.1)
+    assert secrets.fresh("late", None).key == KEY
+
+
+def test_a_broken_entry_and_a_broken_secret(backend: Backend) -> None:
+    backend.put_secret(json.dumps({"default": {"key": KEY}, "bad": {"key": "REPLACE_ME"}}))
+    secrets = backend.secrets()
+    bots: Bots = secrets.bots()
+    assert isinstance(bots["bad"], BrokenBot)
+    assert isinstance(bots["default"], Bot)
+    backend.put_secret("not JSON")
+
+    backend.clock.advance(11)
+    with pytest.raises(BotsSecretError):
+        secrets.fresh("default", bots["default"])
+
+
+def test_one_thread_fetches_the_secret_for_all(real: RealOnes, aws: Aws) -> None:
+    real.put_secret(a_secret(default=KEY))
+    secrets = real.secrets()
+    stale = secrets.bots()["default"]
+    assert isinstance(stale, Bot)
+    real.put_secret(a_secret(default=OTHER_KEY))
+    real.clock.advance(11)
+    aws.calls.clear()
+    start = threading.Barrier(8)
+
+    def race(_: int) -> Bot | BrokenBot | None:
+        start.wait()
+        return secrets.fresh("default", stale)
+
+    with ThreadPoolExecutor(8) as threads:
+        fresh = list(threads.map(race, range(8)))
+
+    assert {bot.key for bot in fresh if isinstance(bot, Bot)} == {OTHER_KEY}
+    assert [name for name, _ in aws.calls] == ["GetSecretValue"]
+
+
+# --- The queues (the real ones only) --------------------------------------------------------------
+
+
+def a_record(**changes: Any) -> dict[str, Any]:
+    return {
+        "messageId": "record",
+        "receiptHandle": "handle",
+        "body": "body",
+        "attributes": {"SentTimestamp": "1800000000123", "ApproximateReceiveCount": "3"},
+        "messageAttributes": {},
+    } | changes
+
+
+def test_a_record_is_read_as_lambda_gives_it() -> None:
+    attributes = {
+        "generation": {"stringValue": "4", "dataType": "Number"},
+        "redrives": {"stringValue": "2", "dataType": "Number"},
+    }
+
+    assert queued_request(a_record(messageAttributes=attributes)) == QueuedRequest(
+        record_id="record",
+        receipt_handle="handle",
+        body="body",
+        published_at=1_800_000_000.123,
+        generation=4,
+        redrives=2,
+        receives=3,
+    )
+    bare = queued_request(a_record())
+    assert (bare.generation, bare.redrives) == (None, 0)
+
+
+@pytest.mark.parametrize(
+    "attribute",
+    [
+        {"stringValue": "", "dataType": "String"},
+        {"stringValue": "one", "dataType": "String"},
+        {"stringValue": "-1", "dataType": "Number"},
+        {"stringValue": "1.5", "dataType": "Number"},
+        {"stringValue": "1e3", "dataType": "Number"},
+        {"stringValue": "9" * 400, "dataType": "Number"},
+        {"stringValue": "²", "dataType": "String"},
+        {"stringValue": "٣", "dataType": "String"},
+        {"stringValue": None, "dataType": "String"},
+        {"binaryValue": "MQ==", "dataType": "Binary"},
+    ],
+)
+def test_what_a_producer_writes_into_our_attributes_does_no_harm(attribute: Any) -> None:
+    queued = queued_request(
+        a_record(messageAttributes={"generation": attribute, "redrives": attribute})
+    )
+
+    assert (queued.generation, queued.redrives) == (None, 0)
+
+
+def test_requests_are_hidden_for_as_long_as_they_wait(aws: Aws) -> None:
+    requests = RequestsQueue(aws.sqs, aws.requests_url)
+    for number in range(23):
+        aws.sqs.send_message(QueueUrl=aws.requests_url, MessageBody=f"request {number}")
+    queued = []
+    while messages := aws.sqs.receive_message(
+        QueueUrl=aws.requests_url, MaxNumberOfMessages=10
+    ).get("Messages"):
+        queued += [
+            QueuedRequest(message["MessageId"], message["ReceiptHandle"], message["Body"], 0)
+            for message in messages
+        ]
+    waits = [0, -3, 0.4, 0.6, 899.5, 21_600, 99_999, float(10**12), *[7.0] * 15]
+    aws.calls.clear()
+
+    requests.hide(zip(queued, waits, strict=True))
+
+    assert [name for name, _ in aws.calls] == ["ChangeMessageVisibilityBatch"] * 3
+    hidden = [
+        entry["VisibilityTimeout"] for _, parameters in aws.calls for entry in parameters["Entries"]
+    ]
+    assert hidden == [0, 0, 0, 1, 900, 21_600, 21_600, 21_600, *[7] * 15]
+    visible = aws.sqs.receive_message(QueueUrl=aws.requests_url, MaxNumberOfMessages=10)
+    assert len(visible["Messages"]) == 3
+
+
+def test_nothing_to_hide_is_no_call(aws: Aws) -> None:
+    aws.calls.clear()
+
+    RequestsQueue(aws.sqs, aws.requests_url).hide([])
+
+    assert aws.calls == []
+
+
+def test_what_cannot_be_hidden_comes_back_anyway(aws: Aws) -> None:
+    unknown = QueuedRequest("record", "no handle of this queue", "body", 0)
+    RequestsQueue(aws.sqs, aws.requests_url).hide([(unknown, 5)])
+
+    aws.sqs.delete_queue(QueueUrl=aws.requests_url)
+    RequestsQueue(aws.sqs, aws.requests_url).hide([(unknown, 5)])
+
+
+def test_a_request_is_put_back_to_be_the_next_generation(aws: Aws) -> None:
+    RequestsQueue(aws.sqs, aws.requests_url).put_back(
+        "the body", bot="default", generation=2, delay_seconds=0
+    )
+
+    (message,) = aws.sqs.receive_message(QueueUrl=aws.requests_url, MessageAttributeNames=["All"])[
+        "Messages"
+    ]
+    assert message["Body"] == "the body"
+    assert message["MessageAttributes"]["generation"]["StringValue"] == "2"
+
+
+def put_letter(aws: Aws, clock: Clock, failure: dict[str, Any], **named: Any) -> dict[str, Any]:
+    names = {"bot": None, "notification_id": None, "generation": None} | named
+    letters = DeadLettersQueue(aws.sqs, aws.dead_letters_url, clock.now)
+    letters.put(' {"any": "thing" }\n', Reason.INVALID, failure, **names)
+    (letter,) = aws.dead_letters()
+    return letter
+
+
+def test_a_dead_letter_says_what_is_known(aws: Aws) -> None:
+    failure: dict[str, Any] = {"detail": "ação", "fields": [], "code": None, "attempts": 1}
+
+    letter = put_letter(
+        aws, Clock(1_800_000_000.5), failure, bot="default", notification_id="a:1", generation=3
+    )
+
+    assert letter == {
+        "body": ' {"any": "thing" }\n',
+        "reason": "invalid",
+        "bot": "default",
+        "notification_id": "a:1",
+        "generation": "3",
+        "failed_at": "2027-01-15T08:00:00.500+00:00",
+        "failure": {"detail": "ação", "fields": [], "attempts": 1},
+    }
+
+
+def test_a_dead_letter_without_names_has_none(aws: Aws) -> None:
+    assert set(put_letter(aws, Clock(), {})) == {"body", "reason", "failed_at", "failure"}
+
+
+def test_a_failure_is_short_and_ascii_however_much_is_broken(aws: Aws) -> None:
+    fields = [{"field": f"template.body[{n}]" + "ç" * 60, "problem": "ã" * 200} for n in range(20)]
+
+    put_letter(aws, Clock(), {"detail": "é" * 100, "fields": fields, "template": "a" * 512})
+
+    (parameters,) = [parameters for name, parameters in aws.calls if name == "SendMessage"]
+    text = parameters["MessageAttributes"]["failure"]["StringValue"]
+    assert text.isascii()
+    assert len(text) <= 4096
+    told = json.loads(text)
+    assert told["fields"] == fields[: len(told["fields"])]
+    assert told["fields"]
+    assert told["fields_left_out"] == 20 - len(told["fields"])
+
+
+def test_boto3_s_own_client_is_what_the_adapters_get(aws: Aws) -> None:
+    """The recorder that these tests count calls with sees the function's clients, too."""
+    aws.calls.clear()
+    boto3.client("sqs").list_queues()
+
+    assert [name for name, _ in aws.calls] == ["ListQueues"]
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Whatever an adapter logs, it is no personal data."""
+    yield
+    for record in caplog.records:
+        assert "99999888" not in str(record.__dict__)

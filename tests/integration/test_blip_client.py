@@ -1,0 +1,583 @@
+"""The client over real sockets: the simulator's faults, and servers that do worse."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from notifier.blip import client as client_module
+from notifier.blip.client import BlipClient
+from notifier.bots import Bot
+from notifier.failures import (
+    Failure,
+    Misconfigured,
+    Reason,
+    Rejected,
+    Throttled,
+    Transient,
+    Unknown,
+)
+from notifier.request import Template
+from tests.fakes import KEY
+from tests.local.blip import Bot as SimulatedBot
+from tests.local.blip import Simulator
+
+PHONE = "+5511999998888"
+IDENTITY = "5511999998888@wa.gw.msging.net"
+HUGE = {"type": "carousel", "cards": "x" * 20_000_000}
+TEMPLATE = Template(name="order_shipped", language="pt_BR", body=["Maria", "981"])
+TAKEN = b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n"
+
+# What a call may take where the test waits for its end; and by when it has surely ended.
+CALL_SECONDS = 0.4
+SURELY_SECONDS = 3.0
+
+
+@pytest.fixture
+def client() -> Iterator[BlipClient]:
+    """A client whose calls may take as long as in production."""
+    with contextlib.closing(BlipClient(4, 10)) as client:
+        yield client
+
+
+@pytest.fixture
+def hasty() -> Iterator[BlipClient]:
+    """A client whose calls may take CALL_SECONDS."""
+    with contextlib.closing(BlipClient(4, CALL_SECONDS)) as client:
+        yield client
+
+
+@pytest.fixture
+def bot(blip: Simulator) -> Bot:
+    return Bot(name="default", base_url=blip.url, key=blip.key)
+
+
+def at(port: int, scheme: str = "http") -> Bot:
+    return Bot(name="default", base_url=f"{scheme}://127.0.0.1:{port}", key=KEY)
+
+
+def send(client: BlipClient, bot: Bot, message_id: str = "id") -> Failure | None:
+    try:
+        client.send(bot, message_id, IDENTITY, TEMPLATE)
+    except Failure as failure:
+        return failure
+    return None
+
+
+def look_up(client: BlipClient, bot: Bot) -> Failure | str:
+    try:
+        return client.look_up(bot, PHONE)
+    except Failure as failure:
+        return failure
+
+
+@contextlib.contextmanager
+def ends_soon() -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    assert time.monotonic() - started < SURELY_SECONDS
+
+
+type Script = Callable[[socket.socket], None]
+
+
+@dataclass
+class Server:
+    """Accepts connections on loopback and lets a script have each of them.
+
+    Attributes:
+        requests: the head and body of every request that `requests_of` read.
+        connections: how many were accepted.
+    """
+
+    script: Script
+    listener: socket.socket = field(
+        default_factory=lambda: socket.create_server(("127.0.0.1", 0), backlog=16)
+    )
+    connections: int = 0
+    threads: list[threading.Thread] = field(default_factory=list)
+    closing: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def bot(self) -> Bot:
+        return at(self.listener.getsockname()[1])
+
+    def __enter__(self) -> "Server":
+        self.listener.settimeout(0.05)
+        self._start(self._accept)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closing.set()
+        for thread in self.threads:
+            thread.join()
+        self.listener.close()
+
+    def _start(self, target: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=target, args=args)
+        self.threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while not self.closing.is_set():
+            with contextlib.suppress(TimeoutError):
+                connection, _ = self.listener.accept()
+                self.connections += 1
+                self._start(self._serve, connection)
+
+    def _serve(self, connection: socket.socket) -> None:
+        connection.settimeout(0.05)
+        with connection, contextlib.suppress(OSError, EOFError):
+            self.script(connection)
+
+    def request(self, connection: socket.socket) -> bytes:
+        """Read one request; EOFError if none comes any more."""
+        data = b""
+        while not _complete(data):
+            if self.closing.is_set():
+                raise EOFError
+            with contextlib.suppress(TimeoutError):
+                some = connection.recv(65536)
+                if not some:
+                    raise EOFError
+                data += some
+        return data
+
+
+def _complete(data: bytes) -> bool:
+    head, blank, body = data.partition(b"\r\n\r\n")
+    lengths = [
+        int(line.split(b":")[1])
+        for line in head.split(b"\r\n")
+        if line.lower().startswith(b"content-length:")
+    ]
+    return bool(blank) and len(body) >= lengths[0]
+
+
+def answering(*parts: bytes, every_seconds: float = 0, close: bool = False) -> Server:
+    """A server that answers every request with these parts, and then again, until it closes."""
+
+    def script(connection: socket.socket) -> None:
+        while True:
+            server.request(connection)
+            for part in parts:
+                connection.sendall(part)
+                if server.closing.wait(every_seconds):
+                    return
+            if close:
+                return
+
+    server = Server(script)
+    return server
+
+
+# --- What an exchange comes to --------------------------------------------------------------------
+
+
+def test_a_look_up_and_a_send_arrive_as_blip_wants_them(
+    client: BlipClient, blip: Simulator, bot: Bot
+) -> None:
+    identity = look_up(client, bot)
+    assert identity == IDENTITY
+
+    assert send(client, bot, "message-1") is None
+
+    (message,) = blip.inbox()
+    assert message["id"] == "message-1"
+    assert message["to"] == IDENTITY
+    assert message["phone"] == PHONE
+    for request in blip.requests:
+        assert request.headers["Content-Type"] == "application/json"
+        assert request.headers["Authorization"] == blip.key
+        assert "Cookie" not in request.headers
+    asked = blip.requests[0].envelope
+    assert asked["uri"] == f"lime://wa.gw.msging.net/accounts/{PHONE}"
+    assert asked["to"] == "postmaster@wa.gw.msging.net"
+
+
+def test_a_base_url_may_end_with_a_slash(client: BlipClient, blip: Simulator) -> None:
+    assert send(client, Bot(name="default", base_url=f"{blip.url}/", key=blip.key)) is None
+
+
+def test_nobody_listens(client: BlipClient) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+    assert type(send(client, at(port))) is Transient
+    assert type(look_up(client, at(port))) is Transient
+
+
+def test_a_name_that_cannot_be_resolved(
+    client: BlipClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    bot = Bot(name="default", base_url="https://http.msging.net", key=KEY)
+
+    assert type(send(client, bot)) is Transient
+    assert type(look_up(client, bot)) is Transient
+
+
+def test_a_connection_that_is_never_accepted(hasty: BlipClient) -> None:
+    # A full backlog: the kernel drops what else comes.
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+
+        with ends_soon():
+            assert type(send(hasty, at(listener.getsockname()[1]))) is Transient
+
+
+def test_no_connection_is_waited_for_longer_than_for_blip_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_module, "CONNECT_SECONDS", CALL_SECONDS)
+    with (
+        answering(b"") as silent,
+        contextlib.closing(BlipClient(1, 10)) as client,
+        ends_soon(),
+    ):
+        first = threading.Thread(target=send, args=(client, silent.bot))
+        first.start()
+        while not silent.connections:
+            time.sleep(0.005)
+        # The only connection is in use: this one never started.
+        assert type(send(client, silent.bot)) is Transient
+        silent.closing.set()
+        first.join()
+
+
+def test_tls_where_there_is_none(client: BlipClient) -> None:
+    def script(connection: socket.socket) -> None:
+        connection.recv(1024)
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with Server(script) as server:
+        secure = at(server.listener.getsockname()[1], "https")
+
+        assert type(send(client, secure)) is Transient
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+def test_a_connection_dropped_without_an_answer(
+    client: BlipClient, blip: Simulator, bot: Bot, *, accepted: bool
+) -> None:
+    """From here the two look the same: it may have gone out."""
+    blip.know(PHONE)
+    blip.add_fault(drop=True, accept=accepted)
+
+    assert type(send(client, bot)) is Unknown
+    assert len(blip.inbox()) == accepted
+    # A look-up may simply be asked again.
+    assert type(look_up(client, bot)) is Transient
+
+
+def test_a_connection_dropped_before_the_request_is_read(client: BlipClient) -> None:
+    with Server(lambda _: None) as server:
+        assert type(send(client, server.bot)) is Unknown
+
+
+@pytest.mark.parametrize("part", [b"", b"HTT", b"HTTP/1.1 202 Acc", TAKEN[:-2]])
+def test_an_answer_that_ends_in_its_head(client: BlipClient, part: bytes) -> None:
+    with answering(part, close=True) as server:
+        assert type(send(client, server.bot)) is Unknown
+
+
+@pytest.mark.parametrize("garbage", [b"\x00\xff\xfe" * 40, b"220 mail ESMTP\r\n", b"{}\r\n\r\n"])
+def test_an_answer_that_is_no_http(client: BlipClient, garbage: bytes) -> None:
+    with answering(garbage, close=True) as server:
+        assert type(send(client, server.bot)) is Unknown
+        assert type(look_up(client, server.bot)) is Transient
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+def test_no_answer_within_the_call_s_time(
+    hasty: BlipClient, blip: Simulator, bot: Bot, *, accepted: bool
+) -> None:
+    blip.add_fault(hang=True, accept=accepted)
+
+    with ends_soon():
+        assert type(send(hasty, bot)) is Unknown
+        assert type(look_up(hasty, bot)) is Transient
+
+
+def test_an_answer_that_drips_is_cut_off(hasty: BlipClient, blip: Simulator, bot: Bot) -> None:
+    """Every byte comes in time; all of them together don't."""
+    blip.add_fault(dribble_seconds=CALL_SECONDS / 4)
+
+    with ends_soon():
+        assert type(send(hasty, bot)) is Unknown
+        assert type(look_up(hasty, bot)) is Transient
+
+
+def test_taken_with_a_body_that_never_ends(hasty: BlipClient) -> None:
+    """The status says it all."""
+    drops = [b"x"] * 100
+    head = b"HTTP/1.1 202 Accepted\r\nContent-Length: 1000\r\n\r\n"
+    with answering(head, *drops, every_seconds=CALL_SECONDS / 4) as server, ends_soon():
+        assert send(hasty, server.bot) is None
+
+
+def test_taken_with_a_body_that_breaks_off(client: BlipClient) -> None:
+    with answering(b"HTTP/1.1 202 Accepted\r\nContent-Length: 9\r\n\r\nx", close=True) as server:
+        assert send(client, server.bot) is None
+
+
+def test_taken_with_a_body_that_cannot_be_unpacked(client: BlipClient) -> None:
+    head = b"HTTP/1.1 202 Accepted\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\n"
+    with answering(head + b"text") as server:
+        assert send(client, server.bot) is None
+
+
+def test_a_refusal_whose_reason_breaks_off_is_still_a_refusal(client: BlipClient) -> None:
+    head = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 99\r\n\r\n"
+    with answering(head + b'{"code"', close=True) as server:
+        assert type(send(client, server.bot)) is Misconfigured
+
+
+def test_a_request_too_long_for_a_connection_that_closes(client: BlipClient) -> None:
+    """The server stops reading: what it has read, nobody knows."""
+    huge = Template(name="order_shipped", language="pt_BR", components=[HUGE])
+
+    def script(connection: socket.socket) -> None:
+        connection.recv(10)
+
+    with Server(script) as server, pytest.raises(Unknown):
+        client.send(server.bot, "id", IDENTITY, huge)
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [(503, Transient), (500, Unknown), (502, Unknown), (504, Unknown), (408, Unknown)],
+)
+def test_blip_is_in_trouble(
+    client: BlipClient, blip: Simulator, bot: Bot, status: int, expected: type[Failure]
+) -> None:
+    blip.add_fault(status=status)
+
+    failure = send(client, bot)
+
+    assert type(failure) is expected
+    assert failure.code == status
+    assert type(look_up(client, bot)) is Transient
+
+
+def test_over_the_plan_with_a_word_how_long(client: BlipClient, blip: Simulator) -> None:
+    blip.configure(retry_after=True, penalty_seconds=77)
+    blip.put_bot(SimulatedBot(name="slow", messages_per_second=1, commands_per_second=0))
+    slow = SimulatedBot(name="slow")
+    bot = Bot(name="default", base_url=blip.url, key=slow.key)
+
+    failure = look_up(client, bot)
+
+    assert isinstance(failure, Throttled)
+    assert failure.code == 34
+    assert failure.retry_after_seconds == pytest.approx(77, abs=1.5)
+
+
+def test_over_the_plan_without_a_word_how_long(
+    client: BlipClient, blip: Simulator, bot: Bot
+) -> None:
+    blip.add_fault(status=429)
+
+    for failure in (send(client, bot), look_up(client, bot)):
+        assert isinstance(failure, Throttled)
+        assert failure.retry_after_seconds is None
+
+
+def test_a_key_that_blip_does_not_know(client: BlipClient, blip: Simulator) -> None:
+    bot = Bot(name="default", base_url=blip.url, key=KEY)
+
+    for failure in (send(client, bot), look_up(client, bot)):
+        assert isinstance(failure, Misconfigured)
+        assert failure.code == 13
+        assert KEY not in failure.detail
+
+
+def test_a_redirect_is_not_followed(client: BlipClient, blip: Simulator, bot: Bot) -> None:
+    blip.add_fault(status=307, headers={"Location": f"{blip.url}/messages?again"})
+
+    assert type(send(client, bot)) is Misconfigured
+    assert type(look_up(client, bot)) is Misconfigured
+    assert len(blip.requests) == 2
+
+
+def test_a_path_that_blip_does_not_have(client: BlipClient) -> None:
+    answer = b"HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\n\r\nNot Found"
+    with answering(answer) as server:
+        assert type(send(client, server.bot)) is Misconfigured
+        assert type(look_up(client, server.bot)) is Misconfigured
+
+
+@pytest.mark.parametrize("body", ["<html>", "", "null", "[1]", '{"status": "succ', "\ufeff{}"])
+def test_a_look_up_answered_with_something_else(
+    client: BlipClient, blip: Simulator, bot: Bot, body: str
+) -> None:
+    blip.add_fault(status=200, body=body)
+
+    assert type(look_up(client, bot)) is Transient
+
+
+def test_a_look_up_answered_without_an_identity(
+    client: BlipClient, blip: Simulator, bot: Bot
+) -> None:
+    blip.add_fault(status=200, body={"status": "success", "resource": {"phoneNumber": PHONE}})
+
+    assert type(look_up(client, bot)) is Transient
+
+
+def test_a_look_up_answered_with_an_identity_of_another_channel(
+    client: BlipClient, blip: Simulator, bot: Bot
+) -> None:
+    blip.set_identity(PHONE, "5511999998888@tunnel.msging.net")
+
+    assert type(look_up(client, bot)) is Transient
+
+
+def test_an_identity_without_a_single_digit_of_the_number(
+    client: BlipClient, blip: Simulator, bot: Bot
+) -> None:
+    blip.set_identity(PHONE, "d3b07384-d9a0-4c9b@wa.gw.msging.net")
+
+    assert look_up(client, bot) == "d3b07384-d9a0-4c9b@wa.gw.msging.net"
+
+
+def test_a_number_that_blip_does_not_take_for_one(
+    client: BlipClient, blip: Simulator, bot: Bot
+) -> None:
+    blip.add_fault(path="lookups", failure=61)
+
+    failure = look_up(client, bot)
+
+    assert isinstance(failure, Rejected)
+    assert failure.reason is Reason.NOT_A_PHONE_NUMBER
+
+
+def test_a_bot_without_whatsapp(client: BlipClient, blip: Simulator) -> None:
+    deaf = SimulatedBot(name="deaf", whatsapp=False)
+    blip.put_bot(deaf)
+
+    failure = look_up(client, Bot(name="default", base_url=blip.url, key=deaf.key))
+
+    assert isinstance(failure, Misconfigured)
+    assert failure.code == 81
+    assert "WhatsApp channel" in failure.detail
+    assert blip.statistics()["lookups"] == {PHONE: 2}
+
+
+def test_a_gateway_that_fails_once(client: BlipClient, blip: Simulator, bot: Bot) -> None:
+    blip.add_fault(path="lookups", failure=81, times=1)
+
+    assert look_up(client, bot) == IDENTITY
+
+
+def test_nothing_is_repeated_by_itself(client: BlipClient, blip: Simulator, bot: Bot) -> None:
+    for fault in ({"drop": True}, {"status": 503}, {"status": 500}, {"truncate": True}):
+        blip.clear()
+        blip.clear_faults()
+        blip.add_fault(path="messages", **fault)
+
+        assert send(client, bot) is not None
+        assert len(blip.requests) == 1
+
+
+def test_cookies_of_blip_s_load_balancer_stay_there(client: BlipClient) -> None:
+    """One client serves every bot: a cookie of the one has no business with the other."""
+    heads: list[bytes] = []
+
+    def script(connection: socket.socket) -> None:
+        while True:
+            heads.append(server.request(connection))
+            connection.sendall(TAKEN[:-2] + b"Set-Cookie: affinity=1; Path=/\r\n\r\n")
+
+    server = Server(script)
+    with server:
+        assert send(client, server.bot) is None
+        assert send(client, server.bot) is None
+
+    assert len(heads) == 2
+    assert not any(b"cookie" in head.lower() for head in heads)
+
+
+# --- Connections ----------------------------------------------------------------------------------
+
+
+def test_a_connection_is_used_again(client: BlipClient) -> None:
+    with answering(TAKEN) as server:
+        for _ in range(3):
+            assert send(client, server.bot) is None
+
+        assert server.connections == 1
+
+
+def test_a_connection_that_idled_for_long_is_not_used_again(
+    client: BlipClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frozen sandbox's monotonic clock stands still: only the wall clock tells."""
+    wall_clock, frozen_for = time.time, [0.0]
+    monkeypatch.setattr(time, "time", lambda: wall_clock() + frozen_for[0])
+    with answering(TAKEN) as server:
+        assert send(client, server.bot) is None
+
+        frozen_for[0] += 13
+        assert send(client, server.bot) is None
+        assert server.connections == 1
+
+        frozen_for[0] += 15.5
+        assert send(client, server.bot) is None
+        assert server.connections == 2
+
+        # From its last use it counts, not from its first.
+        frozen_for[0] += 13
+        assert send(client, server.bot) is None
+        assert server.connections == 2
+
+
+def test_a_connection_that_was_closed_meanwhile_is_not_used_again(client: BlipClient) -> None:
+    with answering(TAKEN, close=True) as server:
+        assert send(client, server.bot) is None
+        while any(thread.is_alive() for thread in server.threads[1:]):
+            time.sleep(0.005)
+
+        assert send(client, server.bot) is None
+        assert server.connections == 2
+
+
+def test_calls_run_side_by_side(client: BlipClient, blip: Simulator, bot: Bot) -> None:
+    blip.configure(latency_seconds=0.2)
+    threads = [
+        threading.Thread(target=client.send, args=(bot, f"id-{number}", IDENTITY, TEMPLATE))
+        for number in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(blip.inbox()) == 4
+    assert blip.statistics()["most_in_flight"]["/messages"] == 4
+
+
+def test_one_call_s_deadline_is_not_another_s(hasty: BlipClient) -> None:
+    with answering(b"", TAKEN, every_seconds=CALL_SECONDS / 3) as server:
+        for _ in range(4):
+            assert send(hasty, server.bot) is None
+
+        assert server.connections == 1
+
+
+def test_a_connection_that_failed_is_not_kept(client: BlipClient, blip: Simulator) -> None:
+    bot = Bot(name="default", base_url=blip.url, key=blip.key)
+    blip.add_fault(path="messages", truncate=True, times=1)
+    send(client, bot)
+
+    assert send(client, bot) is None

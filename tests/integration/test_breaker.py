@@ -1,0 +1,478 @@
+"""A bot's breaker, the function whole: what opens it, what an open one costs, what closes it."""
+
+from itertools import count, pairwise
+from typing import Any
+
+import pytest
+
+from notifier.request import ledger_key
+from notifier.runtime import sending
+from tests.integration.conftest import Record, Stack, a_request
+from tests.integration.receipts_stack import Json, ReceiptsStack, SimulatedClock, a_receipt
+from tests.local.blip import Bot
+
+# Of no bot anywhere.
+OLD_KEY, NEW_KEY = "Key c2ltdWxhdGVkOnNlY3JldA==", "Key c2ltdWxhdGVkOnJvdGF0ZWQ="
+
+PEOPLE = count(1)  # everybody is new
+
+
+@pytest.fixture(autouse=True)
+def fast(stack: Stack, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert clock
+    monkeypatch.setattr(sending, "CALL_SECONDS", 0.4)
+    stack.blip.configure(throttle=False)  # its clock is not the simulated one
+
+
+def bot_item(stack: Stack, bot: str = "default") -> Json:
+    answer = stack.aws.dynamodb.get_item(TableName="identities", Key={"key": {"S": f"bot:{bot}"}})
+    return {name: next(iter(value.values())) for name, value in answer.get("Item", {}).items()}
+
+
+def is_open(stack: Stack, bot: str = "default") -> bool:
+    return "broken" in bot_item(stack, bot)
+
+
+def batch(stack: Stack, size: int = 1, **changes: Any) -> list[Record]:
+    """Publish requests to so many people, and receive them."""
+    for _ in range(size):
+        stack.publish(a_request(**{"to": f"+5531988{next(PEOPLE):06}"} | changes))
+    records = stack.receive()
+    assert len(records) == size
+    return records
+
+
+def calls(stack: Stack) -> list[str]:
+    """What BLiP was asked, in order."""
+    return [request.kind for request in stack.blip.requests]
+
+
+def waits(stack: Stack) -> list[int]:
+    """For how long the last batch's requests are hidden."""
+    stack_calls = [p for n, p in stack.aws.calls if n == "ChangeMessageVisibilityBatch"]
+    return [entry["VisibilityTimeout"] for entry in stack_calls[-1]["Entries"]]
+
+
+def break_it(stack: Stack, why: str = "a test") -> None:
+    stack.aws.dynamodb.update_item(
+        TableName="identities",
+        Key={"key": {"S": "bot:default"}},
+        UpdateExpression="SET broken = :why",
+        ExpressionAttributeValues={":why": {"S": why}},
+    )
+
+
+# --- What opens it --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"path": "messages", "status": 503},
+        {"path": "messages", "drop": True},
+        {"path": "messages", "status": 400, "code": 86},
+        {"path": "lookups", "failure": 85},
+    ],
+    ids=str,
+)
+def test_five_different_notifications_in_a_row_open_it(stack: Stack, fault: Json) -> None:
+    stack.blip.add_fault(**fault)
+
+    for _ in range(4):
+        records = batch(stack)
+        assert len(stack.handle(records)) == 1
+        assert not is_open(stack)
+    assert len(stack.handle(batch(stack))) == 1
+
+    assert is_open(stack)
+    assert bot_item(stack)["broken"] == "5 notifications in a row had no definite answer"
+
+
+def test_they_may_come_in_one_batch_and_to_several_sandboxes(stack: Stack) -> None:
+    stack.blip.add_fault(path="messages", status=503)
+
+    stack.handle(batch(stack, 2), function=stack.sandbox())
+    stack.handle(batch(stack, 2), function=stack.sandbox())
+    assert not is_open(stack)
+    stack.handle(batch(stack, 3), function=stack.sandbox())
+
+    assert is_open(stack)
+
+
+def test_the_same_notification_five_times_does_not_open_it(
+    stack: Stack, clock: SimulatedClock
+) -> None:
+    stack.blip.add_fault(path="messages", status=503)
+    records = batch(stack)
+
+    for _ in range(7):
+        assert len(stack.handle(records)) == 1
+        clock.advance(901)
+
+    assert not is_open(stack)
+    assert calls(stack).count("messages") == 7
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [{}, {"path": "messages", "status": 400, "code": 21}, {"path": "lookups", "failure": 67}],
+    ids=["202", "rejected", "not a phone number"],
+)
+def test_a_definite_answer_in_between_starts_anew(stack: Stack, answer: Json) -> None:
+    for _ in range(2):
+        stack.blip.add_fault(path="messages", status=503)
+        for _ in range(4):
+            stack.handle(batch(stack))
+        assert not is_open(stack)
+        assert len(bot_item(stack)["failing"]) == 4
+
+        stack.blip.clear_faults()
+        if answer:
+            stack.blip.add_fault(**answer)
+        assert stack.handle(batch(stack)) == []
+        stack.blip.clear_faults()
+        assert "failing" not in bot_item(stack)
+
+
+def test_what_never_reached_blip_is_no_answer(stack: Stack) -> None:
+    nobody, somebody = "+5531977777777", "+5531966666666"
+    stack.blip.add_fault(path="lookups", failure=67, to=nobody)
+    sent = a_request(to=somebody)
+    assert stack.deliver(a_request(to=nobody), sent) == []
+    stack.blip.add_fault(path="messages", status=503)
+
+    for _ in range(4):
+        stack.handle(batch(stack))
+        # A number known to be none, a duplicate, a request too late say nothing of the bot.
+        late = a_request(to=somebody, valid_until="2020-01-01T00:00:00Z")
+        assert stack.deliver(a_request(to=nobody), sent, late) == []
+    stack.handle(batch(stack))
+
+    assert is_open(stack)
+
+
+def test_the_plan_is_no_failure(stack: Stack, clock: SimulatedClock) -> None:
+    stack.blip.add_fault(path="messages", status=429)
+
+    for _ in range(6):
+        assert len(stack.handle(batch(stack))) == 1
+        clock.advance(121)
+
+    assert not is_open(stack)
+    assert "failing" not in bot_item(stack)
+    assert {item["attempts"] for item in stack.aws.ledger()} == {"0"}
+
+
+def test_another_bot_goes_on(stack: Stack) -> None:
+    other = Bot(name="other")
+    stack.blip.put_bot(other)
+    bot = {"base_url": stack.blip.url, "key": stack.blip.key}
+    stack.aws.put_bots({"default": bot, "other": bot | {"key": other.key}})
+    stack.blip.add_fault(path="messages", status=503, bot="simulated")
+    stack.handle(batch(stack, 5))
+    assert is_open(stack)
+
+    assert stack.handle(batch(stack, 3, bot="other")) == []
+
+    assert not is_open(stack, "other")
+
+
+# --- While it is open -----------------------------------------------------------------------------
+
+
+def test_nothing_is_claimed_looked_up_or_sent(stack: Stack, clock: SimulatedClock) -> None:
+    break_it(stack)
+    stack.blip.add_fault(path="ping", status=503)
+    records = batch(stack, 10)
+    stack.handle(records)
+    stack.blip.clear()
+    clock.slept.clear()
+    stack.aws.calls.clear()
+
+    assert len(stack.handle(records)) == 10
+
+    assert calls(stack) == []
+    assert stack.aws.ledger() == []
+    assert [name for name, _ in stack.aws.calls if name == "UpdateItem"] == ["UpdateItem"]
+    assert all(600 <= wait <= 900 for wait in waits(stack))
+    assert len(set(waits(stack))) > 1  # they don't come back together
+    # The batch holds still, so that an outage hides few messages a second.
+    assert clock.slept == [3.0]
+
+
+def test_an_outage_costs_no_attempts_and_no_dead_letters(
+    stack: Stack, clock: SimulatedClock
+) -> None:
+    records = batch(stack, 6)
+    with stack.blip.unreachable():
+        assert len(stack.handle(records)) == 6
+        assert is_open(stack)
+        attempts = {item["attempts"] for item in stack.aws.ledger()}
+        for _ in range(24):  # six hours
+            clock.advance(900)
+            assert len(stack.handle(records)) == 6
+    assert {item["attempts"] for item in stack.aws.ledger()} == attempts == {"1"}
+
+    clock.advance(900)
+    assert len(stack.handle(records)) == 5
+    assert not is_open(stack)
+    assert stack.handle(records) == []
+    assert {item["status"] for item in stack.aws.ledger()} == {"sent"}
+    assert {item["attempts"] for item in stack.aws.ledger()} == {"2"}
+    assert len(stack.blip.inbox()) == 6
+    assert stack.aws.dead_letters() == []
+
+
+def test_a_batch_that_can_do_something_does_not_hold_still(
+    stack: Stack, clock: SimulatedClock
+) -> None:
+    other = Bot(name="other")
+    stack.blip.put_bot(other)
+    bot = {"base_url": stack.blip.url, "key": stack.blip.key}
+    stack.aws.put_bots({"default": bot, "other": bot | {"key": other.key}})
+    break_it(stack)
+    stack.blip.add_fault(path="ping", status=503)
+    stack.publish(a_request())
+
+    assert len(stack.handle(stack.receive() + batch(stack, bot="other"))) == 1
+
+    assert 3.0 not in clock.slept
+
+
+def test_there_is_no_holding_still_beyond_the_deadline(stack: Stack, clock: SimulatedClock) -> None:
+    break_it(stack)
+    stack.blip.add_fault(path="ping", status=503)
+
+    assert len(stack.handle(batch(stack), seconds=14)) == 1
+    assert clock.slept == [3.0]
+    clock.slept.clear()
+    assert len(stack.handle(batch(stack), seconds=2.5)) == 1
+    assert sum(clock.slept) <= 1.5
+
+
+# --- The probe ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", [{"status": 503}, {"drop": True}, {"failure": 61}], ids=str)
+def test_there_is_one_probe_every_30_seconds_over_all_sandboxes(
+    stack: Stack, clock: SimulatedClock, fault: Json
+) -> None:
+    break_it(stack)
+    stack.blip.add_fault(path="ping", **fault)
+    sandboxes = [stack.sandbox() for _ in range(3)]
+    records = batch(stack, 2)
+    probed_at: list[float] = []
+
+    for turn in range(30):  # each holds still for three seconds
+        before = len(calls(stack))
+        started = clock.now()
+        assert len(stack.handle(records, function=sandboxes[turn % 3])) == 2
+        probed_at += [started] * (len(calls(stack)) - before)
+
+    assert set(calls(stack)) == {"ping"}
+    assert 3 <= len(probed_at) <= 5
+    assert all(later - earlier >= 30 for earlier, later in pairwise(probed_at))
+    assert is_open(stack)
+
+
+def test_a_sandbox_that_ends_while_it_probes_delays_the_next_by_30_seconds(
+    stack: Stack, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_it(stack)
+    records = batch(stack)
+    blip: Any = stack.sandbox()._delivery._blip
+
+    def ends(_: object) -> None:
+        raise RuntimeError("the sandbox ends here")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(blip, "ping", ends)
+        with pytest.raises(RuntimeError):
+            stack.handle(records)
+    clock.advance(20)
+    assert len(stack.handle(records)) == 1
+    assert calls(stack) == []
+    clock.advance(10)
+
+    assert stack.handle(records) == []
+
+
+def test_answered_it_lets_exactly_one_through(stack: Stack) -> None:
+    break_it(stack)
+    stack.blip.add_fault(path="messages", status=503)
+
+    assert len(stack.handle(batch(stack, 5))) == 5
+
+    assert calls(stack) == ["ping", "lookups", "messages"]
+    assert len(stack.aws.ledger()) == 1
+    assert is_open(stack)
+    assert sum(600 <= wait <= 900 for wait in waits(stack)) == 4
+
+
+def test_one_that_waits_for_the_same_person_is_not_let_through(stack: Stack) -> None:
+    break_it(stack)
+    stack.blip.add_fault(path="messages", status=503)
+
+    assert len(stack.handle(batch(stack, 5, to="+5531955555555"))) == 5
+
+    assert calls(stack) == ["ping", "lookups", "messages"]
+
+
+@pytest.mark.parametrize("code", [62, 63, 67])
+def test_a_bot_that_knows_no_ping_is_there_all_the_same(stack: Stack, code: int) -> None:
+    break_it(stack)
+    stack.blip.add_fault(path="ping", failure=code)
+
+    assert stack.handle(batch(stack)) == []
+    assert not is_open(stack)
+
+
+@pytest.mark.parametrize(
+    ("answer", "closes"),
+    [
+        ({}, True),
+        ({"path": "messages", "status": 400, "code": 21}, True),
+        ({"path": "lookups", "failure": 67}, True),
+        ({"path": "messages", "status": 503}, False),
+        ({"path": "messages", "drop": True}, False),
+        ({"path": "lookups", "status": 503}, False),
+        ({"path": "messages", "status": 429}, False),
+        ({"path": "messages", "status": 401}, False),
+    ],
+    ids=str,
+)
+def test_only_a_definite_answer_closes_it(stack: Stack, answer: Json, closes: bool) -> None:
+    break_it(stack)
+    if answer:
+        stack.blip.add_fault(**answer)
+
+    back = stack.handle(batch(stack))
+
+    assert is_open(stack) == (not closes)
+    assert back == [] if closes else len(back) == 1
+    if closes:
+        stack.blip.clear_faults()
+        assert not bot_item(stack).keys() & {"broken", "failing", "probe_until"}
+        assert stack.handle(batch(stack, 5)) == []
+
+
+def test_a_number_known_to_be_none_does_not_close_it(stack: Stack) -> None:
+    nobody = "+5531977777777"
+    stack.blip.add_fault(path="lookups", failure=67, to=nobody)
+    assert stack.deliver(a_request(to=nobody)) == []
+    break_it(stack)
+
+    assert stack.deliver(a_request(to=nobody)) == []
+
+    assert is_open(stack)
+
+
+# --- A wrong key ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"path": "*", "status": 401, "code": 13},
+        {"path": "messages", "status": 403},
+        {"path": "messages", "status": 404},
+        {"path": "messages", "status": 302},
+        {"path": "messages", "status": 400, "code": 31},
+        {"path": "lookups", "failure": 35},
+        {"path": "lookups", "failure": 81},
+    ],
+    ids=str,
+)
+def test_a_misconfigured_bot_opens_it_at_once_and_loses_nothing(
+    stack: Stack, clock: SimulatedClock, fault: Json
+) -> None:
+    stack.blip.add_fault(**fault)
+    records = batch(stack)
+
+    for _ in range(3):
+        assert len(stack.handle(records)) == 1
+        assert is_open(stack)
+        assert 600 <= waits(stack)[0] <= 900
+        clock.advance(901)
+
+    assert stack.aws.dead_letters() == []
+    assert {item["attempts"] for item in stack.aws.ledger()} == {"0"}
+    stack.blip.clear_faults()
+    assert stack.handle(records) == []
+    assert not is_open(stack)
+    assert len(stack.blip.inbox()) == 1
+
+
+def test_a_wrong_key_stops_the_rest_of_its_batch(stack: Stack) -> None:
+    stack.blip.put_bot(Bot(key=NEW_KEY))
+
+    assert len(stack.handle(batch(stack, 10))) == 10
+    refused = len(calls(stack))
+    assert len(stack.handle(batch(stack, 10))) == 10
+
+    assert refused <= 20  # what was under way already, and each once more with a fresh secret
+    assert len(calls(stack)) - refused <= 2  # the probe, likewise
+    assert stack.aws.dead_letters() == []
+    assert stack.blip.inbox() == []
+
+
+def test_a_rotated_key_is_picked_up_without_a_deploy(stack: Stack, clock: SimulatedClock) -> None:
+    assert stack.blip.key == OLD_KEY
+    assert stack.handle(batch(stack)) == []
+    stack.blip.put_bot(Bot(key=NEW_KEY))
+    clock.advance(20)
+    waiting = batch(stack, 3)
+    assert len(stack.handle(waiting)) == 3
+    assert is_open(stack)
+
+    stack.aws.put_bots({"default": {"base_url": stack.blip.url, "key": NEW_KEY}})
+    clock.advance(31)
+    assert len(stack.handle(waiting)) == 2  # one is let through
+    assert not is_open(stack)
+    stack.handle(waiting)
+
+    assert len(stack.blip.inbox()) == 4
+    assert stack.aws.dead_letters() == []
+
+
+def test_a_key_that_was_rotated_in_time_stops_nothing(stack: Stack, clock: SimulatedClock) -> None:
+    assert stack.handle(batch(stack)) == []
+    stack.aws.put_bots({"default": {"base_url": stack.blip.url, "key": NEW_KEY}})
+    stack.blip.put_bot(Bot(key=NEW_KEY))
+    clock.advance(20)  # the sandbox still has the old one in mind
+
+    assert stack.handle(batch(stack, 5)) == []
+
+    assert not is_open(stack)
+    assert len(stack.blip.inbox()) == 6
+
+
+# --- Receipts -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [131_016, 131_031, 131_042, 368])
+def test_receipts_that_speak_for_the_number_open_it(
+    stack: Stack, receipts: ReceiptsStack, code: int
+) -> None:
+    request = a_request()
+    assert stack.deliver(request) == []
+
+    key = ledger_key("default", request["id"])
+    assert receipts.record(a_receipt(key, "failed", code)) == []
+
+    assert str(code) in bot_item(stack)["broken"]
+    stack.blip.add_fault(path="ping", status=503)
+    stack.blip.clear()
+    assert len(stack.handle(batch(stack, 3))) == 3
+    assert calls(stack) == ["ping"]
+
+
+@pytest.mark.parametrize("code", [131_026, 131_056, 132_001])
+def test_other_receipts_do_not(stack: Stack, receipts: ReceiptsStack, code: int) -> None:
+    for _ in range(6):
+        request = a_request()
+        assert stack.deliver(request) == []
+        key = ledger_key("default", request["id"])
+        assert receipts.record(a_receipt(key, "failed", code)) == []
+
+    assert not is_open(stack)

@@ -1,0 +1,149 @@
+"""What people and tests see and change at run time, under /_simulator/."""
+
+import json
+import time
+from collections.abc import Callable
+from html import escape
+from typing import Any
+
+from aiohttp import web
+from pydantic import ValidationError
+
+from tests.local.blip import templates
+from tests.local.blip.faults import Fault
+from tests.local.blip.lime import Json
+from tests.local.blip.receipts import Message
+from tests.local.blip.server import Blip
+from tests.local.blip.settings import Bot
+
+PREFIX = "/_simulator"
+_Route = Callable[[dict[str, str], Any], Any]
+
+
+class Control:
+    """The control paths of one simulator."""
+
+    def __init__(self, blip: Blip, outage: Callable[[float], None]) -> None:
+        self._blip = blip
+        self._routes: dict[str, _Route] = {
+            "GET /inbox": self._inbox,
+            "DELETE /inbox": lambda _query, _body: blip.clear(),
+            "GET /statistics": lambda _query, _body: blip.statistics(),
+            "GET /faults": lambda _query, _body: blip.faults.report(),
+            "POST /faults": lambda _query, body: add_fault(blip, body).report(),
+            "DELETE /faults": lambda query, _body: blip.faults.remove(
+                int(query["number"]) if "number" in query else None
+            ),
+            "GET /templates": lambda _query, _body: blip.registry.report(),
+            "PUT /templates": lambda _query, body: blip.registry.put(templates.parse(body)),
+            "GET /settings": lambda _query, _body: blip.settings.model_dump(),
+            "PUT /settings": self._change_settings,
+            "GET /bots": lambda _query, _body: [bot.model_dump() for bot in blip.bots.values()],
+            "PUT /bots": lambda _query, body: blip.put_bot(Bot.model_validate(body)),
+            "PUT /identities": lambda _query, body: blip.overrides.update(_strings(body)),
+            "POST /identities": self._know,
+            "POST /outage": lambda _query, body: outage(float(body["seconds"])),
+        }
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        path = request.path.removeprefix(PREFIX)
+        if path in ("", "/"):
+            return web.Response(text=self._page(), content_type="text/html")
+        route = self._routes.get(f"{request.method} {path}")
+        if route is None:
+            known = any(name.endswith(f" {path}") for name in self._routes)
+            return web.Response(status=405 if known else 404)
+        raw = await request.read()
+        try:
+            result = route(dict(request.query), json.loads(raw) if raw else None)
+        except (ValidationError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return web.Response(status=400, text=f"{error}\n")
+        if result is None:
+            return web.Response(status=204)
+        return web.json_response(result)
+
+    def _inbox(self, query: dict[str, str], _body: Any) -> list[Json]:
+        return inbox(self._blip, query)
+
+    def _change_settings(self, _query: dict[str, str], body: Any) -> Json:
+        self._blip.settings = self._blip.settings.changed(body)
+        return self._blip.settings.model_dump()
+
+    def _know(self, _query: dict[str, str], body: Any) -> Json:
+        names = [body["bot"]] if "bot" in body else list(self._blip.bots)
+        identities = [self._blip.know(body["phone"], name) for name in names]
+        return {"identity": identities[0]}
+
+    def _page(self) -> str:
+        blip, now = self._blip, time.time()
+        cards = [_card(blip, message, now) for message in reversed(blip.messages[-200:])]
+        return _PAGE.format(count=len(blip.messages), cards="\n".join(cards))
+
+
+def add_fault(blip: Blip, rule: Any) -> Fault:
+    """Add a rule given as JSON."""
+    return blip.faults.add(Fault.model_validate(rule), time.monotonic())
+
+
+def inbox(blip: Blip, query: dict[str, str]) -> list[Json]:
+    """The accepted messages, oldest first.
+
+    Args:
+        blip: the simulator.
+        query: any of id, bot, to, phone, template; after: only numbers above it; limit: how many.
+    """
+    after, limit = int(query.get("after", 0)), int(query.get("limit", 1_000_000))
+    wanted = {
+        name: query[name] for name in ("id", "bot", "to", "phone", "template") if name in query
+    }
+    now = time.time()
+    chosen = (
+        message
+        for message in blip.messages[after:]
+        if all(getattr(message, name) == value for name, value in wanted.items())
+    )
+    return [message.view(now) for message, _ in zip(chosen, range(limit), strict=False)]
+
+
+def _strings(body: Any) -> dict[str, str]:
+    if not isinstance(body, dict) or not all(isinstance(value, str) for value in body.values()):
+        raise ValueError("an object of phone to identity is needed")
+    return body
+
+
+def _card(blip: Blip, message: Message, now: float) -> str:
+    view = message.view(now)
+    content = view["envelope"]["content"]
+    content = content if isinstance(content, dict) else {"text": content}
+    template = blip.registry.find(view["template"], view["language"])
+    text = templates.render(template, content)
+    reason = view["reason"]
+    problem = f"{reason['code']}: {reason['description']}" if reason else ""
+    ticks = {"accepted": "✓", "dispatched": "✓", "received": "✓✓", "consumed": "✓✓ read"}
+    status = view["status"]
+    return (
+        f'<article class="{escape(status)}"><header>{escape(message.phone or message.to)}'
+        f" <small>{escape(message.bot)} · {escape(message.template or 'no template')}"
+        f"{' · REPEATED' if message.repeated else ''}</small></header>"
+        f"<p>{escape(text)}</p>"
+        f"<footer>{escape(view['accepted_at'])} · {escape(status)} {ticks.get(status, '')}"
+        f" <b>{escape(problem)}</b><br><code>{escape(message.id or 'no id')}</code></footer>"
+        "</article>"
+    )
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="2">
+<title>BLiP simulator: inbox</title>
+<style>
+body {{ font: 15px system-ui, sans-serif; background: #efe7de; margin: 2em auto; max-width: 40em }}
+article {{ background: #fff; border-radius: 10px; padding: .7em 1em; margin: .8em 0;
+  box-shadow: 0 1px 2px #0003 }}
+article.failed {{ background: #fde8e8 }} article.consumed footer {{ color: #1a82c4 }}
+p {{ white-space: pre-wrap; overflow-wrap: anywhere; margin: .5em 0 }}
+header {{ font-weight: 600 }} small, footer {{ font-weight: 400; color: #667; font-size: 12px }}
+</style>
+<h1>Inbox <small>{count} messages, newest first; the last 200 are shown</small></h1>
+{cards}
+</html>
+"""

@@ -1,0 +1,131 @@
+"""What can be set: bots, behaviour and receipts. Python and HTTP use the same names."""
+
+import base64
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Model(BaseModel):
+    """A misspelt member is an error, not a setting that does nothing."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Bot(Model):
+    """One bot with its key and its plan (BLiP's paid one by default; None is no limit)."""
+
+    name: str = "simulated"
+    key: str = ""
+    messages_per_second: float | None = 50
+    commands_per_second: float | None = 200
+    notifications_per_second: float | None = 100
+    whatsapp: bool = True
+    webhook: bool = True
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        secret = self.key.removeprefix("Key ")
+        if not secret:
+            secret = base64.b64encode(f"{self.name}:secret".encode()).decode()
+        name, colon, _ = base64.b64decode(secret, validate=True).decode().partition(":")
+        if not (name and colon):
+            raise ValueError("a key is base64 of identifier:secret")
+        if self.key and "name" not in self.model_fields_set:
+            self.name = name
+        self.key = f"Key {secret}"
+        return self
+
+    @property
+    def identity(self) -> str:
+        return f"{self.name}@msging.net"
+
+    def limit(self, kind: str) -> float | None:
+        limits: dict[str, float | None] = {
+            "messages": self.messages_per_second,
+            "commands": self.commands_per_second,
+            "notifications": self.notifications_per_second,
+        }
+        return limits[kind]
+
+
+class Delays(Model):
+    """Seconds from accepting a message to each event; None: that event never happens."""
+
+    accepted: float | None = 0.0
+    dispatched: float | None = 0.02
+    received: float | None = 0.05
+    consumed: float | None = 0.1
+    failed: float = 0.05
+
+
+class Receipts(Model):
+    """How receipts are posted. Without a URL there is only the history.
+
+    Attributes:
+        headers: sent with each one, e.g. X-Receipts-Secret, and Host where a local AWS wants it.
+        late_seconds: how much later than the event the receipt is posted.
+        duplicates: how many times more each receipt is posted.
+        out_of_order: a message's receipts are posted in random order.
+        prefix: put before the id, as routers do (`fwd:`).
+        instance: `to` carries an instance.
+        retries: how often a receipt that did not get a 2xx is posted again.
+        at_once: how many are under way at a time.
+    """
+
+    url: str | None = None
+    headers: dict[str, str] = Field(default_factory=dict)
+    delays: Delays = Field(default_factory=Delays)
+    late_seconds: float = 0
+    duplicates: int = 0
+    out_of_order: bool = False
+    prefix: str = ""
+    instance: bool = False
+    retries: int = 3
+    retry_seconds: float = 0.5
+    timeout_seconds: float = 10
+    at_once: int = Field(default=20, gt=0)
+
+
+class Settings(Model):
+    """How the simulator behaves.
+
+    Attributes:
+        latency_seconds: every answer of the three paths takes this long,
+            plus up to latency_jitter_seconds.
+        throttle: the bots' plans are enforced.
+        retry_after: a 429 says Retry-After.
+        deduplicate: a message id seen before is answered 202 and ignored.
+        strict_identities: a message to an identity that no look-up of that bot gave out fails.
+        reason_codes: what a receipt says about WhatsApp's errors: `meta`, the code itself, or
+            `gateway`, 81 with the code in the description.
+        history_lag_seconds: how long an event takes to appear in the history.
+        history_seconds: how long it stays there.
+        unknown_history: the answer for an id without events: `empty` collection or `failure` 67.
+    """
+
+    latency_seconds: float = 0
+    latency_jitter_seconds: float = 0
+    throttle: bool = True
+    penalty_seconds: float = 120
+    retry_after: bool = False
+    deduplicate: bool = False
+    strict_identities: bool = True
+    reason_codes: Literal["meta", "gateway"] = "meta"
+    history_lag_seconds: float = 0
+    history_seconds: float = 3 * 24 * 3600
+    unknown_history: Literal["empty", "failure"] = "empty"
+    receipts: Receipts = Field(default_factory=Receipts)
+
+    def changed(self, changes: dict[str, Any]) -> "Settings":
+        """The same settings with some changed; nested objects are merged."""
+        return Settings.model_validate(_merged(self.model_dump(), changes))
+
+
+def _merged(old: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(old)
+    for name, value in changes.items():
+        before = old.get(name)
+        mergeable = isinstance(before, dict) and isinstance(value, dict) and name != "headers"
+        merged[name] = _merged(before, value) if mergeable and before is not None else value
+    return merged

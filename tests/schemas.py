@@ -1,0 +1,252 @@
+"""Writes events/schema from the models: `python -m tests.schemas`, or `--check` to compare only.
+
+The models stay free of prose for it: a class's docstring and its `Attributes` become descriptions.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator
+from inspect import cleandoc
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "layers" / "notifier"))
+
+from notifier import request
+from notifier.aws.events import DETAIL_TYPE, SOURCE
+from notifier.bots import NAME_PATTERN
+from notifier.failures import Reason
+from notifier.lifecycle import SENT_OR_LATER, UNDELIVERED, Status
+
+type Json = dict[str, Any]
+
+EVENTS = Path(__file__).parent.parent / "events"
+FOLDER = EVENTS / "schema"
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+# Samples that show the most of the request, for whoever reads the schema in a viewer.
+EXAMPLES = ("05-quick-reply.json", "04-document.json", "10-named-parameters.json")
+
+
+def request_schema() -> Json:
+    schema = request.NotificationRequest.model_json_schema()
+    for model in (schema, *schema["$defs"].values()):
+        _describe(model)
+        _allow_null(model)
+    header = {"$schema": DIALECT, "$id": "urn:blip-notifier:request"}
+    examples = [json.loads((EVENTS / name).read_text(encoding="utf-8")) for name in EXAMPLES]
+    return header | schema | {"examples": examples}
+
+
+def _describe(model: Json) -> None:
+    """Spread a docstring over the model and its fields."""
+    summary, _, attributes = cleandoc(model["description"]).partition("\n\nAttributes:\n")
+    model["description"] = " ".join(summary.split())
+    entries = re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", attributes, re.MULTILINE)
+    described = {name: " ".join((text[0].upper() + text[1:]).split()) for name, text in entries}
+    if described.keys() != model["properties"].keys():
+        undescribed = sorted(described.keys() ^ model["properties"].keys())
+        raise SystemExit(f"{model['title']}: fields and `Attributes` differ: {undescribed}")
+    for name, field in model["properties"].items():
+        field.pop("title", None)
+        field["description"] = described[name]
+
+
+def _allow_null(model: Json) -> None:
+    """An optional field may be null, which means left out."""
+    for name, field in model["properties"].items():
+        if name in model.get("required", ()) or {"type": "null"} in field.get("anyOf", ()):
+            continue
+        about = {"description": field.pop("description")}
+        if "default" in field:
+            about["default"] = field.pop("default")
+        model["properties"][name] = {"anyOf": [field, {"type": "null"}], **about}
+
+
+def text(description: str, **rules: Any) -> Json:
+    return {"type": "string", "description": description, **rules}
+
+
+def maybe(kind: str, description: str, **rules: Any) -> Json:
+    return {"type": [kind, "null"], "description": description, **rules}
+
+
+def status_event_schema() -> Json:
+    told = [status for status in Status if status in SENT_OR_LATER | UNDELIVERED]
+    detail = {
+        "type": "object",
+        "title": "Detail",
+        "description": "A change of status. Holds no phone number and no parameter.",
+        "properties": {
+            "event_id": text(
+                "Names the change, however often it is told: drop what you have seen.",
+                format="uuid",
+            ),
+            "id": text("The request's id.", pattern=request.ID_PATTERN),
+            "bot": text("The request's bot.", pattern=NAME_PATTERN),
+            "status": text(
+                "Where the notification stands now; accepted and dispatched only if the stack is"
+                " told to.",
+                enum=told,
+            ),
+            "reason": maybe(
+                "string",
+                "Why it ended without delivery: the reason of its dead letter; else null.",
+                enum=[*Reason, None],
+            ),
+            "generation": {
+                "type": "integer",
+                "minimum": 0,
+                "description": (
+                    "Which round of sending, one more with each redrive; 0 before the first."
+                ),
+            },
+            "time": text("When, in UTC.", format="date-time"),
+            "metadata": {
+                "type": "object",
+                "additionalProperties": {"type": "string"},
+                "description": "The request's.",
+            },
+        },
+        "if": {"properties": {"status": {"enum": [s for s in told if s in UNDELIVERED]}}},
+        "then": {"properties": {"reason": {"type": "string"}}},
+        "else": {"properties": {"reason": {"type": "null"}}},
+    }
+    detail["required"] = list(detail["properties"])
+    return {
+        "$schema": DIALECT,
+        "$id": "urn:blip-notifier:status-event",
+        "title": "StatusEvent",
+        "description": (
+            "A change of status as EventBridge hands it on. What EventBridge itself adds (id,"
+            " account, region, time and the like) is left out here; it is described by AWS."
+        ),
+        "type": "object",
+        "properties": {
+            "source": {"const": SOURCE},
+            "detail-type": {"const": DETAIL_TYPE},
+            "detail": {"$ref": "#/$defs/Detail"},
+        },
+        "required": ["source", "detail-type", "detail"],
+        "$defs": {"Detail": detail},
+    }
+
+
+def dead_letter_schema() -> Json:
+    field = {
+        "type": "object",
+        "properties": {
+            "field": text("Its path, as in template.body[1]; empty for the request as a whole."),
+            "problem": text("What is wrong and what would be right, without the value."),
+        },
+        "required": ["field", "problem"],
+    }
+    failure = {
+        "type": "object",
+        "title": "Failure",
+        "description": "What is known about it. Holds no phone number and no parameter.",
+        "properties": {
+            "detail": text("One sentence for a person."),
+            "fields": {
+                "type": "array",
+                "maxItems": request.MAX_FIELD_ERRORS,
+                "items": field,
+                "description": "For invalid: the broken fields.",
+            },
+            "code": maybe("integer", "The code of BLiP or WhatsApp, or the HTTP status."),
+            "template": maybe("string", "The template's name."),
+            "phase": text(
+                "How far it had come: contract, claim, look-up, send, settle or receipt."
+            ),
+            "attempts": {
+                "type": "integer",
+                "minimum": 0,
+                "description": "How many times it was tried in this generation.",
+            },
+            "possibly_sent": {
+                "type": "boolean",
+                "description": "The recipient may have got it all the same.",
+            },
+            "redrives": {
+                "type": "integer",
+                "minimum": 0,
+                "description": "How often it was put back on the requests queue.",
+            },
+        },
+        "required": ["detail"],
+    }
+    return {
+        "$schema": DIALECT,
+        "$id": "urn:blip-notifier:dead-letter",
+        "title": "DeadLetter",
+        "description": (
+            "The message attributes of a dead letter, name to string value. Its body is exactly"
+            " what came in. A message that SQS itself moved here carries none of them."
+        ),
+        "type": "object",
+        "properties": {
+            "reason": text("Why; events/README.md tells what to do.", enum=list(Reason)),
+            "bot": text("The request's bot, where it is readable.", pattern=NAME_PATTERN),
+            "notification_id": text(
+                "The request's id, where it is readable.", pattern=request.ID_PATTERN
+            ),
+            "generation": text(
+                "Which round of sending failed (type Number); absent before the first.",
+                pattern="^[1-9][0-9]*$",
+            ),
+            "failed_at": text("When, in UTC.", format="date-time"),
+            "failure": text(
+                "ASCII JSON of at most 4 KiB.",
+                maxLength=4096,
+                contentMediaType="application/json",
+                contentSchema={"$ref": "#/$defs/Failure"},
+            ),
+        },
+        "required": ["reason", "failed_at", "failure"],
+        "$defs": {"Failure": failure},
+    }
+
+
+def files() -> dict[str, str]:
+    """Give every generated file by its name, as it should be."""
+    schemas = {
+        "request.schema.json": request_schema(),
+        "dead-letter.schema.json": dead_letter_schema(),
+        "status-event.schema.json": status_event_schema(),
+    }
+    return {
+        name: json.dumps(schema, ensure_ascii=False, indent=2) + "\n"
+        for name, schema in schemas.items()
+    }
+
+
+def drifted(folder: Path = FOLDER) -> Iterator[str]:
+    """Name what in the folder is not what the models say."""
+    expected = files()
+    for name, text in expected.items():
+        path = folder / name
+        if not path.is_file():
+            yield f"{path}: is missing; run `make schemas`"
+        elif path.read_text(encoding="utf-8") != text:
+            yield f"{path}: is not what the models say; run `make schemas`"
+    for path in sorted(folder.glob("*")):
+        if path.name not in expected:
+            yield f"{path}: nothing generates it, remove it"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.schemas", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="compare, write nothing")
+    if parser.parse_args(arguments).check:
+        problems = list(drifted())
+        sys.stderr.writelines(f"{problem}\n" for problem in problems)
+        return 1 if problems else 0
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name, text in files().items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""The functions: how they are fed, what they are told, when a new version of them is published."""
+
+from dataclasses import asdict, fields
+from typing import Any
+
+import pytest
+
+from notifier import telemetry
+from notifier.delivery import CALL_SECONDS, SETTLE_SECONDS
+from notifier.settings import (
+    PollReceiptsSettings,
+    ReceiveReceiptSettings,
+    RecordReceiptSettings,
+    SendNotificationSettings,
+    read,
+)
+from tests.template.transformed import ROOT, Template, load, logical_id
+
+SETTINGS: dict[str, Any] = {
+    "SendNotificationFunction": SendNotificationSettings,
+    "ReceiveReceiptFunction": ReceiveReceiptSettings,
+    "RecordReceiptFunction": RecordReceiptSettings,
+    "PollReceiptsFunction": PollReceiptsSettings,
+}
+every_function = pytest.mark.parametrize("function", SETTINGS)
+
+
+def functions(template: Template) -> dict[str, dict[str, Any]]:
+    found = template.resources("AWS::Lambda::Function")
+    assert found
+    return {name: function["Properties"] for name, function in found.items()}
+
+
+def mappings(template: Template) -> list[dict[str, Any]]:
+    found = template.resources("AWS::Lambda::EventSourceMapping").values()
+    assert found
+    return [mapping["Properties"] for mapping in found]
+
+
+def versions(template: Template) -> set[str]:
+    return set(template.resources("AWS::Lambda::Version"))
+
+
+def test_functions_run_the_python_that_the_tests_run(template: Template) -> None:
+    version = (ROOT / ".python-version").read_text(encoding="utf-8").strip()
+
+    for function in functions(template).values():
+        assert function["Runtime"] == f"python{'.'.join(version.split('.')[:2])}"
+        assert function["Handler"] == "app.handler"
+        assert function["MemorySize"] == 512
+
+
+def test_functions_follow_the_architecture_and_the_layers_fit_both(template: Template) -> None:
+    architectures = template.source["Parameters"]["Architecture"]
+
+    assert architectures["Default"] == "arm64"
+    for function in functions(template).values():
+        assert function["Architectures"] == [{"Ref": "Architecture"}]
+        layers = [template.properties(logical_id(layer)) for layer in function["Layers"]]
+        assert len(layers) == 2
+        for layer in layers:
+            assert layer["CompatibleArchitectures"] == architectures["AllowedValues"]
+            assert layer["CompatibleRuntimes"] == [function["Runtime"]]
+
+
+def test_batches_answer_for_each_record(template: Template) -> None:
+    """Without it Lambda deletes what failed, or repeats what was sent."""
+    for mapping in mappings(template):
+        assert mapping["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+        assert mapping["BatchSize"] == 10
+        assert mapping["MaximumBatchingWindowInSeconds"] == 0
+
+
+def test_polling_is_bounded_at_the_mapping_and_nowhere_else(template: Template) -> None:
+    """Pollers that fetch more than may run burn the receive counts of healthy requests."""
+    for mapping in mappings(template):
+        assert mapping["ScalingConfig"] == {"MaximumConcurrency": {"Ref": "MaximumConcurrency"}}
+        assert "ProvisionedPollerConfig" not in mapping
+        assert mapping["MetricsConfig"] == {"Metrics": ["EventCount"]}
+    for function in functions(template).values():
+        assert "ReservedConcurrentExecutions" not in function
+
+
+def test_nothing_deletes_or_hides_a_request_unseen(template: Template) -> None:
+    """Filters delete what does not match; a function's own dead letters see no polled event."""
+    for mapping in mappings(template):
+        assert "FilterCriteria" not in mapping
+    for function in functions(template).values():
+        assert "DeadLetterConfig" not in function
+    assert template.resources("AWS::Lambda::EventInvokeConfig") == {}
+
+
+def test_whatever_calls_a_function_calls_the_alias_that_deployments_move(
+    template: Template,
+) -> None:
+    callers = [
+        *(mapping["FunctionName"] for mapping in mappings(template)),
+        *(
+            integration["Properties"]["IntegrationUri"]
+            for integration in template.resources("AWS::ApiGatewayV2::Integration").values()
+        ),
+        *(
+            target["Arn"]
+            for rule in template.resources("AWS::Events::Rule").values()
+            for target in rule["Properties"]["Targets"]
+        ),
+        *(
+            permission["Properties"]["FunctionName"]
+            for permission in template.resources("AWS::Lambda::Permission").values()
+        ),
+    ]
+    aliases = [template.properties(logical_id(caller)) for caller in callers]
+
+    assert {logical_id(alias["FunctionName"]) for alias in aliases} == set(SETTINGS)
+    for alias in aliases:
+        assert alias["Name"] == "live"
+        assert logical_id(alias["FunctionVersion"]) in versions(template)
+
+
+def test_every_function_logs_to_a_group_that_forgets(template: Template) -> None:
+    for function in functions(template).values():
+        group = template.properties(logical_id(function["LoggingConfig"]["LogGroup"]))
+        assert group["RetentionInDays"] == {"Ref": "LogRetentionDays"}
+
+
+def test_every_function_is_looked_at(template: Template) -> None:
+    assert set(functions(template)) == set(SETTINGS)
+
+
+@every_function
+def test_a_function_is_told_what_its_settings_read_and_no_more(
+    template: Template, function: str
+) -> None:
+    variables = template.properties(function)["Environment"]["Variables"]
+    own = {name for name in variables if not name.startswith("POWERTOOLS_")}
+
+    assert own == {field.name.upper() for field in fields(SETTINGS[function])}
+    assert {name: variables[name] for name in variables.keys() - own} == {
+        "POWERTOOLS_SERVICE_NAME": telemetry.SERVICE,
+        "POWERTOOLS_METRICS_NAMESPACE": telemetry.NAMESPACE,
+        "POWERTOOLS_LOG_LEVEL": "INFO",
+    }
+
+
+@every_function
+@pytest.mark.parametrize("bound", ["Default", "MinValue", "MaxValue"])
+def test_the_settings_accept_whatever_the_parameters_do(
+    template: Template, function: str, bound: str
+) -> None:
+    parameters = template.source["Parameters"]
+    environment = {}
+    for name, value in template.properties(function)["Environment"]["Variables"].items():
+        match value:
+            case {"Ref": str(parameter)} if parameter in parameters:
+                definition = parameters[parameter]
+                environment[name] = str(definition.get(bound, definition["Default"]))
+            case _:
+                environment[name] = "the name of a resource"
+
+    settings = read(SETTINGS[function], environment)
+
+    assert {name: str(value) for name, value in asdict(settings).items()} == {
+        name.lower(): value
+        for name, value in environment.items()
+        if not name.startswith("POWERTOOLS_")
+    }
+
+
+def test_the_shortest_timeout_is_long_enough_for_a_look_up_and_a_send(template: Template) -> None:
+    bounds = template.source["Parameters"]["FunctionTimeoutSeconds"]
+
+    assert bounds["MinValue"] > 2 * (CALL_SECONDS + SETTLE_SECONDS)
+
+
+def test_another_release_publishes_another_version_of_every_function() -> None:
+    """It must: a layer or a parameter that changes publishes none."""
+    one, other = load(Release="4f1d2c9e7a"), load(Release="b07a11c3d2")
+
+    assert len(versions(one)) == len(SETTINGS)
+    assert versions(one).isdisjoint(versions(other))
+
+
+def test_the_same_release_publishes_none() -> None:
+    one, other = load(Release="4f1d2c9e7a"), load(Release="4f1d2c9e7a", MaxAttempts="7")
+
+    assert versions(one) == versions(other)
+
+
+@every_function
+def test_no_canary_unless_asked_for(template: Template, function: str) -> None:
+    assert "UpdatePolicy" not in template.transformed["Resources"][f"{function}Aliaslive"]
+
+
+@every_function
+def test_a_canary_is_rolled_back_on_errors_of_the_new_version(
+    production: Template, function: str
+) -> None:
+    alias = production.transformed["Resources"][f"{function}Aliaslive"]
+    group = production.properties(f"{function}DeploymentGroup")
+    (name,) = [item["Name"] for item in group["AlarmConfiguration"]["Alarms"]]
+    alarm = production.properties(logical_id(name))
+    version = logical_id(alias["Properties"]["FunctionVersion"])
+
+    assert alias["UpdatePolicy"]["CodeDeployLambdaAliasUpdate"]["DeploymentGroupName"] == {
+        "Ref": f"{function}DeploymentGroup"
+    }
+    assert group["DeploymentConfigName"]["Fn::Sub"][1] == {"ConfigName": "Canary10Percent5Minutes"}
+    assert "DEPLOYMENT_STOP_ON_ALARM" in group["AutoRollbackConfiguration"]["Events"]
+    assert (alarm["Namespace"], alarm["MetricName"]) == ("AWS/Lambda", "Errors")
+    assert {item["Name"]: item["Value"] for item in alarm["Dimensions"]} == {
+        "FunctionName": {"Ref": function},
+        "Resource": {"Fn::Sub": f"${{{function}}}:live"},
+        "ExecutedVersion": {"Fn::GetAtt": [version, "Version"]},
+    }

@@ -1,0 +1,114 @@
+"""The parameters: described, bounded, used, and found in the console's groups."""
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.template.transformed import Template, load, mentions
+
+DEFAULTS = {
+    "AlarmTopicArn": "",
+    "Architecture": "arm64",
+    "BackoffBaseSeconds": 5,
+    "BackoffMaxSeconds": 900,
+    "BreakerWaitSeconds": 600,
+    "CanaryDeployments": "false",
+    "EventBusName": "default",
+    "FunctionTimeoutSeconds": 30,
+    "IdentityNegativeTtlSeconds": 86400,
+    "IdentityTtlSeconds": 518400,
+    "LogRetentionDays": 30,
+    "MaxAttempts": 20,
+    "MaxWaitSeconds": 604800,
+    "MaximumConcurrency": 5,
+    "OldestRequestAlarmSeconds": 1800,
+    "PenaltySeconds": 120,
+    "Release": "dev",
+    "SettleWindowSeconds": 900,
+    "TellEveryReceipt": "false",
+}
+parameter = pytest.mark.parametrize("name", DEFAULTS)
+
+
+def accepts(definition: dict[str, Any], value: str) -> bool:
+    """Tell whether CloudFormation would take the value."""
+    if "AllowedValues" in definition:
+        return value in map(str, definition["AllowedValues"])
+    if definition["Type"] == "Number":
+        return int(definition["MinValue"]) <= int(value) <= int(definition["MaxValue"])
+    return re.fullmatch(definition["AllowedPattern"], value) is not None
+
+
+def test_the_parameters_and_their_defaults(template: Template) -> None:
+    parameters = template.source["Parameters"]
+
+    assert {name: definition["Default"] for name, definition in parameters.items()} == DEFAULTS
+
+
+@parameter
+def test_a_parameter_is_described_and_bounded(template: Template, name: str) -> None:
+    definition = template.source["Parameters"][name]
+
+    assert definition["Description"].endswith(".")
+    assert definition["Type"] in {"String", "Number"}
+    assert accepts(definition, str(definition["Default"]))
+
+
+@parameter
+def test_a_parameter_is_used(template: Template, name: str) -> None:
+    sections = ("Conditions", "Globals", "Resources", "Outputs")
+
+    assert name in mentions([template.source[section] for section in sections])
+
+
+def test_the_console_shows_every_parameter_once(template: Template) -> None:
+    groups = template.source["Metadata"]["AWS::CloudFormation::Interface"]["ParameterGroups"]
+
+    assert sorted(name for group in groups for name in group["Parameters"]) == sorted(DEFAULTS)
+
+
+def test_at_most_three_conditions_and_each_is_used(template: Template) -> None:
+    conditions = template.source["Conditions"]
+
+    assert len(conditions) <= 3
+    for name in conditions:
+        assert f"'Fn::If': ['{name}'," in str(template.source["Resources"])
+
+
+@pytest.mark.parametrize(
+    ("release", "accepted"),
+    [
+        ("4f1d2c9e7a", True),
+        ("2611222147", True),
+        ("4f1d2c9e7ab", False),  # SAM cuts after ten characters
+        ("v1.2.3-4-ga", False),  # no part of a logical id
+        ("", False),
+    ],
+)
+def test_a_release_is_what_sam_can_tell_from_another(
+    template: Template, release: str, accepted: bool
+) -> None:
+    assert accepts(template.source["Parameters"]["Release"], release) is accepted
+
+
+def test_sam_still_cuts_releases_after_ten_characters() -> None:
+    """Where it does no longer, the parameter's pattern may be wider."""
+    versions = load(Release="4f1d2c9e7a-and-more").resources("AWS::Lambda::Version")
+
+    assert versions
+    assert all(version.endswith("Version4f1d2c9e7a") for version in versions)
+
+
+@pytest.mark.parametrize(
+    ("arn", "accepted"),
+    [
+        ("", True),
+        ("arn:aws:sns:sa-east-1:123456789012:alarms", True),
+        ("arn:aws-us-gov:sns:us-gov-west-1:123456789012:on-call_2", True),
+        ("arn:aws:sqs:sa-east-1:123456789012:alarms", False),
+        ("alarms", False),
+    ],
+)
+def test_the_alarm_topic_is_a_topic(template: Template, arn: str, accepted: bool) -> None:
+    assert accepts(template.source["Parameters"]["AlarmTopicArn"], arn) is accepted

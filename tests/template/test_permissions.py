@@ -1,0 +1,129 @@
+"""What each role may do: exact actions on exact resources, and no more."""
+
+from collections import defaultdict
+from typing import Any
+
+import pytest
+
+from tests.template.transformed import Template, as_list, logical_id
+
+EVENT_BUS = (
+    "arn:${AWS::Partition}:events:${AWS::Region}:${AWS::AccountId}:event-bus/${EventBusName}"
+)
+POLLS = "${LedgerTable.Arn}/index/polls"
+# What is no resource of its own in the template.
+ARNS = {EVENT_BUS, POLLS}
+
+ROLES = {
+    "SendNotificationRole": {
+        "RequestsQueue": {
+            "sqs:ReceiveMessage",
+            "sqs:DeleteMessage",
+            "sqs:GetQueueAttributes",
+            "sqs:ChangeMessageVisibility",
+            "sqs:SendMessage",
+        },
+        "DeadLettersQueue": {"sqs:SendMessage"},
+        "LedgerTable": {"dynamodb:GetItem", "dynamodb:UpdateItem"},
+        "IdentitiesTable": {"dynamodb:GetItem", "dynamodb:BatchGetItem", "dynamodb:UpdateItem"},
+        "BotsSecret": {"secretsmanager:GetSecretValue"},
+        EVENT_BUS: {"events:PutEvents"},
+        "SendNotificationLogs": {"logs:CreateLogStream", "logs:PutLogEvents"},
+    },
+    "ReceiveReceiptRole": {
+        "ReceiptsQueue": {"sqs:SendMessage"},
+        "WebhookSecret": {"secretsmanager:GetSecretValue"},
+        "ReceiveReceiptLogs": {"logs:CreateLogStream", "logs:PutLogEvents"},
+    },
+    "RecordReceiptRole": {
+        "ReceiptsQueue": {"sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes"},
+        "RequestsQueue": {"sqs:SendMessage"},
+        "DeadLettersQueue": {"sqs:SendMessage"},
+        "LedgerTable": {"dynamodb:GetItem", "dynamodb:UpdateItem"},
+        "IdentitiesTable": {"dynamodb:UpdateItem"},
+        EVENT_BUS: {"events:PutEvents"},
+        "RecordReceiptLogs": {"logs:CreateLogStream", "logs:PutLogEvents"},
+    },
+    "PollReceiptsRole": {
+        "ReceiptsQueue": {"sqs:SendMessage"},
+        "LedgerTable": {"dynamodb:UpdateItem"},
+        POLLS: {"dynamodb:Query"},
+        "IdentitiesTable": {"dynamodb:UpdateItem"},
+        "BotsSecret": {"secretsmanager:GetSecretValue"},
+        "PollReceiptsLogs": {"logs:CreateLogStream", "logs:PutLogEvents"},
+    },
+}
+
+
+def target(resource: Any) -> str:
+    """Name what a statement is about: a resource of the stack, or an ARN made of one."""
+    match resource:
+        case {"Fn::Sub": str(arn)} if arn in ARNS:
+            return arn
+        case _:
+            return logical_id(resource)
+
+
+def statements(template: Template, role: str) -> list[dict[str, Any]]:
+    return [
+        statement
+        for policy in template.properties(role)["Policies"]
+        for statement in policy["PolicyDocument"]["Statement"]
+    ]
+
+
+def test_every_role_is_looked_at(template: Template) -> None:
+    assert set(template.resources("AWS::IAM::Role")) == set(ROLES)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_role_may_do_this_and_nothing_else(template: Template, role: str) -> None:
+    allowed: dict[str, set[str]] = defaultdict(set)
+    for statement in statements(template, role):
+        assert statement.keys() <= {"Sid", "Effect", "Action", "Resource"}
+        assert statement["Effect"] == "Allow"
+        for resource in as_list(statement["Resource"]):
+            allowed[target(resource)] |= set(as_list(statement["Action"]))
+
+    assert allowed == ROLES[role]
+
+
+def test_no_role_of_ours_holds_a_wildcard_or_a_managed_policy(template: Template) -> None:
+    roles = template.resources("AWS::IAM::Role")
+    assert roles
+
+    for role in roles:
+        assert "ManagedPolicyArns" not in template.properties(role)
+        for statement in statements(template, role):
+            for action in as_list(statement["Action"]):
+                assert "*" not in action
+            for resource in as_list(statement["Resource"]):
+                assert target(resource) in {EVENT_BUS, POLLS, *template.transformed["Resources"]}
+
+
+def test_every_function_has_a_role_of_its_own_that_only_lambda_takes(template: Template) -> None:
+    functions = template.resources("AWS::Lambda::Function")
+    roles = [logical_id(function["Properties"]["Role"]) for function in functions.values()]
+
+    assert sorted(roles) == sorted(template.resources("AWS::IAM::Role"))
+    for role in roles:
+        trust = template.properties(role)["AssumeRolePolicyDocument"]["Statement"]
+        assert trust == [
+            {
+                "Effect": "Allow",
+                "Principal": {"Service": "lambda.amazonaws.com"},
+                "Action": "sts:AssumeRole",
+            }
+        ]
+
+
+def test_a_function_may_write_to_its_own_logs_only(template: Template) -> None:
+    for function in template.resources("AWS::Lambda::Function").values():
+        group = logical_id(function["Properties"]["LoggingConfig"]["LogGroup"])
+        writable = [
+            logical_id(resource)
+            for statement in statements(template, logical_id(function["Properties"]["Role"]))
+            if "logs:PutLogEvents" in statement["Action"]
+            for resource in as_list(statement["Resource"])
+        ]
+        assert writable == [group]

@@ -1,0 +1,124 @@
+"""Queues and tables: nothing is lost or lies open, nothing comes back while it is worked on."""
+
+import pytest
+
+from tests.template.transformed import Template, as_list, logical_id
+
+FOURTEEN_DAYS = 14 * 24 * 3600
+TWELVE_HOURS = 12 * 3600
+QUEUES = ["RequestsQueue", "DeadLettersQueue", "ReceiptsQueue", "ReceiptsDeadLettersQueue"]
+TABLES = ["LedgerTable", "IdentitiesTable"]
+
+
+def test_every_queue_and_table_is_looked_at(template: Template) -> None:
+    assert set(template.resources("AWS::SQS::Queue")) == set(QUEUES)
+    assert set(template.resources("AWS::DynamoDB::Table")) == set(TABLES)
+
+
+@pytest.mark.parametrize("queue", QUEUES)
+def test_queues_are_encrypted_and_keep_for_as_long_as_sqs_can(
+    template: Template, queue: str
+) -> None:
+    properties = template.properties(queue)
+
+    assert properties["SqsManagedSseEnabled"] is True
+    assert properties["MessageRetentionPeriod"] == FOURTEEN_DAYS
+
+
+@pytest.mark.parametrize("queue", QUEUES)
+def test_queues_refuse_connections_without_encryption(template: Template, queue: str) -> None:
+    denials = [
+        statement
+        for policy in template.resources("AWS::SQS::QueuePolicy").values()
+        if queue in map(logical_id, policy["Properties"]["Queues"])
+        for statement in policy["Properties"]["PolicyDocument"]["Statement"]
+        if statement["Effect"] == "Deny"
+        and queue in map(logical_id, as_list(statement["Resource"]))
+    ]
+
+    assert [(d["Principal"], d["Action"], d["Condition"]) for d in denials] == [
+        ("*", "sqs:*", {"Bool": {"aws:SecureTransport": "false"}})
+    ]
+
+
+def test_others_may_only_publish_requests_and_only_from_this_account(template: Template) -> None:
+    allowed = [
+        statement
+        for policy in template.resources("AWS::SQS::QueuePolicy").values()
+        for statement in policy["Properties"]["PolicyDocument"]["Statement"]
+        if statement["Effect"] == "Allow"
+    ]
+
+    assert [(logical_id(s["Resource"]), s["Action"]) for s in allowed] == [
+        ("RequestsQueue", "sqs:SendMessage")
+    ]
+    for arn in allowed[0]["Condition"]["ArnLike"]["aws:SourceArn"]:
+        assert ":${AWS::AccountId}:" in arn["Fn::Sub"]
+
+
+def test_visibility_is_six_timeouts_or_more_whatever_the_timeout(template: Template) -> None:
+    bounds = template.source["Parameters"]["FunctionTimeoutSeconds"]
+    mappings = template.resources("AWS::Lambda::EventSourceMapping")
+    assert mappings
+
+    for mapping in mappings.values():
+        alias = template.properties(logical_id(mapping["Properties"]["FunctionName"]))
+        function = template.properties(logical_id(alias["FunctionName"]))
+        queue = template.properties(logical_id(mapping["Properties"]["EventSourceArn"]))
+        window = mapping["Properties"]["MaximumBatchingWindowInSeconds"]
+
+        for seconds in range(bounds["MinValue"], bounds["MaxValue"] + 1):
+            chosen = Template(
+                template.source,
+                template.transformed,
+                template.parameters | {"FunctionTimeoutSeconds": str(seconds)},
+            )
+            timeout = int(chosen.value(function["Timeout"]))
+            visibility = int(chosen.value(queue["VisibilityTimeout"]))
+            assert 6 * timeout + window <= visibility <= TWELVE_HOURS
+
+
+def test_the_timeout_is_the_parameter(template: Template) -> None:
+    assert template.properties("SendNotificationFunction")["Timeout"] == {
+        "Ref": "FunctionTimeoutSeconds"
+    }
+
+
+def test_sqs_moves_nothing_to_the_dead_letters_before_we_do(template: Template) -> None:
+    redrive = template.properties("RequestsQueue")["RedrivePolicy"]
+    parameters = template.source["Parameters"]
+
+    assert logical_id(redrive["deadLetterTargetArn"]) == "DeadLettersQueue"
+    assert redrive["maxReceiveCount"] == 1000
+    assert parameters["MaxAttempts"]["MaxValue"] < redrive["maxReceiveCount"]
+    assert parameters["MaxWaitSeconds"]["MaxValue"] < FOURTEEN_DAYS
+
+
+def test_receipts_are_tried_for_long_before_they_are_set_aside(template: Template) -> None:
+    redrive = template.properties("ReceiptsQueue")["RedrivePolicy"]
+
+    assert logical_id(redrive["deadLetterTargetArn"]) == "ReceiptsDeadLettersQueue"
+    assert redrive["maxReceiveCount"] >= 5
+
+
+def test_a_dead_letter_has_room_for_its_attributes(template: Template) -> None:
+    requests, letters = map(template.properties, QUEUES[:2])
+
+    assert requests["MaximumMessageSize"] + 64 * 1024 <= letters["MaximumMessageSize"]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_tables_are_encrypted_recoverable_and_outlive_the_stack(
+    template: Template, table: str
+) -> None:
+    resource = template.resources("AWS::DynamoDB::Table")[table]
+    properties = resource["Properties"]
+
+    assert properties["BillingMode"] == "PAY_PER_REQUEST"
+    assert properties["SSESpecification"] == {"SSEEnabled": True}
+    assert properties["PointInTimeRecoverySpecification"] == {"PointInTimeRecoveryEnabled": True}
+    assert properties["TimeToLiveSpecification"] == {"AttributeName": "expires_at", "Enabled": True}
+    assert properties["KeySchema"] == [{"AttributeName": "key", "KeyType": "HASH"}]
+    for index in properties.get("GlobalSecondaryIndexes", []):
+        assert "request" not in index["Projection"]["NonKeyAttributes"]
+    assert (resource["DeletionPolicy"], resource["UpdateReplacePolicy"]) == ("Retain", "Retain")

@@ -1,0 +1,141 @@
+"""What the stack is made of, and what holds for every part of it."""
+
+import json
+from collections import Counter
+
+from notifier.bots import PLACEHOLDER, Bot, BrokenBot, parse_bots
+from tests.template.transformed import Template
+
+EXPECTED = {
+    "AWS::ApiGatewayV2::Api": 1,
+    "AWS::ApiGatewayV2::Integration": 1,
+    "AWS::ApiGatewayV2::Route": 1,
+    "AWS::ApiGatewayV2::Stage": 1,
+    "AWS::CloudWatch::Alarm": 10,
+    "AWS::CloudWatch::Dashboard": 1,
+    "AWS::DynamoDB::Table": 2,
+    "AWS::Events::Rule": 1,
+    "AWS::IAM::Role": 4,
+    "AWS::Lambda::Alias": 4,
+    "AWS::Lambda::EventSourceMapping": 2,
+    "AWS::Lambda::Function": 4,
+    "AWS::Lambda::LayerVersion": 2,
+    "AWS::Lambda::Permission": 2,
+    "AWS::Lambda::Version": 4,
+    "AWS::Logs::LogGroup": 5,
+    "AWS::SQS::Queue": 4,
+    "AWS::SQS::QueuePolicy": 1,
+    "AWS::SecretsManager::Secret": 2,
+}
+CANARY = {
+    "AWS::CodeDeploy::Application": 1,
+    "AWS::CodeDeploy::DeploymentGroup": 4,
+    "AWS::IAM::Role": 1,
+}
+NAMES = {
+    "AlarmName",
+    "FunctionName",
+    "LogGroupName",
+    "QueueName",
+    "RoleName",
+    "SecretName",
+    "TableName",
+    "TopicName",
+}
+
+
+def types(template: Template) -> dict[str, int]:
+    return Counter(resource["Type"] for resource in template.transformed["Resources"].values())
+
+
+def test_nothing_appears_or_vanishes_by_mistake(template: Template) -> None:
+    assert types(template) == EXPECTED
+
+
+def test_production_adds_what_a_canary_needs_and_nothing_else(production: Template) -> None:
+    assert types(production) == Counter(EXPECTED) + Counter(CANARY)
+
+
+def test_nothing_has_a_physical_name(template: Template) -> None:
+    named = {
+        f"{logical_id}.{name}"
+        for logical_id, resource in template.source["Resources"].items()
+        if resource["Type"] != "AWS::Lambda::Permission"  # there it names whom it is about
+        for name in NAMES & resource["Properties"].keys()
+        if not isinstance(resource["Properties"][name], dict)
+        or "Fn::Sub" in resource["Properties"][name]
+    }
+    assert named == set()
+
+    secrets = template.resources("AWS::SecretsManager::Secret").values()
+    assert [secret for secret in secrets if "Name" in secret["Properties"]] == []
+
+    for layer in template.resources("AWS::Lambda::LayerVersion").values():
+        assert layer["Properties"]["LayerName"]["Fn::Sub"].startswith("${AWS::StackName}-")
+
+
+def test_the_bots_placeholder_is_refused_by_name(template: Template) -> None:
+    bots = parse_bots(template.properties("BotsSecret")["SecretString"])
+
+    assert list(bots) == ["default"]
+    assert isinstance(bots["default"], BrokenBot)
+    assert "key: is still the placeholder" in bots["default"].problem
+
+
+def test_the_bots_placeholder_is_accepted_with_key_and_namespace_filled_in(
+    template: Template,
+) -> None:
+    secret = json.loads(template.properties("BotsSecret")["SecretString"])
+    assert secret["default"]["key"] == f"Key {PLACEHOLDER}"
+
+    secret["default"]["key"] = "Key Ym90OnNlY3JldA=="
+    assert isinstance(parse_bots(json.dumps(secret))["default"], BrokenBot)
+    secret["default"]["namespace"] = "c8e7b1d4_5f2a"
+
+    assert isinstance(parse_bots(json.dumps(secret))["default"], Bot)
+
+
+def test_the_bots_placeholder_never_changes(template: Template) -> None:
+    """CloudFormation writes a changed text over the keys that the operator has put there."""
+    assert template.properties("BotsSecret")["SecretString"] == (
+        "{\n"
+        '  "default": {\n'
+        '    "base_url": "https://http.msging.net",\n'
+        '    "key": "Key REPLACE_ME",\n'
+        '    "namespace": "REPLACE_ME",\n'
+        '    "messages_per_second": 50,\n'
+        '    "commands_per_second": 200\n'
+        "  }\n"
+        "}\n"
+    )
+
+
+def test_every_log_group_forgets(template: Template) -> None:
+    for group in template.resources("AWS::Logs::LogGroup").values():
+        assert group["Properties"]["RetentionInDays"] == {"Ref": "LogRetentionDays"}
+
+
+def test_the_webhook_secret_is_made_up_by_aws(template: Template) -> None:
+    """Nobody chooses it, and no template, history or console shows it."""
+    secret = template.properties("WebhookSecret")
+
+    assert "SecretString" not in secret
+    assert secret["GenerateSecretString"]["PasswordLength"] >= 32
+
+
+def test_outputs_name_what_operators_paste(template: Template) -> None:
+    outputs = template.transformed["Outputs"]
+
+    assert set(outputs) == {
+        "RequestsQueueUrl",
+        "RequestsQueueArn",
+        "DeadLettersQueueUrl",
+        "LedgerTableName",
+        "BotsSecretArn",
+        "SendNotificationLogGroup",
+        "RecordReceiptLogGroup",
+        "ReceiptsUrl",
+        "ReceiptsQueueUrl",
+        "WebhookSecretArn",
+    }
+    assert all(output["Description"] for output in outputs.values())

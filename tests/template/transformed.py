@@ -1,0 +1,105 @@
+"""The template as CloudFormation sees it after the SAM transform."""
+
+import json
+import re
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+TEMPLATE = ROOT / "template.yaml"
+
+
+@dataclass(frozen=True)
+class Template:
+    """The template before and after the transform, with the parameters' values."""
+
+    source: dict[str, Any]
+    transformed: dict[str, Any]
+    parameters: dict[str, str]
+
+    def resources(self, type_: str) -> dict[str, dict[str, Any]]:
+        """Give the resources of a type by their logical ids."""
+        return {
+            logical_id: resource
+            for logical_id, resource in self.transformed["Resources"].items()
+            if resource["Type"] == type_
+        }
+
+    def properties(self, logical_id: str) -> dict[str, Any]:
+        properties: dict[str, Any] = self.transformed["Resources"][logical_id]["Properties"]
+        return properties
+
+    def value(self, expression: Any) -> str:
+        """Resolve what depends on parameters alone."""
+        match expression:
+            case {"Ref": str(name)}:
+                return self.parameters[name]
+            case {"Fn::Sub": str(text)}:
+                return re.sub(r"\$\{(\w+)\}", lambda match: self.parameters[match[1]], text)
+            case {**other} if other:
+                raise AssertionError(f"depends on more than parameters: {other}")
+            case _:
+                return str(expression)
+
+
+@cache
+def _load(overrides: tuple[tuple[str, str], ...]) -> Template:
+    answer = subprocess.run(  # noqa: S603
+        [
+            ROOT / ".venv-ministack/bin/python",
+            Path(__file__).with_name("sam_transform.py"),
+            TEMPLATE,
+            json.dumps(dict(overrides)),
+        ],
+        env={"AWS_DEFAULT_REGION": "sa-east-1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    templates = json.loads(answer.stdout)
+    defaults = {
+        name: str(parameter["Default"])
+        for name, parameter in templates["source"]["Parameters"].items()
+    }
+    return Template(**templates, parameters=defaults | dict(overrides))
+
+
+def load(**parameters: str) -> Template:
+    """Transform the template with these parameters and the defaults of the others."""
+    return _load(tuple(sorted(parameters.items())))
+
+
+def logical_id(expression: Any) -> str:
+    """Name the resource that an expression refers to."""
+    match expression:
+        case {"Ref": str(name)}:
+            return name
+        case {"Fn::GetAtt": [str(name), str()]}:
+            return name
+        case _:
+            raise AssertionError(f"is not a reference to one resource: {expression}")
+
+
+def mentions(node: Any) -> set[str]:
+    """Collect every name that `Ref`, `Fn::GetAtt` and `Fn::Sub` refer to, at any depth."""
+    match node:
+        case {"Ref": str(name)}:
+            return {name}
+        case {"Fn::GetAtt": [str(name), *_]}:
+            return {name}
+        case {"Fn::Sub": str(text)}:
+            return set(re.findall(r"\$\{([\w:]+)", text))
+        case dict():
+            return {name for value in node.values() for name in mentions(value)}
+        case list():
+            return {name for value in node for name in mentions(value)}
+        case _:
+            return set()
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

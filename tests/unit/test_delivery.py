@@ -1,0 +1,1378 @@
+"""The story of a notification and of a batch: what follows from what, on fakes and a fake clock."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from notifier.bots import Bot
+from notifier.delivery import Outcome, Verdict
+from notifier.failures import (
+    Failure,
+    Misconfigured,
+    Reason,
+    Rejected,
+    Throttled,
+    Transient,
+    Unknown,
+)
+from notifier.lifecycle import Status
+from notifier.records import LookUpLease, Receipt, Reservation
+from notifier.request import ledger_key
+from tests.fakes import (
+    KEY,
+    OTHER_KEY,
+    Clock,
+    Sandbox,
+    World,
+    a_request,
+    always,
+    identity_of,
+    raises,
+)
+
+PHONE = "+5531999998888"
+OTHER_PHONE = "+5511988887777"
+MARIA = "Maria Aparecida"
+DAY = 86_400
+
+type Request = dict[str, Any]
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture(autouse=True)
+def discreet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Whatever happens, no log holds a number, a parameter or a key."""
+    caplog.set_level(logging.INFO, "notifier")
+    yield
+    logged = "\n".join(f"{record.__dict__} {record.exc_text}" for record in caplog.records)
+    for secret in ("99999888", "8888777", MARIA, *(key.removeprefix("Key ") for key in KEYS)):
+        assert secret not in logged
+
+
+KEYS = (KEY, OTHER_KEY)
+
+
+def request(**changes: Any) -> Request:
+    template = {"name": "order_shipped", "language": "pt_BR", "body": [MARIA, "981"]}
+    return a_request(**{"template": template} | changes)
+
+
+def outcome(verdict: Verdict) -> str:
+    return verdict.outcome.value
+
+
+def key_of(body: Mapping[str, Any]) -> str:
+    return ledger_key(body.get("bot", "default"), body["id"])
+
+
+def at(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
+
+
+def ends(world: World) -> list[tuple[str, str | None]]:
+    """The dead letters: reason and the notification's id."""
+    return [(letter.reason.value, letter.notification_id) for letter in world.dead_letters.letters]
+
+
+# --- All is well ----------------------------------------------------------------------------------
+
+
+def test_a_known_recipient_is_written_to_at_once(world: World) -> None:
+    world.know(PHONE)
+    body = request()
+
+    (verdict,) = world.sandbox().deliver(body)
+
+    assert outcome(verdict) == "sent"
+    assert verdict.come_back_in is None
+    (sent,) = world.blip.sent
+    assert sent.message_id == key_of(body)
+    assert sent.identity == identity_of(PHONE)
+    assert sent.template.body == [MARIA, "981"]
+    assert sent.bot.namespace == "ns"
+    assert world.blip.look_ups == []
+    assert world.entry(body)["status"] == "sent"
+    assert ends(world) == []
+
+
+def test_an_unknown_recipient_is_looked_up_once_for_all(world: World) -> None:
+    sandbox = world.sandbox()
+
+    sandbox.deliver(request())
+    sandbox.deliver(request())
+    world.sandbox().deliver(request())
+
+    assert world.blip.look_ups == [PHONE]
+    assert [sent.identity for sent in world.blip.sent] == [identity_of(PHONE)] * 3
+
+
+def test_upstream_hears_of_it(world: World) -> None:
+    body = request(metadata={"order": "981"})
+
+    world.sandbox().deliver(body)
+
+    (event,) = world.events.told
+    assert (event.notification_id, event.bot) == (body["id"], "default")
+    assert (event.status, event.generation) == (Status.SENT, 1)
+    assert event.metadata == {"order": "981"}
+
+
+def test_nothing_is_looked_up_before_its_claim_holds_and_nothing_sent_before_it_is_written_down(
+    world: World,
+) -> None:
+    body, seen = request(), []
+    world.blip.before_look_up = lambda _: seen.append(world.entry(body)["status"])
+    world.blip.before_send = lambda _: seen.append(world.entry(body)["status"])
+
+    world.sandbox().deliver(body)
+
+    assert seen == ["claimed", "sending"]
+
+
+def test_every_bot_sends_with_its_own_key(world: World) -> None:
+    world.bots = {"default": {"key": KEY}, "clinic": {"key": OTHER_KEY, "namespace": "clinic"}}
+    one, other = request(), request(bot="clinic")
+
+    world.sandbox().deliver(one, other)
+
+    keys = {sent.message_id: (sent.bot.key, sent.bot.namespace) for sent in world.blip.sent}
+    assert keys == {key_of(one): (KEY, None), key_of(other): (OTHER_KEY, "clinic")}
+    # A number is known per bot.
+    assert world.blip.look_ups == [PHONE, PHONE]
+
+
+# --- Sent once ------------------------------------------------------------------------------------
+
+
+def test_a_request_that_comes_again_is_a_duplicate(world: World) -> None:
+    body = request()
+    world.sandbox().deliver(body)
+
+    (verdict,) = world.sandbox().deliver(body)
+
+    assert (outcome(verdict), verdict.come_back_in) == ("duplicate", None)
+    assert len(world.blip.sent) == 1
+
+
+def test_the_same_request_five_times_in_one_batch_is_sent_once(world: World) -> None:
+    body = request()
+
+    verdicts = world.sandbox().deliver(*[body] * 5)
+
+    assert sorted(map(outcome, verdicts)) == ["duplicate"] * 4 + ["sent"]
+    assert len(world.blip.sent) == 1
+
+
+def test_the_same_json_in_another_order_is_the_same_request(world: World) -> None:
+    body = request()
+    reordered = dict(reversed(body.items()))
+
+    verdicts = world.sandbox().deliver(body, reordered)
+
+    assert sorted(map(outcome, verdicts)) == ["duplicate", "sent"]
+
+
+def test_two_requests_for_one_person_are_one_look_up_and_two_sends(world: World) -> None:
+    first, second = request(), request()
+
+    verdicts = world.sandbox().deliver(first, second)
+
+    assert list(map(outcome, verdicts)) == ["sent", "sent"]
+    assert world.blip.look_ups == [PHONE]
+
+
+def test_what_another_sandbox_is_working_on_comes_back_when_its_lease_ends(world: World) -> None:
+    body, found = request(), []
+
+    def meanwhile(_: Bot) -> None:
+        found.extend(world.sandbox().deliver(body))
+
+    world.blip.before_look_up = meanwhile
+    world.sandbox(uniform=min).deliver(body, seconds=30)
+
+    (verdict,) = found
+    assert outcome(verdict) == "put_off"
+    assert verdict.come_back_in == pytest.approx(30, abs=3)
+    assert len(world.blip.sent) == 1
+    assert world.entry(body)["attempts"] == 1
+
+
+def test_other_content_under_the_same_id_is_a_dead_letter_and_harms_nobody(world: World) -> None:
+    body = request()
+    world.sandbox().deliver(body)
+    other = body | {"to": OTHER_PHONE}
+    before = world.entry(body)
+
+    (verdict,) = world.sandbox().deliver(other)
+
+    assert (outcome(verdict), verdict.reason) == ("dead_letter", Reason.ID_CONFLICT)
+    (letter,) = world.dead_letters.letters
+    assert '"+5511988887777"' in letter.body
+    assert (letter.reason, letter.bot, letter.notification_id, letter.generation) == (
+        Reason.ID_CONFLICT,
+        "default",
+        body["id"],
+        1,
+    )
+    assert world.entry(body) == before
+    assert len(world.blip.sent) == 1
+
+
+def test_a_conflict_within_one_batch(world: World) -> None:
+    body = request()
+
+    first, second = world.sandbox().deliver(body, body | {"to": OTHER_PHONE})
+
+    assert (outcome(first), outcome(second)) == ("sent", "dead_letter")
+    assert world.blip.look_ups == [PHONE]
+
+
+def rejected(world: World, body: Request) -> None:
+    world.blip.before_send = raises(Rejected(Reason.REJECTED, "no", code=21))
+    world.sandbox().deliver(body)
+    assert world.entry(body)["status"] == "rejected"
+
+
+def test_a_redrive_is_the_next_generation_and_another_message(world: World) -> None:
+    body = request()
+    rejected(world, body)
+
+    (verdict,) = world.sandbox().deliver(world.queued(body, generation=1))
+
+    assert outcome(verdict) == "sent"
+    assert world.blip.taken[0].message_id == f"{key_of(body)}:2"
+    entry = world.entry(body)
+    assert (entry["status"], entry["generation"]) == ("sent", 2)
+
+
+def test_a_redrive_may_bring_other_content(world: World) -> None:
+    body = request()
+    rejected(world, body)
+
+    (verdict,) = world.sandbox().deliver(world.queued(body | {"to": OTHER_PHONE}, generation=1))
+
+    assert outcome(verdict) == "sent"
+    assert world.blip.taken[0].identity == identity_of(OTHER_PHONE)
+
+
+def test_what_failed_is_not_sent_for_a_mere_repetition(world: World) -> None:
+    body = request()
+    rejected(world, body)
+
+    (verdict,) = world.sandbox().deliver(body)
+
+    assert outcome(verdict) == "duplicate"
+    assert world.blip.taken == []
+    assert len(ends(world)) == 1
+
+
+def test_two_redrives_of_one_failure_are_one_send(world: World) -> None:
+    body = request()
+    rejected(world, body)
+    redriven = world.queued(body, generation=1)
+
+    verdicts = world.sandbox().deliver(redriven, world.queued(body, generation=1))
+
+    assert sorted(map(outcome, verdicts)) == ["duplicate", "sent"]
+
+
+def test_a_claim_that_was_lost_between_look_up_and_send_sends_nothing(world: World) -> None:
+    """A sandbox that was frozen for a minute, and another that went on meanwhile."""
+    body = request()
+    slow = world.sandbox()
+
+    def freeze(_: Bot) -> None:
+        world.blip.before_look_up = lambda _: None
+        world.clock.advance(60)
+        (meanwhile,) = world.sandbox().deliver(body)
+        assert outcome(meanwhile) == "sent"
+
+    world.blip.before_look_up = freeze
+    (verdict,) = slow.deliver(body)
+
+    assert outcome(verdict) == "put_off"
+    assert len(world.blip.sent) == 1
+    assert world.entry(body)["status"] == "sent"
+
+
+# --- What cannot be sent --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("", "malformed"),
+        ("not JSON", "malformed"),
+        ("[]", "malformed"),
+        ("{}", "invalid"),
+        ('{"id": "a", "to": "+55"}', "invalid"),
+    ],
+)
+def test_what_cannot_be_understood_is_a_dead_letter(world: World, body: str, reason: str) -> None:
+    (verdict,) = world.sandbox().deliver(body)
+
+    assert (outcome(verdict), verdict.come_back_in) == ("dead_letter", None)
+    (letter,) = world.dead_letters.letters
+    assert (letter.body, letter.reason.value) == (body, reason)
+    assert letter.generation is None
+    assert letter.failure["phase"] == "contract"
+    assert letter.failure["possibly_sent"] is False
+    assert world.ledger_table.items == {}
+
+
+def test_an_invalid_request_with_a_readable_id_is_told_to_upstream(world: World) -> None:
+    world.sandbox().deliver({"id": "order-1", "to": PHONE})
+
+    (event,) = world.events.told
+    assert (event.notification_id, event.status) == ("order-1", Status.REJECTED)
+    assert event.reason is Reason.INVALID
+    (letter,) = world.dead_letters.letters
+    assert letter.notification_id == "order-1"
+    assert [field["field"] for field in letter.failure["fields"]] == ["template"]
+
+
+def test_a_broken_request_does_no_harm_to_its_neighbours(world: World) -> None:
+    good = [request(to=f"+55119888877{n:02}") for n in range(4)]
+
+    verdicts = world.sandbox().deliver("x", good[0], "{}", good[1], good[2], "[]", good[3])
+
+    assert list(map(outcome, verdicts)) == [
+        *("dead_letter", "sent", "dead_letter", "sent"),
+        *("sent", "dead_letter", "sent"),
+    ]
+
+
+def test_too_late_is_a_dead_letter(world: World) -> None:
+    body = request(valid_until=at(world.clock.now()))
+
+    (verdict,) = world.sandbox().deliver(body)
+
+    assert verdict.reason is Reason.EXPIRED
+    assert world.entry(body)["status"] == "expired"
+    assert world.blip.look_ups == []
+    assert world.blip.sent == []
+    (event,) = world.events.told
+    assert (event.status, event.reason) == (Status.EXPIRED, Reason.EXPIRED)
+
+
+def test_too_late_stays_too_late_after_a_redrive(world: World) -> None:
+    body = request(valid_until=at(world.clock.now()))
+    world.sandbox().deliver(body)
+
+    world.sandbox().deliver(world.queued(body, generation=1))
+
+    assert [letter.generation for letter in world.dead_letters.letters] == [1, 2]
+    assert world.blip.sent == []
+
+
+def test_what_gets_too_late_while_it_waits_for_its_slot_is_not_sent(world: World) -> None:
+    world.bots = {"default": {"key": KEY, "messages_per_second": 1}}
+    world.know(PHONE)
+    world.know(OTHER_PHONE)
+    in_time = request()
+    late = request(to=OTHER_PHONE, valid_until=at(world.clock.now() + 1))
+
+    _, verdict = world.sandbox().deliver(in_time, late)
+
+    assert verdict.reason is Reason.EXPIRED
+    assert [sent.message_id for sent in world.blip.sent] == [key_of(in_time)]
+
+
+def test_what_lay_on_the_queue_for_a_week_is_a_dead_letter(world: World) -> None:
+    """SQS deletes after two weeks, silently."""
+    week = 7 * DAY
+    young, old = world.queued(request(), age=week - 1), world.queued(request(), age=week)
+
+    first, second = world.sandbox().deliver(young, old)
+
+    assert outcome(first) == "sent"
+    assert second.reason is Reason.WAITED_TOO_LONG
+    assert world.dead_letters.letters[0].failure["detail"] == "it lay on the queue for 7 days"
+
+
+def test_a_bot_that_nobody_knows_is_a_dead_letter(world: World) -> None:
+    body = request(bot="clinic")
+
+    (verdict,) = world.sandbox().deliver(body)
+
+    assert verdict.reason is Reason.UNKNOWN_BOT
+    (letter,) = world.dead_letters.letters
+    assert (letter.bot, letter.generation) == ("clinic", 1)
+    assert "'clinic'" in letter.failure["detail"]
+    assert world.entry(body)["status"] == "rejected"
+
+
+def test_a_bot_that_was_added_a_moment_ago_is_found(world: World) -> None:
+    sandbox = world.sandbox()
+    sandbox.deliver(request())
+    world.bots["clinic"] = {"key": OTHER_KEY}
+    world.clock.advance(11)
+
+    (verdict,) = sandbox.deliver(request(bot="clinic"))
+
+    assert outcome(verdict) == "sent"
+    assert sandbox.secrets.fetches == 2
+
+
+def test_a_number_that_is_none_is_a_dead_letter_and_remembered(world: World) -> None:
+    world.blip.before_look_up = raises(Rejected(Reason.NOT_A_PHONE_NUMBER, "no", code=61))
+    first, second = request(), request()
+
+    for body in (first, second):
+        (verdict,) = world.sandbox().deliver(body)
+        assert verdict.reason is Reason.NOT_A_PHONE_NUMBER
+        assert world.entry(body)["status"] == "rejected"
+
+    assert world.blip.look_ups == [PHONE]
+    assert world.blip.sent == []
+    for letter in world.dead_letters.letters:
+        assert letter.failure["code"] == 61
+        assert letter.failure["phase"] == "look-up"
+
+    world.clock.advance(DAY)
+    (verdict,) = world.sandbox().deliver(request())
+    assert outcome(verdict) == "sent"
+
+
+def test_a_refused_message_is_a_dead_letter_at_once(world: World) -> None:
+    world.blip.before_send = raises(Rejected(Reason.REJECTED, "no such template", code=21))
+    body = request()
+
+    (verdict,) = world.sandbox().deliver(body)
+
+    assert (outcome(verdict), verdict.come_back_in) == ("dead_letter", None)
+    (letter,) = world.dead_letters.letters
+    assert letter.reason is Reason.REJECTED
+    assert letter.failure == {
+        "detail": "no such template",
+        "code": 21,
+        "template": "order_shipped",
+        "phase": "send",
+        "attempts": 1,
+        "possibly_sent": False,
+        "redrives": 0,
+    }
+    assert world.entry(body)["reason"] == "rejected"
+    assert world.entry(body)["code"] == 21
+
+
+def test_a_refused_look_up_is_a_dead_letter_but_says_nothing_of_the_number(world: World) -> None:
+    world.blip.before_look_up = raises(Rejected(Reason.REJECTED, "no", code=27))
+    (first,) = world.sandbox().deliver(request())
+    (second,) = world.sandbox().deliver(request())
+
+    assert (first.reason, outcome(second)) == (Reason.REJECTED, "sent")
+    assert len(world.blip.look_ups) == 2
+
+
+def test_the_dead_letter_comes_before_the_ledger(world: World) -> None:
+    """A crash in between repeats the letter, which can be told apart, and loses nothing."""
+    world.blip.before_send = always(lambda: Rejected(Reason.REJECTED, "no", code=21))
+    body, sandbox = request(), world.sandbox()
+    statuses = []
+    world.dead_letters.before_put = lambda: statuses.append(world.entry(body)["status"])
+
+    sandbox.deliver(body)
+
+    assert statuses == ["sending"]
+
+
+def test_a_dead_letter_that_cannot_be_put_loses_nothing(world: World) -> None:
+    world.know(PHONE)
+    body = request(valid_until=at(world.clock.now()))
+    failures = [RuntimeError("SQS does not answer")]
+
+    def put() -> None:
+        if failures:
+            raise failures.pop()
+
+    world.dead_letters.before_put = put
+    (verdict,) = world.sandbox().deliver(body)
+    assert outcome(verdict) == "crashed"
+    assert verdict.come_back_in is not None
+    assert 30 <= verdict.come_back_in <= 60
+    assert world.events.told == []
+
+    world.clock.advance(verdict.come_back_in)
+    (verdict,) = world.sandbox().deliver(body)
+    assert verdict.reason is Reason.EXPIRED
+    assert ends(world) == [("expired", body["id"])]
+
+
+# --- What is tried again --------------------------------------------------------------------------
+
+STAGES = ("before_look_up", "before_send")
+
+
+def fail(world: World, stage: str, failure: Callable[[], Exception]) -> None:
+    """Let every look-up, or every send, come to this."""
+
+    def strike(_: Bot) -> None:
+        raise failure()
+
+    setattr(world.blip, stage, strike)
+
+
+def mend(world: World) -> None:
+    for stage in STAGES:
+        setattr(world.blip, stage, lambda _: None)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_passing_failure_is_tried_again(world: World, stage: str) -> None:
+    fail(world, stage, lambda: Transient("busy", code=51))
+    body, sandbox = request(), world.sandbox()
+
+    (verdict,) = sandbox.deliver(body)
+
+    assert outcome(verdict) == "retrying"
+    entry = world.entry(body)
+    assert (entry["status"], entry["attempts"]) == ("retrying", 1)
+    assert "token" not in entry
+    mend(world)
+    (verdict,) = sandbox.deliver(body)
+    assert outcome(verdict) == "sent"
+    # The identity's lease was given back, too.
+    assert len(world.blip.look_ups) == (2 if stage == "before_look_up" else 1)
+
+
+@pytest.mark.parametrize(
+    ("uniform", "expected"),
+    [
+        (max, [10, 20, 40, 80, 160, 320, 640, 900, 900]),
+        (min, [5] * 9),
+    ],
+)
+def test_the_wait_grows_exponentially_with_full_jitter_up_to_a_quarter_of_an_hour(
+    world: World, uniform: Callable[[float, float], float], expected: list[float]
+) -> None:
+    fail(world, "before_send", lambda: Transient("busy"))
+    body, waits = request(), []
+
+    for _ in expected:
+        world.clock.advance(900)
+        world.identities_table.items.pop("bot:default", None)  # the breaker is another matter
+        (verdict,) = world.sandbox(uniform=uniform).deliver(body)
+        waits.append(verdict.come_back_in)
+
+    assert waits == expected
+
+
+def test_the_last_attempt_ends_in_a_dead_letter(world: World) -> None:
+    fail(world, "before_send", lambda: Transient("busy", code=503))
+    body = request()
+
+    for _ in range(2):
+        (verdict,) = world.sandbox(max_attempts=3).deliver(body)
+        assert outcome(verdict) == "retrying"
+    (verdict,) = world.sandbox(max_attempts=3).deliver(body)
+
+    assert verdict.reason is Reason.RETRIES_EXHAUSTED
+    (letter,) = world.dead_letters.letters
+    assert letter.failure["attempts"] == 3
+    assert letter.failure["code"] == 503
+    assert world.entry(body)["status"] == "failed"
+    assert len(world.blip.sent) == 3
+
+
+def test_a_redrive_has_all_its_attempts_before_it(world: World) -> None:
+    fail(world, "before_send", lambda: Transient("busy"))
+    body = request()
+    world.sandbox(max_attempts=1).deliver(body)
+
+    (verdict,) = world.sandbox(max_attempts=2).deliver(world.queued(body, generation=1))
+
+    assert outcome(verdict) == "retrying"
+
+
+def test_what_is_valid_for_a_moment_comes_back_when_that_ends(world: World) -> None:
+    fail(world, "before_send", lambda: Transient("busy"))
+    body = request(valid_until=at(world.clock.now() + 3))
+
+    (verdict,) = world.sandbox().deliver(body)
+    assert outcome(verdict) == "retrying"
+    assert verdict.come_back_in == pytest.approx(3, abs=0.5)
+
+    world.clock.advance(3)
+    (verdict,) = world.sandbox().deliver(body)
+    assert verdict.reason is Reason.EXPIRED
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("retry_after", "seconds"), [(None, 120), (17.0, 17)])
+def test_a_throttled_bot_is_shut_for_everybody(
+    world: World, stage: str, retry_after: float | None, seconds: float
+) -> None:
+    fail(world, stage, lambda: Throttled("slowly", code=34, retry_after_seconds=retry_after))
+    bodies = [request(to=f"+55119888877{n:02}") for n in range(5)]
+
+    verdicts = world.sandbox(uniform=min).deliver(*bodies)
+
+    # One was over the plan; the others of the batch were not even tried.
+    asked = world.blip.look_ups if stage == "before_look_up" else world.blip.sent
+    assert len(asked) == 1
+    assert sorted(map(outcome, verdicts)) == ["put_off"] * 4 + ["throttled"]
+    assert all(verdict.come_back_in == pytest.approx(seconds, abs=1) for verdict in verdicts)
+    for body in bodies:
+        assert world.entry(body)["attempts"] == 0
+        assert world.entry(body)["status"] == "retrying"
+
+    # Another sandbox, another notification: not even claimed.
+    mend(world)
+    later = request()
+    world.clock.advance(seconds - 1)
+    (verdict,) = world.sandbox(uniform=min).deliver(later)
+    assert outcome(verdict) == "put_off"
+    assert verdict.come_back_in == pytest.approx(1, abs=0.5)
+    assert world.entry(later) == {}
+
+    world.clock.advance(2)
+    assert {outcome(v) for v in world.sandbox().deliver(later, *bodies)} == {"sent"}
+
+
+def test_a_throttled_bot_does_not_stop_the_others(world: World) -> None:
+    world.bots["clinic"] = {"key": OTHER_KEY}
+
+    def refuse(bot: Bot) -> None:
+        if bot.name == "default":
+            raise Throttled("slowly")
+
+    world.blip.before_send = refuse
+    first, second = world.sandbox().deliver(request(), request(bot="clinic"))
+
+    assert (outcome(first), outcome(second)) == ("throttled", "sent")
+
+
+def test_waiting_for_a_penalty_is_no_attempt(world: World) -> None:
+    fail(world, "before_send", lambda: Throttled("slowly"))
+    body = request()
+
+    for _ in range(30):
+        (verdict,) = world.sandbox(max_attempts=2).deliver(body)
+        assert outcome(verdict) == "throttled"
+        world.clock.advance(200)
+
+    mend(world)
+    (verdict,) = world.sandbox(max_attempts=2).deliver(body)
+    assert outcome(verdict) == "sent"
+
+
+# --- A bot that is not well -----------------------------------------------------------------------
+
+
+def wrong_key(bot: Bot) -> None:
+    if bot.key == KEY:
+        raise Misconfigured("wrong key", code=13)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_rotated_key_is_picked_up_on_the_way(world: World, stage: str) -> None:
+    sandbox = world.sandbox()
+    sandbox.secrets.bots()
+    world.bots = {"default": {"key": OTHER_KEY}}
+    world.clock.advance(11)
+    setattr(world.blip, stage, wrong_key)
+    world.blip.before_send = wrong_key
+
+    (verdict,) = sandbox.deliver(request())
+
+    assert outcome(verdict) == "sent"
+    assert world.blip.taken[0].bot.key == OTHER_KEY
+    assert sandbox.secrets.fetches == 2
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_wrong_key_stops_the_bot_and_its_requests_wait(world: World, stage: str) -> None:
+    setattr(world.blip, stage, wrong_key)
+    world.blip.before_ping = wrong_key
+    sandbox = world.sandbox(uniform=min)
+    bodies = [request(to=f"+55119888877{n:02}") for n in range(5)]
+
+    verdicts = sandbox.deliver(*bodies)
+
+    asked = world.blip.look_ups if stage == "before_look_up" else world.blip.sent
+    assert len(asked) == 1
+    assert all(outcome(verdict) in {"misconfigured", "bot_shut"} for verdict in verdicts)
+    assert all(verdict.come_back_in == 600 for verdict in verdicts)
+    assert ends(world) == []
+    assert all(world.entry(body)["attempts"] == 0 for body in bodies)
+
+    # Hours later it is the same; nothing is claimed, looked up or sent, nothing dead-lettered.
+    for _ in range(20):
+        world.clock.advance(700)
+        (verdict,) = world.sandbox().deliver(request())
+        assert outcome(verdict) == "bot_shut"
+        assert verdict.come_back_in is not None
+        assert 600 <= verdict.come_back_in <= 900
+    assert len(world.blip.sent) <= 1
+    assert ends(world) == []
+
+    # Somebody mends the key.
+    world.bots = {"default": {"key": OTHER_KEY}}
+    world.clock.advance(700)
+    for _ in range(2):
+        verdicts = sandbox.deliver(*bodies)
+        world.clock.advance(700)
+    assert {outcome(verdict) for verdict in verdicts} <= {"sent", "duplicate"}
+    assert len(world.blip.taken) == 5
+
+
+def test_a_secret_that_breaks_when_it_is_needed_most_stops_the_bot(world: World) -> None:
+    """The key was refused: that nothing went out is certain, whatever the secret holds now."""
+    world.know(PHONE)
+    sandbox = world.sandbox()
+    sandbox.secrets.bots()
+    world.bots = "not JSON"
+    world.clock.advance(11)
+    world.blip.before_send = wrong_key
+    body = request()
+
+    (verdict,) = sandbox.deliver(body)
+
+    assert outcome(verdict) == "misconfigured"
+    assert world.entry(body)["status"] == "retrying"
+
+
+@pytest.mark.parametrize(
+    "bots",
+    [
+        {"default": {"key": "REPLACE_ME"}},
+        {"default": {"key": "not base64"}},
+        {"default": {}},
+        {"default": None},
+        "",
+        "not JSON",
+        "[]",
+    ],
+    ids=str,
+)
+def test_a_bot_that_cannot_be_used_lets_its_requests_wait(world: World, bots: Any) -> None:
+    world.bots = bots
+    body = request()
+
+    (verdict,) = world.sandbox().deliver(body)
+
+    assert verdict.come_back_in is not None
+    assert 600 <= verdict.come_back_in <= 900
+    assert world.entry(body) == {}
+    assert ends(world) == []
+
+    world.bots = {"default": {"key": KEY}}
+    world.clock.advance(verdict.come_back_in)
+    assert outcome(world.sandbox().deliver(body)[0]) == "sent"
+
+
+def test_a_bot_that_cannot_be_used_does_no_harm_to_the_others(world: World) -> None:
+    world.bots = {"default": {"key": "REPLACE_ME"}, "clinic": {"key": KEY}}
+
+    first, second = world.sandbox().deliver(request(), request(bot="clinic"))
+
+    assert first.come_back_in is not None
+    assert outcome(second) == "sent"
+
+
+def test_a_batch_that_can_do_nothing_holds_still_for_a_moment(world: World) -> None:
+    """So an outage hides few messages at a time: SQS allows 120,000 in flight."""
+    world.bots = {"default": {"key": "REPLACE_ME"}}
+
+    world.sandbox().deliver(request(), request())
+    assert world.clock.slept == [pytest.approx(3)]
+
+    # But not where somebody had something to do.
+    world.sandbox().deliver(request(), "not JSON")
+    assert len(world.clock.slept) == 1
+
+
+def five_failures(world: World, failure: Callable[[], Failure]) -> None:
+    fail(world, "before_send", failure)
+    for number in range(5):
+        (verdict,) = world.sandbox().deliver(request(to=f"+55119888877{number:02}"))
+        assert outcome(verdict) in {"retrying", "unknown"}
+    mend(world)
+
+
+@pytest.mark.parametrize("failure", [Transient, Unknown])
+def test_five_notifications_in_a_row_without_an_answer_stop_the_bot(
+    world: World, failure: type[Failure]
+) -> None:
+    five_failures(world, lambda: failure("nothing"))
+    asked = len(world.blip.look_ups), len(world.blip.sent)
+    body = request()
+
+    (verdict,) = world.sandbox().deliver(body)  # the probe
+    assert outcome(verdict) == "sent"
+    assert world.blip.pings == 1
+    assert outcome(world.sandbox().deliver(request())[0]) == "sent"
+    assert world.blip.pings == 1
+    assert (len(world.blip.look_ups), len(world.blip.sent)) == (asked[0] + 1, asked[1] + 2)
+
+
+def test_while_the_probe_is_not_answered_nothing_is_claimed_looked_up_or_sent(
+    world: World,
+) -> None:
+    five_failures(world, lambda: Transient("nothing"))
+    asked = len(world.blip.look_ups), len(world.blip.sent)
+    world.blip.before_ping = always(lambda: Transient("nothing"))
+    bodies = [request() for _ in range(3)]
+
+    for _ in range(3):
+        verdicts = world.sandbox().deliver(*bodies)
+        assert {outcome(verdict) for verdict in verdicts} == {"bot_shut"}
+        world.clock.advance(31)
+
+    assert world.blip.pings == 3
+    assert (len(world.blip.look_ups), len(world.blip.sent)) == asked
+    assert all(world.entry(body) == {} for body in bodies)
+
+
+def test_a_secret_that_breaks_while_the_bot_is_probed_leaves_the_breaker_open(
+    world: World,
+) -> None:
+    five_failures(world, lambda: Transient("nothing"))
+    sandbox = world.sandbox()
+    sandbox.secrets.bots()
+    world.bots = "not JSON"
+    world.clock.advance(11)
+    world.blip.before_ping = wrong_key
+
+    (verdict,) = sandbox.deliver(request())
+
+    assert outcome(verdict) == "bot_shut"
+    assert world.blip.pings == 1
+
+
+def test_one_notification_goes_through_with_a_probe(world: World) -> None:
+    five_failures(world, lambda: Transient("nothing"))
+    bodies = [request(to=f"+55119777766{n:02}") for n in range(4)]
+
+    verdicts = world.sandbox().deliver(*bodies)
+
+    assert sorted(map(outcome, verdicts)) == ["bot_shut"] * 3 + ["sent"]
+    assert {outcome(v) for v in world.sandbox().deliver(*bodies)} == {"sent", "duplicate"}
+
+
+def test_one_notification_that_fails_five_times_stops_nobody(world: World) -> None:
+    fail(world, "before_send", lambda: Transient("nothing"))
+    body = request()
+    for _ in range(6):
+        (verdict,) = world.sandbox().deliver(body)
+        assert outcome(verdict) == "retrying"
+
+
+def test_an_answer_in_between_starts_the_count_anew(world: World) -> None:
+    for _ in range(3):
+        fail(world, "before_send", lambda: Transient("nothing"))
+        for _ in range(4):
+            assert outcome(world.sandbox().deliver(request())[0]) == "retrying"
+        mend(world)
+        assert outcome(world.sandbox().deliver(request())[0]) == "sent"
+    assert world.blip.pings == 0
+
+
+# --- Time and slots -------------------------------------------------------------------------------
+
+
+def test_with_too_little_time_left_nothing_is_claimed_and_all_comes_back_at_once(
+    world: World,
+) -> None:
+    bodies = [request() for _ in range(5)]
+
+    verdicts = world.sandbox().deliver(*bodies, seconds=11.9)
+
+    assert [(outcome(v), v.come_back_in) for v in verdicts] == [("put_off", 0)] * 5
+    assert world.ledger_table.writes == 0
+    assert world.blip.look_ups == []
+
+
+def test_what_is_broken_is_a_dead_letter_also_with_little_time_left(world: World) -> None:
+    (verdict,) = world.sandbox().deliver("not JSON", seconds=1)
+
+    assert outcome(verdict) == "dead_letter"
+
+
+def test_nobody_is_looked_up_who_could_not_be_written_to_afterwards(world: World) -> None:
+    """Look-ups that no send follows count against the number."""
+    world.know(OTHER_PHONE)
+    unknown, known = request(), request(to=OTHER_PHONE)
+
+    first, second = world.sandbox().deliver(unknown, known, seconds=20)
+
+    assert (outcome(first), first.come_back_in) == ("put_off", 0)
+    assert outcome(second) == "sent"
+    assert world.blip.look_ups == []
+    entry = world.entry(unknown)
+    assert (entry["status"], entry["attempts"]) == ("retrying", 0)
+    # Its look-up is free for whoever comes next.
+    lease = world.sandbox().identities.lease(("default", PHONE), 10)
+    assert isinstance(lease, LookUpLease)
+
+
+def test_slow_neighbours_leave_no_send_that_could_be_cut_off(world: World) -> None:
+    """Ten seconds per call, one after the other: what no longer fits comes back at once."""
+    for number in range(6):
+        world.know(f"+551198888770{number}")
+    world.blip.call_seconds = 9.5
+    bodies = [request(to=f"+551198888770{number}") for number in range(6)]
+
+    verdicts = world.sandbox().deliver(*bodies, seconds=30)
+
+    assert list(map(outcome, verdicts)) == ["sent", "sent", *["put_off"] * 4]
+    assert all(v.come_back_in == 0 for v in verdicts[2:])
+    assert all(world.entry(body)["attempts"] == 0 for body in bodies[2:])
+    assert world.clock.now() - world.blip.sent[-1].at <= 12
+
+
+def test_a_batch_keeps_to_the_plan(world: World) -> None:
+    world.bots = {"default": {"key": KEY, "messages_per_second": 20}}
+    bodies = [request(to=f"+551198888{n:04}") for n in range(30)]
+    for body in bodies:
+        world.know(body["to"])
+    sandbox = world.sandbox()
+
+    verdicts = sandbox.deliver(*bodies)
+
+    assert set(map(outcome, verdicts)) == {"sent"}
+    times = [sent.at for sent in world.blip.sent]
+    assert max(sum(first <= at < first + 1 for at in times) for first in times) <= 20
+    assert times[-1] - times[0] < 30 / 20 + 0.2
+    # One reservation for the whole batch.
+    assert sandbox.pacing.reservations == [("default", "messages", 30)]
+
+
+@pytest.mark.parametrize("answered_in", [0.02, 0.04, 0.1, 0.7])
+def test_slots_whose_reservation_takes_long_let_everybody_send_and_not_at_once(
+    world: World, answered_in: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.bots = {"default": {"key": KEY, "messages_per_second": 20}}
+    bodies = [request(to=f"+551198888{n:04}") for n in range(10)]
+    for body in bodies:
+        world.know(body["to"])
+    sandbox = world.sandbox()
+    reserve = sandbox.pacing.reserve
+
+    def slowly(*args: Any, **kwargs: Any) -> Reservation:
+        reservation = reserve(*args, **kwargs)
+        world.clock.sleep(answered_in)
+        return reservation
+
+    monkeypatch.setattr(sandbox.pacing, "reserve", slowly)
+    verdicts = sandbox.deliver(*bodies)
+
+    assert set(map(outcome, verdicts)) == {"sent"}
+    times = [sent.at for sent in world.blip.sent]
+    assert max(sum(first <= at < first + 0.5 for at in times) for first in times) <= 11
+    assert min(later - earlier for earlier, later in pairwise(times)) > 0
+
+
+def test_look_ups_keep_to_the_commands_plan(world: World) -> None:
+    world.bots = {"default": {"key": KEY, "commands_per_second": 5, "messages_per_second": 1000}}
+    times = []
+    world.blip.before_look_up = lambda _: times.append(world.clock.now())
+
+    world.sandbox().deliver(*[request(to=f"+551198888{n:04}") for n in range(10)])
+
+    assert len(times) == 10
+    assert max(sum(first <= at < first + 1 for at in times) for first in times) <= 5
+
+
+def test_a_bot_without_a_slot_soon_lets_its_requests_wait_unclaimed(world: World) -> None:
+    world.bots = {"default": {"key": KEY, "messages_per_second": 1}}
+    bodies = [request(to=f"+551198888{n:04}") for n in range(8)]
+    for body in bodies:
+        world.know(body["to"])
+    first, second = world.sandbox(), world.sandbox()
+    first.deliver(*bodies[:6])
+    world.clock.advance(-5)  # as if the two had started together
+
+    verdicts = second.deliver(*bodies[6:])
+
+    assert set(map(outcome, verdicts)) == {"put_off"}
+    waits = [verdict.come_back_in for verdict in verdicts]
+    assert all(wait is not None and 5 < wait < 7 for wait in waits)
+    assert all(world.entry(body) == {} for body in bodies[6:])
+
+
+# --- Looked up by another -------------------------------------------------------------------------
+
+
+class Meanwhile(Clock):
+    """Something happens while somebody sleeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sleeps = 0
+        self.happens: Callable[[int], None] = lambda _: None
+
+    def sleep(self, seconds: float) -> None:
+        super().sleep(seconds)
+        if seconds > 0:
+            self.sleeps += 1
+            self.happens(self.sleeps)
+
+
+def test_what_another_sandbox_is_looking_up_is_waited_for(world: World) -> None:
+    clock = Meanwhile()
+    world = World(clock=clock)
+    other = world.sandbox().identities
+    lease = other.lease(("default", PHONE), 22)
+    assert isinstance(lease, LookUpLease)
+
+    def learn(sleeps: int) -> None:
+        if sleeps == 5:
+            world.know(PHONE)
+
+    clock.happens = learn
+    (verdict,) = world.sandbox().deliver(request())
+
+    assert outcome(verdict) == "sent"
+    assert world.blip.look_ups == []
+
+
+def test_what_another_sandbox_looks_up_for_too_long_comes_back(world: World) -> None:
+    other = world.sandbox().identities
+    other.lease(("default", PHONE), 22)
+    started, body = world.clock.now(), request()
+
+    (verdict,) = world.sandbox().deliver(body)
+
+    assert outcome(verdict) == "put_off"
+    assert verdict.come_back_in is not None
+    assert 1 <= verdict.come_back_in <= 5
+    assert 1.9 < world.clock.now() - started < 2.3
+    assert world.blip.look_ups == []
+    entry = world.entry(body)
+    assert (entry["status"], entry["attempts"]) == ("retrying", 0)
+
+
+def test_who_wakes_too_late_for_a_slot_takes_another(world: World) -> None:
+    """A stalled machine must not let out at once what it held up."""
+    clock = Meanwhile()
+    world = World(clock=clock, bots={"default": {"key": KEY, "messages_per_second": 2}})
+    bodies = [request(to=f"+551198888{n:04}") for n in range(4)]
+    for body in bodies:
+        world.know(body["to"])
+
+    def stall(sleeps: int) -> None:
+        if sleeps == 1:
+            clock.advance(0.3)
+
+    clock.happens = stall
+    verdicts = world.sandbox().deliver(*bodies)
+
+    assert set(map(outcome, verdicts)) == {"sent"}
+    times = [sent.at for sent in world.blip.sent]
+    assert min(later - earlier for earlier, later in pairwise(times)) >= 1 / 2
+
+
+# --- Nobody knows whether it went out -------------------------------------------------------------
+
+WINDOW = 900
+
+
+def unknown(world: World, body: Request, *, stored: Status | None = None) -> None:
+    """Let the answer to its send be lost."""
+    world.blip.before_send = raises(Unknown("no answer"))
+    (verdict,) = world.sandbox().deliver(body)
+    assert outcome(verdict) == "unknown"
+    assert verdict.come_back_in == pytest.approx(WINDOW, abs=1)
+    assert world.entry(body)["status"] == "unknown"
+    if stored is not None:
+        message_id = world.blip.sent[-1].message_id
+        world.blip.stored[message_id] = [Receipt(key_of(body), 1, stored)]
+
+
+def test_what_may_have_gone_out_is_not_sent_again_before_that_is_settled(world: World) -> None:
+    body = request()
+    unknown(world, body)
+
+    for generation in (None, 1):
+        world.clock.advance(WINDOW / 3)
+        (verdict,) = world.sandbox().deliver(world.queued(body, generation=generation))
+        assert verdict.come_back_in is not None
+        assert 0 < verdict.come_back_in <= WINDOW
+    assert len(world.blip.sent) == 1
+    assert world.blip.asked == []
+
+
+def test_what_may_have_gone_out_is_not_dead_lettered_for_being_late(world: World) -> None:
+    body = request(valid_until=at(world.clock.now() + 60))
+    unknown(world, body)
+
+    world.clock.advance(120)
+    (verdict,) = world.sandbox().deliver(body)
+
+    assert verdict.come_back_in is not None
+    assert ends(world) == []
+
+
+def test_a_sandbox_that_ended_in_the_middle_of_a_send_leaves_an_unknown(world: World) -> None:
+    world.know(PHONE)
+    fail(world, "before_send", lambda: RuntimeError("the sandbox is gone"))
+    body = request()
+    (verdict,) = world.sandbox().deliver(body)
+    assert outcome(verdict) == "crashed"
+    assert world.entry(body)["status"] == "sending"
+    mend(world)
+
+    for seconds in (20, 40, WINDOW - 60):
+        world.clock.advance(seconds)
+        (verdict,) = world.sandbox().deliver(body)
+        assert verdict.come_back_in is not None
+    assert len(world.blip.sent) == 1
+
+    world.clock.advance(WINDOW)
+    world.sandbox().deliver(body)
+    assert world.blip.asked == [key_of(body)]
+
+
+@pytest.mark.parametrize("stored", [Status.ACCEPTED, Status.DISPATCHED, Status.CONSUMED])
+def test_what_blip_s_history_knows_went_out(world: World, stored: Status) -> None:
+    body = request()
+    unknown(world, body, stored=stored)
+
+    world.clock.advance(WINDOW + 2)
+    (verdict,) = world.sandbox().deliver(body)
+
+    assert (outcome(verdict), verdict.come_back_in) == ("settled", None)
+    assert world.entry(body)["status"] == stored
+    assert len(world.blip.sent) == 1
+
+
+def test_what_blip_s_history_does_not_know_is_sent_again_under_the_same_id_once(
+    world: World,
+) -> None:
+    body = request()
+    unknown(world, body)
+
+    world.clock.advance(WINDOW + 2)
+    (verdict,) = world.sandbox().deliver(body)
+    assert (outcome(verdict), verdict.come_back_in) == ("denied", 0)
+    world.blip.before_send = raises(Unknown("no answer"))
+    world.sandbox().deliver(body)
+    assert [sent.message_id for sent in world.blip.sent] == [key_of(body)] * 2
+
+    # The second time it is given up.
+    world.clock.advance(WINDOW + 2)
+    (verdict,) = world.sandbox().deliver(body)
+    assert verdict.reason is Reason.OUTCOME_UNKNOWN
+    assert world.dead_letters.letters[0].failure["possibly_sent"] is True
+    assert len(world.blip.sent) == 2
+
+
+def test_what_is_too_late_by_the_time_it_is_denied_is_not_sent_again(world: World) -> None:
+    body = request(valid_until=at(world.clock.now() + 60))
+    unknown(world, body)
+
+    world.clock.advance(WINDOW + 2)
+    (verdict,) = world.sandbox().deliver(body)
+
+    assert verdict.reason is Reason.EXPIRED
+    assert world.entry(body)["status"] == "expired"
+    assert len(world.blip.sent) == 1
+
+
+def test_what_is_too_late_but_went_out_is_no_dead_letter(world: World) -> None:
+    body = request(valid_until=at(world.clock.now() + 60))
+    unknown(world, body, stored=Status.RECEIVED)
+
+    world.clock.advance(WINDOW + 2)
+    (verdict,) = world.sandbox().deliver(body)
+
+    assert outcome(verdict) == "settled"
+    assert ends(world) == []
+
+
+def test_who_prefers_none_to_two_gets_none(world: World) -> None:
+    body = request(if_unknown="fail")
+    unknown(world, body)
+
+    world.clock.advance(WINDOW + 2)
+    (verdict,) = world.sandbox().deliver(body)
+
+    assert verdict.reason is Reason.OUTCOME_UNKNOWN
+    assert len(world.blip.sent) == 1
+
+
+@pytest.mark.parametrize("failure", [Transient, Rejected, Misconfigured, Throttled])
+def test_a_question_that_fails_is_no_answer(world: World, failure: type[Failure]) -> None:
+    raised = Rejected(Reason.REJECTED, "no") if failure is Rejected else failure("no")
+    body = request()
+    unknown(world, body)
+    world.blip.before_history = always(lambda: raised)
+
+    for _ in range(3):
+        world.clock.advance(WINDOW + 2)
+        (verdict,) = world.sandbox().deliver(body)
+        assert verdict.come_back_in is not None
+        assert verdict.come_back_in >= 120
+        assert world.entry(body)["status"] == "unknown"
+    assert len(world.blip.sent) == 1
+    assert ends(world) == []
+
+
+def test_after_three_days_nobody_can_tell_any_more(world: World) -> None:
+    body = request()
+    unknown(world, body)
+
+    world.clock.advance(3 * DAY)
+    (verdict,) = world.sandbox().deliver(body)
+
+    assert verdict.reason is Reason.OUTCOME_UNKNOWN
+    assert world.blip.asked == []
+    assert len(world.blip.sent) == 1
+
+
+# --- Crashes and events ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("part", "method"),
+    [("ledger", "claim"), ("identities", "lease"), ("ledger", "start_sending")],
+)
+def test_a_crash_before_the_send_hurts_one_record_and_loses_nothing(
+    world: World, part: str, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bodies = [request(to=f"+55119888877{n:02}") for n in range(3)]
+    sandbox = world.sandbox()
+    adapter = getattr(sandbox, part)
+    original, calls = getattr(adapter, method), []
+
+    def crash(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 2:
+            raise RuntimeError(f"about {PHONE} and {MARIA}")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(adapter, method, crash)
+    # The log of a crash shows what was raised. What the adapters raise holds nothing personal.
+    monkeypatch.setattr("notifier.delivery.logger.error", lambda *_, **__: None)
+    verdicts = sandbox.deliver(*bodies)
+
+    assert list(map(outcome, verdicts)) == ["sent", "crashed", "sent"]
+    wait = verdicts[1].come_back_in
+    assert wait is not None
+    assert 30 <= wait <= 60
+    world.clock.advance(wait)
+    assert outcome(world.sandbox().deliver(bodies[1])[0]) == "sent"
+    assert len(world.blip.sent) == 3
+
+
+def test_an_event_that_could_not_be_told_is_told_later(world: World) -> None:
+    world.events.refuses = lambda _: True
+    body = request()
+    (verdict,) = world.sandbox().deliver(body)
+    assert outcome(verdict) == "sent"
+    assert verdict.come_back_in is not None
+
+    world.events.refuses = lambda _: False
+    (verdict,) = world.sandbox().deliver(world.queued(body, receives=2))
+
+    assert (outcome(verdict), verdict.come_back_in) == ("duplicate", None)
+    assert [(event.notification_id, event.status) for event in world.events.told] == [
+        (body["id"], Status.SENT)
+    ]
+    assert len(world.blip.sent) == 1
+
+
+def test_a_mere_repetition_is_not_told_again(world: World) -> None:
+    body = request()
+    world.sandbox().deliver(body)
+    world.sandbox().deliver(body)
+
+    assert len(world.events.told) == 1
+
+
+# --- Whatever happens -----------------------------------------------------------------------------
+
+
+class Mishap:
+    """One call to BLiP: what it raises, and whether the message went out nevertheless."""
+
+    def __init__(self, failure: Callable[[], Exception] | None, *, taken: bool) -> None:
+        self.failure = failure
+        self.taken = taken
+
+
+MISHAPS = {
+    "fine": Mishap(None, taken=True),
+    "busy": Mishap(lambda: Transient("busy"), taken=False),
+    "no answer, taken": Mishap(lambda: Unknown("no answer"), taken=True),
+    "no answer, lost": Mishap(lambda: Unknown("no answer"), taken=False),
+    "throttled": Mishap(lambda: Throttled("slowly"), taken=False),
+    "wrong key": Mishap(lambda: Misconfigured("wrong key"), taken=False),
+    "refused": Mishap(lambda: Rejected(Reason.REJECTED, "no"), taken=False),
+    "crash, taken": Mishap(lambda: RuntimeError("gone"), taken=True),
+    "crash, lost": Mishap(lambda: RuntimeError("gone"), taken=False),
+}
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    sends=st.lists(st.sampled_from(sorted(MISHAPS)), max_size=8),
+    look_ups=st.lists(
+        st.sampled_from(["fine", "busy", "throttled", "wrong key", "crash, lost"]), max_size=4
+    ),
+    early=st.lists(st.booleans(), max_size=10),
+    if_unknown=st.sampled_from(["resend", "fail"]),
+)
+def test_whatever_happens_it_is_sent_once_or_a_dead_letter(
+    sends: list[str], look_ups: list[str], early: list[bool], if_unknown: str
+) -> None:
+    """BLiP's history is told the truth, so that nothing need be sent twice."""
+    world = World()
+    body = request(if_unknown=if_unknown)
+    arrived: list[str] = []
+
+    def send(_: Bot) -> None:
+        mishap = MISHAPS[sends.pop(0) if sends else "fine"]
+        if mishap.taken:
+            message_id = world.blip.sent[-1].message_id
+            arrived.append(message_id)
+            world.blip.stored[message_id] = [Receipt(key_of(body), 1, Status.ACCEPTED)]
+        if mishap.failure:
+            raise mishap.failure()
+
+    def look_up(_: Bot) -> None:
+        if (mishap := MISHAPS[look_ups.pop(0) if look_ups else "fine"]).failure:
+            raise mishap.failure()
+
+    world.blip.before_send, world.blip.before_look_up = send, look_up
+    done = False
+    for _ in range(60):
+        (verdict,) = world.sandbox().deliver(body)
+        if verdict.come_back_in is None:
+            done = True
+            break
+        # SQS delivers again when it was told to; or, once in a while, earlier.
+        world.clock.advance(verdict.come_back_in / (3 if early and early.pop() else 1) + 0.001)
+
+    assert done
+    assert len(arrived) <= 1
+    assert bool(arrived) or len(world.dead_letters.letters) == 1
+    final = world.entry(body)["status"]
+    assert final in ({"sent", "accepted"} if arrived else {"failed", "rejected"})
+
+    world.identities_table.items.pop("bot:default", None)  # its breaker may still be open
+    (verdict,) = world.sandbox().deliver(body)
+    assert verdict.outcome is Outcome.DUPLICATE
+    assert len(arrived) <= 1
+
+
+def test_a_sandbox_is_what_this_suite_thinks_it_is(world: World) -> None:
+    """Two of them share the world and nothing else."""
+    one, other = world.sandbox(), world.sandbox()
+    one.deliver(request())
+
+    assert isinstance(one, Sandbox)
+    assert other.secrets.fetches == 0
+    assert other.identities.get(("default", PHONE)) is not None

@@ -1,0 +1,888 @@
+"""Receipts: what each of BLiP's means, and what it does, in whatever order and however often.
+
+The table is written out from the design and the providers' documents, not from the code.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import permutations
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from notifier.aws.events import detail
+from notifier.blip.receipts import FAILED, Envelope, failure_code, kind, receipt, reduced
+from notifier.failures import Reason
+from notifier.lifecycle import Status
+from notifier.receipts import TOLD, Effect, NotTold, Receipts
+from notifier.records import Receipt, StatusEvent, Undelivered
+from notifier.request import ledger_key, message_id
+from tests.fakes import Item, Sandbox, World, a_request
+
+KEY = ledger_key("default", "order-1")
+PHONE = "+5531999998888"
+ADDRESS = "553199998888@wa.gw.msging.net"
+
+# --- The table ------------------------------------------------------------------------------------
+
+FOR_GOOD = {
+    "LIME": [
+        *(
+            1,
+            11,
+            12,
+            13,
+            14,
+            15,
+            16,
+            17,
+            18,
+            21,
+            22,
+            23,
+            24,
+            25,
+            26,
+            27,
+            31,
+            32,
+            35,
+            41,
+            43,
+            44,
+            51,
+        ),
+        *(60, 61, 62, 63, 64, 65, 66, 67, 71, 81, 82, 84, 87, 101),
+    ],
+    "on-premises": [
+        *(400, 408, 410, 430, 431, 432, 433, 470, 471, 472, 480, 500),
+        *(1000, 1001, 1002, 1004, 1005, 1006, 1007, 1008, 1009, 1010, 1011, 1012, 1014, 1017, 1018),
+        *(1021, 1022, 1023, 1024, 1025, 1028, 2000, 2001, 2002, 2003, 2004, 2005),
+    ],
+    "Cloud": [
+        *(0, 2, 3, 10, 100, 190, 130472, 130497, 131000, 131005, 131008, 131009, 131021, 131030),
+        *(131037, 131045, 131047, 131048, 131049, 131050, 131051, 131052, 131053, 131057, 131063),
+        *(131064, 132000, 132001, 132005, 132007, 132008, 132012, 132015, 132016, 132068, 132069),
+        *(133010, 133016, 135000, 137000),
+    ],
+}
+LATER = {"LIME": [34, 85], "on-premises": [429, 1015], "Cloud": [4, 80007, 130429, 131056]}
+UNREACHABLE = {"LIME": [33, 42, 83], "on-premises": [1013, 1026], "Cloud": [131026, 131062]}
+NUMBER_DOWN = {"on-premises": [402, 1016, 1031], "Cloud": [368, 131016, 131031, 131042]}
+POSSIBLY_SENT = {"LIME": [86]}
+
+TABLE = {
+    code: undelivered
+    for undelivered, families in (
+        (Undelivered.FOR_GOOD, FOR_GOOD),
+        (Undelivered.LATER, LATER),
+        (Undelivered.UNREACHABLE, UNREACHABLE),
+        (Undelivered.NUMBER_DOWN, NUMBER_DOWN),
+        (Undelivered.POSSIBLY_SENT, POSSIBLY_SENT),
+    )
+    for codes in families.values()
+    for code in codes
+}
+
+
+def envelope(event: str = "failed", **members: Any) -> dict[str, Any]:
+    """A receipt as BLiP posts it."""
+    return {
+        "id": KEY,
+        "from": ADDRESS,
+        "to": "bot@msging.net/instance",
+        "event": event,
+        "metadata": {"#message.to": ADDRESS},
+    } | members
+
+
+def failed(reason: object) -> Receipt:
+    about = receipt(envelope(reason=reason))
+    assert about is not None
+    return about
+
+
+def test_no_code_is_forgotten_and_none_stands_there_twice() -> None:
+    listed = [
+        code
+        for families in (FOR_GOOD, LATER, UNREACHABLE, NUMBER_DOWN, POSSIBLY_SENT)
+        for codes in families.values()
+        for code in codes
+    ]
+
+    assert sorted(listed) == sorted(FAILED)
+
+
+@pytest.mark.parametrize(("code", "undelivered"), TABLE.items())
+def test_every_code_means_one_thing(code: int, undelivered: Undelivered) -> None:
+    about = failed({"code": code, "description": "Something about +5531999998888"})
+
+    assert (about.undelivered, about.code) == (undelivered, code)
+    assert about.detail.startswith(f"BLiP reports reason {code}: ")
+    assert "5531" not in about.detail
+
+
+@pytest.mark.parametrize(("code", "undelivered"), TABLE.items())
+@pytest.mark.parametrize("behind", [{"code": 81}, {}])
+def test_every_code_is_found_inside_the_description(
+    code: int, undelivered: Undelivered, behind: dict[str, int]
+) -> None:
+    about = failed(behind | {"description": f"(#{code}) It did not work"})
+
+    assert (about.undelivered, about.code) == (undelivered, code)
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [
+        ({"code": 81, "description": "Message undeliverable 131026"}, 131026),
+        ({"code": 81, "description": "131056: (131056) pair rate"}, 131056),
+        ({"code": 81, "description": "error=80007;"}, 80007),
+        # A code that we don't know tells more than a vague one; one that we know tells most.
+        ({"code": 81, "description": "code 139999"}, 139999),
+        ({"code": 81, "description": "code 139999, then 131026"}, 131026),
+        ({"code": 81, "description": "(#101) 131026"}, 131026),
+        ({"code": 101, "description": "131026"}, 131026),
+        ({"code": 100, "description": "(#100) Invalid parameter (132012)"}, 132012),
+        # What WhatsApp says itself is not put in question.
+        ({"code": 131026, "description": "(#131056)"}, 131026),
+        ({"code": 1026, "description": "131056"}, 1026),
+        ({"code": 7777777, "description": "131056"}, 131056),
+        ({"code": 1, "description": "131056"}, 131056),
+        ({"code": 7777777, "description": "no number"}, 7777777),
+        # Digits of something else.
+        ({"code": 81, "description": "to 5513102688880 at 1310261234"}, 81),
+        ({"code": 81, "description": "trace a131026b, 1.31026"}, 81),
+        ({"code": 81, "description": "in 2001, error 1026"}, 81),
+        ({"code": 81, "description": "#12345678"}, 81),
+        ({"code": 81, "description": None}, 81),
+        ({"code": 81, "description": ["131026"]}, 131026),
+        ({"code": 81}, 81),
+        ({"code": -1}, -1),
+        # No code at all.
+        ({"code": True}, None),
+        ({"code": False, "description": "131026"}, 131026),
+        ({"code": "131026"}, None),
+        ({"code": 131026.0}, None),
+        ({"code": None}, None),
+        ({"code": 10**40}, None),
+        ({"code": [131026]}, None),
+        ({"description": "Destination not found"}, None),
+        ({}, None),
+        (None, None),
+        ("131026", None),
+        ([131026], None),
+        (131026, None),
+    ],
+    ids=repr,
+)
+def test_the_code_that_tells_most_is_found(reason: object, code: int | None) -> None:
+    assert failure_code(reason) == code
+
+
+@pytest.mark.parametrize("reason", [None, {}, {"code": True}, {"description": "out of luck"}])
+def test_a_failure_without_a_code_is_for_good(reason: object) -> None:
+    assert failed(reason) == Receipt(
+        KEY, 1, Status.FAILED, Undelivered.FOR_GOOD, None, "BLiP reports a failure without a code"
+    )
+    assert receipt(envelope()) == failed(reason)
+
+
+def test_a_code_that_nobody_knows_is_for_good() -> None:
+    assert failed({"code": 9999, "description": "New"}) == Receipt(
+        KEY,
+        1,
+        Status.FAILED,
+        Undelivered.FOR_GOOD,
+        9999,
+        "BLiP reports reason 9999: a code that we do not know",
+    )
+
+
+# --- Whose receipt it is --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("event", ["accepted", "dispatched", "received", "consumed"])
+@pytest.mark.parametrize("prefix", ["", "fwd:", "fwd:fwd:", "fwd:fwd:fwd:"])
+@pytest.mark.parametrize("generation", [1, 2, 17, 123_456_789])
+def test_a_receipt_names_notification_and_generation(
+    event: str, prefix: str, generation: int
+) -> None:
+    posted = envelope(event, id=prefix + message_id(KEY, generation))
+
+    assert receipt(posted) == Receipt(KEY, generation, Status(event))
+    # A reason beside another event than `failed` says nothing.
+    assert receipt(posted | {"reason": {"code": 1}}) == Receipt(KEY, generation, Status(event))
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        "",
+        "fwd:",
+        "wamid.HBgNNTUzMTk5OTk5ODg4OBUCABEYEj",
+        "1b4e28ba-2fa1-4d3b-a3f5-ef19b5a7633b",  # version 4, as BLiP's SDKs make them
+        str(UUID(KEY)).upper(),
+        f"{KEY}:0",
+        f"{KEY}:01",
+        f"{KEY}:-1",
+        f"{KEY}:",
+        f"{KEY}:2:3",
+        f"{KEY}:1234567890",
+        f"{KEY}:²",
+        f"{KEY} ",
+        f"{KEY}\n",
+        f"x{KEY}",
+        f"{KEY}:fwd:",
+        f"FWD:{KEY}",
+        KEY.replace("-", ""),
+        "\ud800",
+    ],
+)
+def test_a_receipt_of_another_message_is_not_ours(foreign: str) -> None:
+    assert kind(envelope("received", id=foreign)) is Envelope.RECEIPT
+    assert receipt(envelope("received", id=foreign)) is None
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        *((envelope(event), Envelope.RECEIPT) for event in ("accepted", "dispatched", "received")),
+        *((envelope(event), Envelope.RECEIPT) for event in ("consumed", "failed")),
+        *((envelope(event), Envelope.OTHER) for event in ("validated", "authorized", "deleted")),
+        ({"id": "1", "from": ADDRESS, "type": "text/plain", "content": "Oi"}, Envelope.OTHER),
+        ({"type": "text/plain", "content": "Oi", "event": "received", "id": KEY}, Envelope.OTHER),
+        ({"type": "text/plain", "content": None}, Envelope.OTHER),
+        ({"id": "1", "method": "get", "uri": "/ping"}, Envelope.OTHER),
+        ({"id": "1", "method": "get", "status": "success"}, Envelope.OTHER),
+        ({"state": "established"}, Envelope.OTHER),
+        (envelope("exploded"), Envelope.INVALID),
+        (envelope("Received"), Envelope.INVALID),
+        (envelope(""), Envelope.INVALID),
+        (envelope() | {"event": ["received"]}, Envelope.INVALID),
+        (envelope() | {"event": {"received": 1}}, Envelope.INVALID),
+        (envelope() | {"event": None}, Envelope.INVALID),
+        (envelope() | {"event": 5}, Envelope.INVALID),
+        (envelope() | {"id": None}, Envelope.INVALID),
+        (envelope() | {"id": 5}, Envelope.INVALID),
+        ({"event": "received"}, Envelope.INVALID),
+        ({}, Envelope.INVALID),
+        ([], Envelope.INVALID),
+        ([envelope()], Envelope.INVALID),
+        (None, Envelope.INVALID),
+        ("received", Envelope.INVALID),
+        (5, Envelope.INVALID),
+    ],
+)
+def test_every_kind_of_envelope_is_told_apart(document: object, expected: Envelope) -> None:
+    assert kind(document) is expected
+    if expected is not Envelope.RECEIPT:
+        assert receipt(document) is None
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "id": st.just(KEY) | st.just(f"fwd:{KEY}:2") | JSON,
+            "event": st.sampled_from(["failed", "received", "deleted"]) | JSON,
+            "reason": JSON | st.fixed_dictionaries({"code": JSON, "description": JSON}),
+            "content": JSON,
+        },
+    )
+    | JSON
+)
+def test_nothing_that_comes_in_breaks_it(document: object) -> None:
+    about = receipt(document)
+
+    assert (about is not None) <= (kind(document) is Envelope.RECEIPT)
+    if kind(document) is Envelope.RECEIPT:
+        assert isinstance(document, dict)
+        assert receipt(reduced(document)) == about
+
+
+def test_what_waits_on_a_queue_holds_no_number() -> None:
+    posted = envelope(reason={"code": 131026, "description": "gone"})
+
+    assert reduced(posted) == {
+        "id": KEY,
+        "event": "failed",
+        "reason": {"code": 131026, "description": "gone"},
+    }
+    assert receipt(reduced(posted)) == receipt(posted)
+    assert reduced(envelope("received")) == {"id": KEY, "event": "received"}
+
+
+# --- What it does ---------------------------------------------------------------------------------
+
+
+class Crash(Exception):  # noqa: N818
+    """The sandbox ends here."""
+
+
+class Mortal:
+    """Passes calls on, and crashes before or after the one that it is told."""
+
+    def __init__(self, real: Any, countdown: list[float]) -> None:
+        self._real = real
+        self._countdown = countdown
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._countdown[0] -= 0.5
+            if self._countdown[0] == 0:
+                raise Crash(f"before {name}")
+            result = getattr(self._real, name)(*args, **kwargs)
+            self._countdown[0] -= 0.5
+            if self._countdown[0] == 0:
+                raise Crash(f"after {name}")
+            return result
+
+        return call
+
+
+class Case:
+    """One notification that was sent, and what records its receipts."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.world = World()
+        self.sandbox: Sandbox = self.world.sandbox()
+        self.request = a_request(id="order-1", metadata={"order": "1"}) | changes
+        self.body = json.dumps(self.request)
+        self.receipts = self.recorder()
+        self.send()
+
+    def recorder(self, countdown: list[float] | None = None) -> Receipts:
+        limit = countdown or [float("inf")]
+
+        def mortal(part: object) -> Any:
+            return Mortal(part, limit)
+
+        return Receipts(
+            ledger=mortal(self.sandbox.ledger),
+            identities=mortal(self.sandbox.identities),
+            pacing=mortal(self.sandbox.pacing),
+            requests=mortal(self.world.requests),
+            dead_letters=mortal(self.world.dead_letters),
+            events=mortal(self.world.events),
+            now=self.world.clock.now,
+            uniform=lambda low, high: (low + high) / 2,
+        )
+
+    def send(self, generation: int | None = None) -> str:
+        """Have the request delivered; the outcome."""
+        queued = self.world.queued(self.body, generation=generation)
+        (verdict,) = self.sandbox.deliver(queued)
+        return verdict.outcome
+
+    def record(self, status: str, code: int | None = None, generation: int = 1) -> Effect:
+        self.world.clock.advance(1)
+        return self.receipts.record(a_receipt(status, code, generation))
+
+    @property
+    def item(self) -> Item:
+        return self.world.entry(self.request)
+
+    @property
+    def bot(self) -> Item:
+        return self.world.identities_table.get("bot:default")
+
+    @property
+    def told(self) -> list[tuple[str, int, str | None]]:
+        """What upstream has heard from receipts: status, generation, reason."""
+        return [
+            (event.status.value, event.generation, event.reason)
+            for event in self.world.events.told
+            if event.status is not Status.SENT
+        ]
+
+    def timeline(self) -> list[tuple[str, int]]:
+        return [(status, generation) for status, generation, _ in self.item["timeline"]]
+
+
+def a_receipt(status: str, code: int | None = None, generation: int = 1) -> Receipt:
+    document = envelope(status, id=message_id(KEY, generation))
+    if code is not None:
+        document["reason"] = {"code": code}
+    about = receipt(document)
+    assert about is not None
+    return about
+
+
+ORDER = ["accepted", "dispatched", "received", "consumed"]
+
+
+def test_each_receipt_moves_the_status_forward() -> None:
+    case = Case()
+
+    for status in ORDER:
+        assert case.record(status) is Effect.MOVED
+        assert case.item["status"] == status
+
+    assert case.timeline() == [("sent", 1), *((status, 1) for status in ORDER)]
+    assert case.told == [("received", 1, None), ("consumed", 1, None)]
+    assert "request" not in case.item
+    assert case.item["metadata"] == {"order": "1"}
+
+
+@pytest.mark.parametrize("reported", list(permutations(ORDER)), ids="-".join)
+def test_any_order_ends_the_same(reported: tuple[str, ...]) -> None:
+    case = Case()
+
+    effects = [case.record(status) for status in reported]
+
+    assert case.item["status"] == "consumed"
+    forward = [max(map(ORDER.index, reported[: n + 1])) for n in range(4)]
+    moved = [n == 0 or forward[n] > forward[n - 1] for n in range(4)]
+    assert effects == [Effect.MOVED if move else Effect.REPEATED for move in moved]
+
+
+@given(st.lists(st.sampled_from([*ORDER, "failed"]), min_size=1, max_size=10))
+def test_any_order_and_repetition_ends_the_same(reported: list[str]) -> None:
+    case = Case()
+
+    for status in reported:
+        case.record(status, 131049 if status == "failed" else None)
+
+    delivered = [status for status in reported if status in {"received", "consumed"}]
+    if delivered:
+        expected = max(delivered, key=ORDER.index)
+    elif "failed" in reported:
+        expected = "failed"
+    else:
+        expected = max(reported, key=ORDER.index)
+    assert case.item["status"] == expected
+    assert ("request" in case.item) == (not delivered)
+    assert ("reason" in case.item) == (expected == "failed")
+    assert case.item.get("code") == (131049 if expected == "failed" else None)
+    assert "token" not in case.item
+    assert "lease_until" not in case.item
+    # Upstream hears each change once, however often it was reported.
+    assert len(case.told) == len(set(case.told))
+    first = [reported.index(status) for status in ("failed", *delivered) if status in reported]
+    died = bool(first) and reported[min(first)] == "failed"
+    assert len(case.world.dead_letters.letters) == died
+    assert (("failed", 1, "undelivered") in case.told) == died
+
+
+def test_failed_after_received_is_ignored() -> None:
+    case = Case()
+    case.record("received")
+    before = case.item
+
+    for code in (131026, 131056, 131042, 86, None):
+        assert case.record("failed", code) is Effect.REPEATED
+
+    assert case.item == before
+    assert case.world.dead_letters.letters == []
+    assert case.world.requests.put_backs == []
+    assert case.bot.get("broken") is None
+    assert case.told == [("received", 1, None)]
+
+
+@pytest.mark.parametrize("status", ["received", "consumed"])
+@pytest.mark.parametrize("code", [131049, 131056])
+def test_received_after_failed_wins(status: str, code: int) -> None:
+    case = Case()
+    case.record("failed", code)
+
+    assert case.record(status) is Effect.MOVED
+
+    assert case.item["status"] == status
+    assert "reason" not in case.item
+    assert "code" not in case.item
+    assert case.told[-1] == (status, 1, None)
+
+
+def test_received_cancels_a_generation_that_waits_on_the_queue() -> None:
+    case = Case()
+    case.record("failed", 131056)
+    case.record("received")
+
+    assert case.send(generation=1) == "duplicate"
+
+    assert len(case.world.blip.taken) == 1
+    assert case.item["generation"] == 1
+
+
+@pytest.mark.parametrize("status", ["retrying", "claimed"])
+def test_received_cancels_a_generation_that_was_begun(status: str) -> None:
+    case = Case()
+    case.record("failed", 131049)
+    item = case.item | {"status": status, "generation": 2, "token": "t", "lease_until": 1}
+    case.world.ledger_table.items[KEY] = item
+
+    assert case.record("received", generation=1) is Effect.MOVED
+    assert case.send(generation=1) == "duplicate"
+
+    assert len(case.world.blip.taken) == 1
+    assert case.item["status"] == "received"
+    assert case.item["generation"] == 2
+    assert "token" not in case.item
+    assert case.told[-1] == ("received", 1, None)
+
+
+def test_an_older_generation_only_goes_on_the_timeline() -> None:
+    case = Case()
+    case.record("failed", 131049)
+    assert case.send(generation=1) == "sent"
+    before = case.item
+    told = list(case.told)
+
+    for status, code in (("accepted", None), ("dispatched", None), ("failed", 131026)):
+        assert case.record(status, code, generation=1) is Effect.REPEATED
+
+    after = case.item
+    late = [("accepted", 1), ("dispatched", 1), ("failed", 1)]
+    assert case.timeline()[-3:] == late
+    assert {**after, "timeline": None} == {**before, "timeline": None}
+    assert case.told == told
+    assert len(case.world.dead_letters.letters) == 1
+
+    # That the person has the first one, too, is no news when the second one has arrived.
+    case.record("received", generation=2)
+    assert case.record("received", generation=1) is Effect.REPEATED
+    assert case.timeline()[-2:] == [("received", 2), ("received", 1)]
+
+
+def test_a_receipt_may_come_before_the_answer_to_the_send() -> None:
+    case = Case()
+    case.request["id"] = "order-2"
+    case.body = json.dumps(case.request)
+    key = ledger_key("default", "order-2")
+    case.world.know(PHONE)
+
+    def receipt_overtakes(_: object) -> None:
+        about = replace(a_receipt("received"), key=key)
+        assert case.receipts.record(about) is Effect.MOVED
+
+    case.world.blip.before_send = receipt_overtakes
+
+    assert case.send() == "sent"
+
+    assert case.item["status"] == "received"
+    assert "token" not in case.item
+
+
+def test_effects_are_named_as_they_are_counted() -> None:
+    assert [effect.value for effect in Effect] == [
+        "receipt_recorded",
+        "receipt_repeated",
+        "receipt_foreign",
+        "receipt_dead_letter",
+        "receipt_postponed",
+    ]
+
+
+# --- A rate limit ---------------------------------------------------------------------------------
+
+RATE_CODES = [code for codes in LATER.values() for code in codes]
+
+
+@pytest.mark.parametrize("code", RATE_CODES)
+def test_a_rate_limit_makes_one_next_generation_after_a_while(code: int) -> None:
+    case = Case()
+
+    assert case.record("failed", code) is Effect.POSTPONED
+
+    assert case.world.requests.put_backs == [(case.body, 1, 600)]
+    assert case.item["status"] == "failed"
+    assert (case.item["reason"], case.item["code"]) == ("undelivered", code)
+    assert case.world.dead_letters.letters == []
+    assert case.told == []
+    # However often it is reported.
+    assert case.record("failed", code) is Effect.REPEATED
+    assert len(case.world.requests.put_backs) == 1
+
+    assert case.send(generation=1) == "sent"
+    assert case.send(generation=1) == "duplicate"
+    assert [sent.message_id for sent in case.world.blip.taken] == [KEY, f"{KEY}:2"]
+    assert case.record("failed", code, generation=1) is Effect.REPEATED
+    assert len(case.world.requests.put_backs) == 1
+
+    # The second time it is given up.
+    assert case.record("failed", code, generation=2) is Effect.DEAD_LETTER
+    assert len(case.world.requests.put_backs) == 1
+    (letter,) = case.world.dead_letters.letters
+    assert (letter.reason, letter.generation) == (Reason.UNDELIVERED, 2)
+    assert letter.failure["code"] == code
+    assert case.told == [("failed", 2, "undelivered")]
+
+
+def test_the_wait_is_at_random_and_within_what_sqs_can_do() -> None:
+    asked: list[tuple[float, float]] = []
+
+    def uniform(low: float, high: float) -> float:
+        asked.append((low, high))
+        return high
+
+    case = Case()
+    replace(case.receipts, uniform=uniform).record(a_receipt("failed", 131056))
+
+    assert asked == [(300, 900)]
+    assert case.world.requests.put_backs[0][2] == 900
+
+
+def test_a_redrive_may_meet_a_rate_limit_once_more() -> None:
+    case = Case()
+    for generation in (1, 2):
+        case.record("failed", 131056, generation=generation)
+        case.send(generation=generation)
+
+    assert case.item["generation"] == 3
+    assert case.record("failed", 131056, generation=3) is Effect.POSTPONED
+    assert [generation for _, generation, _ in case.world.requests.put_backs] == [1, 3]
+
+
+def test_a_redrive_after_another_failure_may_meet_a_rate_limit() -> None:
+    case = Case()
+    case.record("failed", 131049)
+    case.send(generation=1)
+
+    assert case.record("failed", 130429, generation=2) is Effect.POSTPONED
+
+
+# --- Given up -------------------------------------------------------------------------------------
+
+GIVEN_UP = [code for code, follows in TABLE.items() if follows is not Undelivered.LATER]
+
+
+@pytest.mark.parametrize("code", [*GIVEN_UP, 9999, None])
+def test_every_other_failure_is_a_dead_letter(code: int | None) -> None:
+    case = Case()
+
+    assert case.record("failed", code) is Effect.DEAD_LETTER
+
+    (letter,) = case.world.dead_letters.letters
+    assert letter.body == case.body
+    assert letter.reason is Reason.UNDELIVERED
+    assert (letter.bot, letter.notification_id, letter.generation) == ("default", "order-1", 1)
+    assert letter.failure == {
+        "detail": a_receipt("failed", code).detail,
+        "template": "order_shipped",
+        "phase": "receipt",
+        "attempts": 1,
+        "possibly_sent": code == 86,
+    } | ({} if code is None else {"code": code})
+    assert PHONE not in json.dumps(letter.failure)
+    assert case.item["status"] == "failed"
+    assert (case.item["reason"], case.item["code"]) == ("undelivered", code)
+    assert case.told == [("failed", 1, "undelivered")]
+    assert case.world.requests.put_backs == []
+    assert case.send() == "duplicate"
+    # However often it is reported.
+    assert case.record("failed", code) is Effect.REPEATED
+    assert len(case.world.dead_letters.letters) == 1
+
+
+@pytest.mark.parametrize("code", [*TABLE, None])
+def test_only_who_cannot_be_reached_is_forgotten(code: int | None) -> None:
+    unreachable = code in {33, 42, 83, 1013, 1026, 131026, 131062}
+    case = Case()
+    assert "address" in case.world.identities_table.get(f"default/{PHONE}")
+
+    case.record("failed", code)
+
+    identity = case.world.identities_table.get(f"default/{PHONE}")
+    assert ("address" in identity) == (not unreachable)
+    assert ("good_until" in identity) == (not unreachable)
+
+
+def test_a_dead_letter_is_logged_with_what_finds_it(caplog: pytest.LogCaptureFixture) -> None:
+    case = Case()
+    case.record("failed", 131026)
+
+    (line,) = [line for line in caplog.records if line.getMessage() == "dead letter"]
+    facts = {
+        "notification_id": "order-1",
+        "bot": "default",
+        "key": KEY,
+        "reason": "undelivered",
+        "code": 131026,
+    }
+    assert vars(line).items() >= facts.items()
+
+
+def test_who_is_forgotten_is_found_inside_a_wrapper() -> None:
+    case = Case()
+    wrapped = {"specversion": "1.0", "id": "x", "source": "/s", "type": "t", "data": a_request()}
+    case.request = wrapped["data"]  # type: ignore[assignment] # it is a request
+    case.body = json.dumps(wrapped)
+    case.send()
+    key = ledger_key("default", case.request["id"])
+
+    case.receipts.record(replace(a_receipt("failed", 131026), key=key))
+
+    assert "address" not in case.world.identities_table.get(f"default/{PHONE}")
+    assert case.world.dead_letters.letters[0].body == case.body
+
+
+@pytest.mark.parametrize("code", [*TABLE, None])
+def test_only_what_speaks_for_the_number_opens_the_breaker(code: int | None) -> None:
+    number_down = code in {368, 402, 1016, 1031, 131016, 131031, 131042}
+    case = Case()
+
+    case.record("failed", code)
+
+    assert ("broken" in case.bot) == number_down
+    if number_down:
+        assert case.bot["broken"] == a_receipt("failed", code).detail
+
+
+# --- Effects come first ---------------------------------------------------------------------------
+
+
+def crashes(case: Callable[[], Case], about: Receipt) -> Iterator[Case]:
+    """Crash before and after every single call that recording makes; each time in a new world."""
+    for halves in range(1, 100):
+        crashed = case()
+        try:
+            crashed.recorder([halves / 2]).record(about)
+        except Crash:
+            yield crashed
+        else:
+            return
+    raise AssertionError("it never ends")
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        ("received", None),
+        ("accepted", None),
+        ("failed", 131049),
+        ("failed", 131026),
+        ("failed", 131042),
+        ("failed", 131056),
+        ("failed", 86),
+    ],
+)
+def test_a_crash_anywhere_repeats_the_effects_and_loses_none(status: str, code: int | None) -> None:
+    about = a_receipt(status, code)
+    calm = Case()
+    calm.receipts.record(about)
+    letters = {
+        (letter.notification_id, letter.generation) for letter in calm.world.dead_letters.letters
+    }
+    told = {event_id(event) for event in calm.world.events.told}
+
+    seen = 0
+    for case in crashes(Case, about):
+        seen += 1
+        unmoved = case.item["status"] == "sent"
+        if not unmoved:
+            # Once the ledger has moved, every effect is there.
+            assert {event_id(event) for event in case.world.events.told} == told
+            assert bool(case.world.dead_letters.letters) == bool(letters)
+            assert bool(case.world.requests.put_backs) == (code == 131056)
+
+        case.receipts.record(about)
+
+        assert case.item == calm.item
+        assert case.bot == calm.bot
+        assert case.world.identities_table.items == calm.world.identities_table.items
+        assert {event_id(event) for event in case.world.events.told} == told
+        found = case.world.dead_letters.letters
+        assert {(letter.notification_id, letter.generation) for letter in found} == letters
+        assert set(case.world.requests.put_backs) == set(calm.world.requests.put_backs)
+        # Two next generations on the queue are one message to the person.
+        for _ in case.world.requests.put_backs:
+            case.send(generation=1)
+        assert len(case.world.blip.taken) == 1 + bool(case.world.requests.put_backs)
+    assert seen >= 2
+
+
+def event_id(event: StatusEvent) -> object:
+    return detail(event)["event_id"]
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [("received", None), ("consumed", None), ("failed", 131049), ("failed", 86)]
+)
+def test_what_cannot_be_told_is_not_recorded(status: str, code: int | None) -> None:
+    case = Case()
+    before = case.item
+    case.world.events.refuses = lambda _: True
+
+    for _ in range(3):
+        with pytest.raises(NotTold):
+            case.record(status, code)
+    assert case.item == before
+    assert case.world.dead_letters.letters == []
+
+    case.world.events.refuses = lambda _: False
+    case.record(status, code)
+    assert case.item["status"] == status
+    assert len(case.told) == 1
+    assert len(case.world.dead_letters.letters) == (status == "failed")
+
+
+def test_a_notification_that_the_ledger_does_not_hold_is_foreign() -> None:
+    case = Case()
+    key = ledger_key("default", "somebody else's")
+
+    for status in ("received", "consumed", "failed"):
+        assert case.receipts.record(replace(a_receipt(status), key=key)) is Effect.FOREIGN
+    for status in ("accepted", "dispatched"):
+        assert case.receipts.record(replace(a_receipt(status), key=key)) is Effect.REPEATED
+
+    assert list(case.world.ledger_table.items) == [KEY]
+    assert case.told == []
+
+
+def test_upstream_hears_of_accepted_and_dispatched_if_it_wants_to() -> None:
+    case = Case()
+    case.receipts = replace(case.receipts, told=TOLD | {Status.ACCEPTED, Status.DISPATCHED})
+
+    for status in ("dispatched", "accepted", "received"):
+        case.record(status)
+
+    assert case.told == [("dispatched", 1, None), ("received", 1, None)]
+    assert case.item["status"] == "received"
+
+
+def test_an_event_has_the_producers_words_and_no_number() -> None:
+    case = Case()
+    case.record("received")
+
+    (event,) = [event for event in case.world.events.told if event.status is Status.RECEIVED]
+
+    assert detail(event) == {
+        "event_id": event_id(event),
+        "id": "order-1",
+        "bot": "default",
+        "status": "received",
+        "reason": None,
+        "generation": 1,
+        "time": "2027-01-15T08:00:01.000+00:00",
+        "metadata": {"order": "1"},
+    }
+
+
+def test_an_event_has_one_id_however_often_it_is_told() -> None:
+    event = StatusEvent(KEY, "order-1", "default", Status.FAILED, 1, 1.0, Reason.UNDELIVERED, {})
+
+    # Upstream systems keep these: the same today and with every later release.
+    assert event_id(event) == "acacc997-7aff-5437-b494-f02a44ed12de"
+    sent = replace(event, status=Status.SENT, reason=None)
+    assert event_id(sent) == "cdf13bc2-0af7-57c7-94db-b8ec14d5571f"
+    assert event_id(replace(event, time=9.0, metadata={"a": "b"})) == event_id(event)
+    others = [
+        replace(event, key=ledger_key("default", "order-2")),
+        replace(event, generation=2),
+        replace(event, status=Status.SENT),
+        replace(event, reason=Reason.ID_CONFLICT),
+        replace(event, reason=None),
+    ]
+    assert len({event_id(other) for other in (event, *others)}) == 6

@@ -1,0 +1,72 @@
+"""The environment: everything is checked at once, and by name."""
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from notifier import settings
+from notifier.settings import (
+    PollReceiptsSettings,
+    ReceiveReceiptSettings,
+    RecordReceiptSettings,
+    SendNotificationSettings,
+    SettingsError,
+)
+
+KINDS = (
+    SendNotificationSettings,
+    ReceiveReceiptSettings,
+    RecordReceiptSettings,
+    PollReceiptsSettings,
+)
+COMPLETE: dict[str, str | None] = {
+    field.name.upper(): f"the {field.name}" if field.type is str else "7"
+    for kind in KINDS
+    for field in fields(kind)
+}
+
+
+def read(kind: Any = SendNotificationSettings, **changes: str | None) -> Any:
+    changed = COMPLETE | changes
+    return settings.read(
+        kind, {name: value for name, value in changed.items() if value is not None}
+    )
+
+
+def test_every_variable_has_its_field() -> None:
+    of_sending = read(LEDGER_TABLE="the-ledger", PENALTY_SECONDS="120")
+
+    assert of_sending.ledger_table == "the-ledger"
+    assert of_sending.penalty_seconds == 120
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_missing_or_empty_variable_is_named(kind: type[Any]) -> None:
+    for field in fields(kind):
+        name = field.name.upper()
+        for value in (None, ""):
+            with pytest.raises(SettingsError, match=f"^{name} is not set$"):
+                read(kind, **{name: value})
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "ten", " 7", "1e3", "²"])
+def test_a_number_that_is_none_is_named(value: str) -> None:
+    with pytest.raises(SettingsError, match=r"^MAX_ATTEMPTS is not a whole number above zero$"):
+        read(MAX_ATTEMPTS=value)
+
+
+def test_everything_that_is_wrong_is_told_at_once() -> None:
+    with pytest.raises(SettingsError) as error:
+        read(LEDGER_TABLE=None, PENALTY_SECONDS="0", MAX_ATTEMPTS="many")
+
+    assert set(str(error.value).split("; ")) == {
+        "LEDGER_TABLE is not set",
+        "PENALTY_SECONDS is not a whole number above zero",
+        "MAX_ATTEMPTS is not a whole number above zero",
+    }
+
+
+def test_variables_of_others_do_not_matter() -> None:
+    assert read(AWS_REGION="us-east-1") == read()
+    assert read(ReceiveReceiptSettings, LEDGER_TABLE=None) == read(ReceiveReceiptSettings)
