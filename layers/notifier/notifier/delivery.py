@@ -10,7 +10,6 @@ What follows from a failure is decided here, in `_deliver`; what a failure *is*,
 
 import logging
 import random
-import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
@@ -27,6 +26,7 @@ from notifier.failures import (
     Throttled,
     Transient,
     Unknown,
+    crash_facts,
 )
 from notifier.lifecycle import SENT_OR_LATER, UNDELIVERED, Status, final_status, latest
 from notifier.records import (
@@ -877,12 +877,7 @@ class Delivery:
         crash = future.exception()
         if crash is None:
             return future.result()
-        # Where and what, but not the message: botocore's repeat the values that they were given.
-        facts = {
-            "record_id": queued.record_id,
-            "error": type(crash).__name__,
-            "stack": traceback.format_tb(crash.__traceback__),
-        }
+        facts = {"record_id": queued.record_id, **crash_facts(crash)}
         logger.error("delivery crashed", extra=facts)
         return Verdict(queued, Outcome.CRASHED, come_back_in=self._uniform(30, 60))
 

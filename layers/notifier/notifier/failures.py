@@ -10,6 +10,7 @@
 The texts go to dead letters and logs: none of them ever holds a phone number, a parameter or a key.
 """
 
+import traceback
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -103,3 +104,18 @@ class Unknown(Failure):
 
 class Misconfigured(Failure):
     """The bot's key, URL or channel is wrong. No fault of the request, which waits."""
+
+
+def crash_facts(crash: BaseException) -> dict[str, object]:
+    """Give what may be logged of an exception that nobody foresaw: what it is, and where.
+
+    Its message stays out: botocore's repeat the values that they were given. Where AWS refused,
+    the operation and the code say enough.
+    """
+    facts = {
+        "error": type(crash).__name__,
+        "operation": getattr(crash, "operation_name", None),
+        "code": getattr(crash, "response", {}).get("Error", {}).get("Code"),
+        "stack": traceback.format_tb(crash.__traceback__),
+    }
+    return {name: fact for name, fact in facts.items() if fact is not None}

@@ -9,6 +9,7 @@ from uuid import UUID, uuid5
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from notifier.failures import crash_facts
 from notifier.records import StatusEvent
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class EventBridgeStatusEvents:
                     ]
                 )
             except (BotoCoreError, ClientError) as error:
-                logger.error("status events not published", extra={"error": type(error).__name__})
+                logger.error("status events not published", extra=crash_facts(error))
                 left.extend(some)
             else:
                 refused = [

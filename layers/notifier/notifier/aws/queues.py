@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from notifier.failures import Reason
+from notifier.failures import Reason, crash_facts
 from notifier.records import QueuedRequest
 
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ class RequestsQueue:
                     QueueUrl=self._url,
                     Entries=entries[start : start + BATCH],  # type: ignore[arg-type] # as above
                 )
-            except (BotoCoreError, ClientError):
-                logger.exception("requests not hidden")
+            except (BotoCoreError, ClientError) as error:
+                logger.error("requests not hidden", extra=crash_facts(error))
             else:
                 if refused := answer.get("Failed"):
                     codes = sorted({entry["Code"] for entry in refused})

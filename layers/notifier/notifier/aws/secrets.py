@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from botocore.exceptions import BotoCoreError, ClientError
 
 from notifier.bots import Bot, Bots, BrokenBot, parse_bots
+from notifier.failures import crash_facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,7 +100,7 @@ class WebhookSecret:
                 raise
             logger.error(
                 "the webhook's secret was not fetched: the known one stays good",
-                extra={"error": type(error).__name__},
+                extra=crash_facts(error),
             )
         else:
             self._accepted = [secret for secret in versions if secret]

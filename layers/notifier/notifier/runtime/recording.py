@@ -2,7 +2,6 @@
 
 import json
 import logging
-import traceback
 from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from notifier.aws.pacing import DynamoDbPacing
 from notifier.aws.queues import DeadLettersQueue, RequestsQueue
 from notifier.aws.table import Table
 from notifier.blip.receipts import receipt
+from notifier.failures import crash_facts
 from notifier.lifecycle import Status
 from notifier.receipts import TOLD, Effect, NotTold, Receipts
 from notifier.records import Receipt
@@ -70,12 +70,7 @@ class RecordReceipt:
             except NotTold:
                 failed.append(record_id)
             except Exception as crash:  # noqa: BLE001 - whatever it was, it hurts this one only
-                # Where and what, but not the message: botocore's repeat the values they were given.
-                facts = {
-                    "key": about.key,
-                    "error": type(crash).__name__,
-                    "stack": traceback.format_tb(crash.__traceback__),
-                }
+                facts = {"key": about.key, **crash_facts(crash)}
                 logger.error("receipt not recorded", extra=facts)
                 failed.append(record_id)
         return effects, failed

@@ -1,0 +1,30 @@
+"""What may be logged of an exception that nobody foresaw."""
+
+import json
+
+import pytest
+from botocore.exceptions import ClientError
+
+from notifier.failures import crash_facts
+
+
+def test_a_refusal_by_aws_is_told_by_operation_and_code_without_its_message() -> None:
+    refusal = {"Error": {"Code": "AccessDeniedException", "Message": "+5531999998888 may not"}}
+
+    with pytest.raises(ClientError) as raised:
+        raise ClientError(refusal, "UpdateItem")
+    facts = crash_facts(raised.value)
+
+    assert facts["error"] == "ClientError"
+    assert (facts["operation"], facts["code"]) == ("UpdateItem", "AccessDeniedException")
+    assert "test_failures.py" in str(facts["stack"])
+    assert "5531999998888" not in json.dumps(facts)
+
+
+def test_any_other_crash_is_told_by_its_type_and_place() -> None:
+    with pytest.raises(ValueError) as raised:  # noqa: PT011 - its message is what must not show
+        raise ValueError("+5531999998888")
+    facts = crash_facts(raised.value)
+
+    assert facts.keys() == {"error", "stack"}
+    assert facts["error"] == "ValueError"
