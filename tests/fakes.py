@@ -6,7 +6,7 @@ to one suite, and compares their items. Items have the attributes that the table
 
 import copy
 import json
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
@@ -159,6 +159,7 @@ class FakeLedger:
                 "template": notification.request.template.name,
                 "recipient": mask(notification.request.to),
                 "metadata": notification.request.metadata,
+                "correlation_id": notification.request.correlation_id,
                 "attempts": item.get("attempts", 0) + 1,
             }
             item.setdefault("generation", first)
@@ -349,7 +350,15 @@ def _standing(item: Item) -> Standing:
         reason=Reason(item["reason"]) if item.get("reason") else None,
         postponed=item.get("postponed", 0),
         metadata=item["metadata"],
+        correlation_id=item.get("correlation_id"),
+        sent_at=_sent_at(item),
     )
+
+
+def _sent_at(item: Item) -> float:
+    sent = ["sent", item["generation"]]
+    times: list[int] = [event[2] for event in item.get("timeline", ()) if event[:2] == sent]
+    return sum(times) / 1000
 
 
 class FakeIdentities:
@@ -390,6 +399,7 @@ class FakeIdentities:
             bot: BotState(
                 shut_until=item.get("shut_until", 0) / 1000,
                 broken=item.get("broken", ""),
+                paused="paused" in item,
                 failing=len(item.get("failing", ())),
                 next_message_at=item.get("next_messages_at", 0) / 1e6,
             )
@@ -488,7 +498,11 @@ class FakePacing:
 
         def possible(item: Item) -> bool:
             shut = item.get("shut_until", 0) > _ms(now) or ("broken" in item and not probing)
-            return not shut and item.get(following, 0) <= now_us + round(horizon * 1e6)
+            return (
+                not shut
+                and "paused" not in item
+                and item.get(following, 0) <= now_us + round(horizon * 1e6)
+            )
 
         def take(item: Item) -> None:
             item[following] = max(now_us, item.get(following, 0)) + round(count * interval)
@@ -497,6 +511,8 @@ class FakePacing:
         if taken:
             first = item[following] - round(count * interval)
             return Reservation(tuple((first + n * interval) / 1e6 for n in range(count)))
+        if "paused" in item:
+            return Reservation((), 60)
         if "broken" in item and not probing:
             return Reservation((), None)
         free_at = max(item.get("shut_until", 0) / 1000, item.get(following, now_us) / 1e6)
@@ -531,6 +547,17 @@ class FakePacing:
         if failing >= 5 and "broken" not in item:
             self.open_breaker(bot, f"{failing} notifications in a row had no definite answer")
         return failing >= 5
+
+    def pause(self, bot: str) -> None:
+        now = _ms(self._now())
+        self._table.update(
+            f"bot:{bot}", lambda _: True, lambda item: item.setdefault("paused", now) and None
+        )
+
+    def resume(self, bot: str) -> None:
+        self._table.update(
+            f"bot:{bot}", lambda _: True, lambda item: item.pop("paused", None) and None
+        )
 
     def probe(self, bot: str) -> bool:
         now = _ms(self._now())
@@ -662,6 +689,20 @@ def always(failure: Callable[[], Failure]) -> Callable[[Bot], None]:
     return strike
 
 
+class FakeMeter:
+    """See `notifier.telemetry`."""
+
+    def __init__(self) -> None:
+        self.times: dict[str, list[float]] = defaultdict(list)
+        self.counts: Counter[str] = Counter()
+
+    def took(self, what: str, seconds: float) -> None:
+        self.times[what].append(seconds)
+
+    def count(self, what: str, number: int = 1) -> None:
+        self.counts[what] += number
+
+
 @dataclass(frozen=True)
 class Letter:
     """A dead letter."""
@@ -734,6 +775,7 @@ class World:
     dead_letters: FakeDeadLetters = field(default_factory=FakeDeadLetters)
     requests: FakeRequests = field(default_factory=FakeRequests)
     events: FakeStatusEvents = field(default_factory=FakeStatusEvents)
+    meter: FakeMeter = field(default_factory=FakeMeter)
     bots: Any = field(default_factory=lambda: {"default": {"key": KEY, "namespace": "ns"}})
     blip: FakeBlip = field(init=False)
 
@@ -745,7 +787,7 @@ class World:
         *,
         threads: Executor | None = None,
         uniform: Callable[[float, float], float] = max,
-        **policy: int,
+        **policy: Any,
     ) -> "Sandbox":
         """Build what runs in one sandbox. `uniform` gives the upper bound unless told otherwise."""
         return Sandbox(self, threads or OneAfterTheOther(), uniform, Policy(**policy))
@@ -819,9 +861,11 @@ class Sandbox:
                 world.requests,
                 world.dead_letters,
                 world.events,
+                world.meter,
                 now,
             ),
             events=world.events,
+            meter=world.meter,
             clock=world.clock,
             threads=threads,
             side_by_side=32,

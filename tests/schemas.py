@@ -108,6 +108,9 @@ def status_event_schema() -> Json:
                 "additionalProperties": {"type": "string"},
                 "description": "The request's.",
             },
+            "correlation_id": maybe(
+                "string", "The request's.", pattern=request.CORRELATION_PATTERN
+            ),
         },
         "if": {"properties": {"status": {"enum": [s for s in told if s in UNDELIVERED]}}},
         "then": {"properties": {"reason": {"type": "string"}}},

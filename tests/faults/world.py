@@ -311,6 +311,7 @@ class World:
                 dead_letters_queue_url="dead-letters",
                 bots_secret_arn=BOTS,
                 event_bus="bus",
+                allowed_recipients="+",
                 **policy,
             )
         )

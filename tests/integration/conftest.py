@@ -65,7 +65,7 @@ class Aws:
     dead_letters_url: str
     secret: str
     calls: list[tuple[str, dict[str, Any]]]
-    overrides: dict[str, int] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict)
 
     @property
     def settings(self) -> SendNotificationSettings:
@@ -85,6 +85,7 @@ class Aws:
             "max_wait_seconds": 604_800,
             "identity_ttl_seconds": 518_400,
             "identity_negative_ttl_seconds": 86_400,
+            "allowed_recipients": "+",
         }
         return SendNotificationSettings(**(values | self.overrides))  # type: ignore[arg-type] # by name, above
 

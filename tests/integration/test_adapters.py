@@ -253,6 +253,7 @@ def test_nothing_is_known_and_it_is_claimed(backend: Backend) -> None:
         "template": "order_shipped",
         "recipient": "…8888",
         "metadata": {"order": "981"},
+        "correlation_id": None,
         "token": for_sending.token,
         "lease_until": round((now + LEASE) * 1000),
         "created_at": round(now * 1000),
@@ -1428,6 +1429,22 @@ def test_an_open_breaker_lets_only_a_probe_through(backend: Backend) -> None:
     assert reserve(backend).slots
 
 
+def test_a_paused_bot_gives_no_slots_to_anybody_until_it_is_resumed(backend: Backend) -> None:
+    pacing = backend.pacing()
+    pacing.pause("default")
+
+    assert state(backend).paused
+    assert reserve(backend) == Reservation((), 60)
+    assert pacing.reserve(a_bot(), "commands", 1, HORIZON, probing=True).slots == ()
+    assert reserve(backend, bot=a_bot(name="clinic")).slots
+
+    pacing.close_breaker("default")
+    assert state(backend).paused
+    pacing.resume("default")
+    assert not state(backend).paused
+    assert reserve(backend).slots
+
+
 def test_one_at_a_time_probes_an_open_breaker(backend: Backend) -> None:
     assert not backend.pacing().probe("default")
     backend.pacing().open_breaker("default", "a wrong key")
@@ -1484,8 +1501,10 @@ def test_fake_and_real_bot_s_item_cannot_be_told_apart(real: RealOnes) -> None:
             lambda pacing: pacing.probe("default"),
             lambda pacing: pacing.close_breaker("default"),
             lambda pacing: pacing.open_breaker("default", "why"),
+            lambda pacing: pacing.pause("default"),
+            lambda pacing: pacing.resume("default"),
         ]
-        move = rng.choices(moves, [4, 4, 4, 1, 3, 2, 2, 1])[0]
+        move = rng.choices(moves, [4, 4, 4, 1, 3, 2, 2, 1, 1, 3])[0]
 
         assert move(fakes.pacing()) == move(real.pacing())
         assert fakes.item("identities", "bot:default") == real.item("identities", "bot:default")

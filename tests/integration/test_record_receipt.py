@@ -76,6 +76,7 @@ def test_upstream_hears_of_each_change_on_its_own_queue(
             "generation": 1,
             "time": heard["detail"]["time"],
             "metadata": {"order": "1"},
+            "correlation_id": None,
         }
         for private in PRIVATE:
             assert private not in json.dumps(heard)

@@ -802,5 +802,7 @@ def test_the_handler_logs_and_counts_and_keeps_to_itself_what_is_personal(
                     reasons[line["reason"]] += 1
     assert metrics["sent"] == 2
     assert metrics["dead_letter"] == 2
+    assert (metrics["look_up"], metrics["look_up_without_send"]) == (2, 0)
+    assert metrics["claimed_to_sent"] > 0
     assert reasons == {"malformed": 1, "id_conflict": 1}
     assert not any(digits in json.dumps(emitted) for digits in ("99998888", "88887701", MARIA))

@@ -418,14 +418,18 @@ def _localised(template: dict[str, Any]) -> dict[str, Any]:
 
     The tests of the template see to what is left out here.
     """
-    for resource in template["Resources"].values():
+    for name, resource in list(template["Resources"].items()):
         properties = resource.get("Properties", {})
         # ministack refuses a template with CodeDeploy's types in it, also under a condition.
         properties.pop("DeploymentPreference", None)
-        # It refuses alarms on metric math. The first metric of the formula alone is what is left.
+        # It refuses alarms on metric math and on queries. The first metric of a formula alone is
+        # what is left of it; a query has none, and goes.
         if resource["Type"] == "AWS::CloudWatch::Alarm" and "Metrics" in properties:
             metrics = properties.pop("Metrics")
-            first = next(query["MetricStat"] for query in metrics if "MetricStat" in query)
+            first = next((query["MetricStat"] for query in metrics if "MetricStat" in query), None)
+            if first is None:
+                del template["Resources"][name]
+                continue
             properties |= first["Metric"]
             properties |= {"Period": first["Period"], "Statistic": first["Stat"]}
     return template

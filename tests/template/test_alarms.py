@@ -1,6 +1,7 @@
 """The alarms: what they watch, and whom they tell."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -8,15 +9,18 @@ import pytest
 from notifier import telemetry
 from notifier.delivery import Outcome
 from notifier.receipts import Effect
-from tests.template.transformed import Template
+from tests.template.transformed import ROOT, Template
 
 ALARMS = [
     "DeadLettersAlarm",
+    "OldestDeadLetterAlarm",
     "OldestRequestAlarm",
     "ReceiptsDeadLettersAlarm",
     "BotShutAlarm",
     "BotMisconfiguredAlarm",
     "UnknownOutcomesAlarm",
+    "FunctionErrorsAlarm",
+    "FunctionThrottlesAlarm",
     "SendNotificationNewVersionErrorsAlarm",
     "ReceiveReceiptNewVersionErrorsAlarm",
     "RecordReceiptNewVersionErrorsAlarm",
@@ -35,12 +39,55 @@ def test_alarms_say_what_is_wrong_and_tell_the_topic_if_there_is_one(
     properties = template.properties(alarm)
     actions = {"Fn::If": ["HasAlarmTopic", [{"Ref": "AlarmTopicArn"}], {"Ref": "AWS::NoValue"}]}
 
-    assert properties["AlarmDescription"]
     assert properties["AlarmActions"] == properties["OKActions"] == actions
     assert properties["TreatMissingData"] == "notBreaching"
     assert template.transformed["Conditions"]["HasAlarmTopic"] == {
         "Fn::Not": [{"Fn::Equals": [{"Ref": "AlarmTopicArn"}, ""]}]
     }
+
+
+@pytest.mark.parametrize("alarm", ALARMS)
+def test_an_alarm_names_its_page_in_the_runbook(template: Template, alarm: str) -> None:
+    runbook = (ROOT / "functions/README.md").read_text(encoding="utf-8")
+    description = template.properties(alarm)["AlarmDescription"]
+
+    named = re.search(r" See functions/README\.md, (…?\w+)\.$", description)
+
+    assert named is not None
+    assert alarm.endswith(named[1].removeprefix("…"))
+    assert f"\n## {named[1]}\n" in runbook
+
+
+@pytest.mark.parametrize("metric", ["Errors", "Throttles"])
+def test_no_function_fails_or_is_held_up_unnoticed(template: Template, metric: str) -> None:
+    (query,) = template.properties(f"Function{metric}Alarm")["Metrics"]
+    expression = query["Expression"]["Fn::Sub"]
+
+    assert f'SUM({metric}) FROM SCHEMA("AWS/Lambda", FunctionName) ' in expression
+    watched = re.findall(r"(?:WHERE|OR) FunctionName = '\$\{(\w+)\}'", expression)
+    assert sorted(watched) == sorted(template.resources("AWS::Lambda::Function"))
+
+
+@pytest.mark.parametrize("alarm", ["BotShutAlarm", "BotMisconfiguredAlarm"])
+def test_an_alarm_stays_on_between_two_visits_of_the_requests_that_wait(
+    template: Template, alarm: str
+) -> None:
+    properties = template.properties(alarm)
+    longest_wait = 1.5 * int(template.parameters["BreakerWaitSeconds"])
+
+    assert properties["DatapointsToAlarm"] == 1
+    assert properties["EvaluationPeriods"] * properties["Period"] >= longest_wait
+
+
+def test_dead_letters_are_not_deleted_unnoticed(template: Template) -> None:
+    alarm = template.properties("OldestDeadLetterAlarm")
+    kept = template.properties("DeadLettersQueue")["MessageRetentionPeriod"]
+
+    assert alarm["Dimensions"] == [
+        {"Name": "QueueName", "Value": {"Fn::GetAtt": ["DeadLettersQueue", "QueueName"]}}
+    ]
+    assert alarm["MetricName"] == "ApproximateAgeOfOldestMessage"
+    assert alarm["Threshold"] == kept - 2 * 86_400
 
 
 def test_one_dead_letter_is_enough_also_while_somebody_reads_it(template: Template) -> None:

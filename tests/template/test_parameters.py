@@ -9,6 +9,7 @@ from tests.template.transformed import Template, load, mentions
 
 DEFAULTS = {
     "AlarmTopicArn": "",
+    "AllowedRecipients": "+",
     "Architecture": "arm64",
     "BackoffBaseSeconds": 5,
     "BackoffMaxSeconds": 900,
@@ -90,6 +91,25 @@ def test_a_release_is_what_sam_can_tell_from_another(
     template: Template, release: str, accepted: bool
 ) -> None:
     assert accepts(template.source["Parameters"]["Release"], release) is accepted
+
+
+@pytest.mark.parametrize(
+    ("recipients", "accepted"),
+    [
+        ("+", True),
+        ("+5531999998888", True),
+        ("+5531999998888,+1415", True),
+        ("", False),  # would be nobody, or everybody: say which
+        ("5531999998888", False),
+        ("+5531, +1415", False),
+        ("+5531,", False),
+        ("+5531,+", False),  # everybody, in a list that looks like a few
+    ],
+)
+def test_who_may_be_sent_to_is_named_by_number(
+    template: Template, recipients: str, accepted: bool
+) -> None:
+    assert accepts(template.source["Parameters"]["AllowedRecipients"], recipients) is accepted
 
 
 def test_sam_still_cuts_releases_after_ten_characters() -> None:

@@ -296,6 +296,7 @@ EVENT: Json = {
     "generation": 1,
     "time": "2026-11-22T18:00:05.123+00:00",
     "metadata": {},
+    "correlation_id": None,
 }
 
 
@@ -335,6 +336,7 @@ def test_what_is_no_status_event_is_found() -> None:
         {"generation": "1"},
         {"time": 5},
         {"metadata": {"a": 1}},
+        {"correlation_id": "two words"},
     ):
         assert not EVENT_VALIDATOR.is_valid(event(**change))
     assert not EVENT_VALIDATOR.is_valid(event() | {"source": "somebody"})

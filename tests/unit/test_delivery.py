@@ -127,6 +127,58 @@ def test_upstream_hears_of_it(world: World) -> None:
     assert event.metadata == {"order": "981"}
 
 
+def test_the_producers_correlation_id_is_in_logs_and_events(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.sandbox().deliver(
+        request(correlation_id="checkout-1"),
+        request(correlation_id="checkout-2", id="order-1", extra="a typo"),
+    )
+
+    told = {event.status.value: event.correlation_id for event in world.events.told}
+    assert told == {"sent": "checkout-1", "rejected": "checkout-2"}
+    logged = {vars(record).get("correlation_id") for record in caplog.records}
+    assert logged == {"checkout-1", "checkout-2"}
+
+
+def test_the_clocks_of_a_notification_are_kept_apart(world: World) -> None:
+    world.blip.call_seconds = 0.25
+    waited = world.queued(request(), age=40)
+
+    world.sandbox().deliver(waited)
+
+    assert world.meter.times["published_to_claimed"] == [pytest.approx(40)]
+    assert world.meter.times["claimed_to_sent"] == [pytest.approx(0.5)]
+
+
+def test_only_the_first_attempt_tells_how_long_a_request_waited(world: World) -> None:
+    world.blip.before_send = raises(Transient("nothing"))
+    body = request()
+
+    for _ in range(2):
+        world.sandbox().deliver(body)
+
+    assert len(world.meter.times["published_to_claimed"]) == 1
+    assert len(world.meter.times["claimed_to_sent"]) == 1
+
+
+def test_look_ups_that_no_send_followed_are_counted(world: World) -> None:
+    number = Rejected(Reason.NOT_A_PHONE_NUMBER, "no number", code=61)
+    world.blip.before_look_up = raises(number)
+    sandbox = world.sandbox()
+
+    sandbox.deliver(request())
+    sandbox.deliver(request(to=OTHER_PHONE))
+    sandbox.deliver(request(to=OTHER_PHONE))
+
+    assert world.meter.counts == {
+        "look_up": 2,
+        "look_up_without_send": 1,
+        "identity_miss": 2,
+        "identity_hit": 1,
+    }
+
+
 def test_nothing_is_looked_up_before_its_claim_holds_and_nothing_sent_before_it_is_written_down(
     world: World,
 ) -> None:
@@ -398,6 +450,26 @@ def test_what_lay_on_the_queue_for_a_week_is_a_dead_letter(world: World) -> None
     assert outcome(first) == "sent"
     assert second.reason is Reason.WAITED_TOO_LONG
     assert world.dead_letters.letters[0].failure["detail"] == "it lay on the queue for 7 days"
+
+
+@pytest.mark.parametrize("allowed", [("+5511",), (OTHER_PHONE, "+1")])
+def test_a_stage_writes_to_nobody_who_is_not_allowed(
+    world: World, allowed: tuple[str, ...]
+) -> None:
+    stage = world.sandbox(allowed_recipients=allowed)
+    world.know(PHONE)
+    stranger, looked_up = request(), request(to="+5531999990000")
+    tester = request(to=OTHER_PHONE)
+
+    verdicts = stage.deliver(stranger, looked_up, tester)
+
+    assert [outcome(verdict) for verdict in verdicts] == ["dead_letter", "dead_letter", "sent"]
+    assert sorted(ends(world)) == sorted(
+        [("not_allowed", stranger["id"]), ("not_allowed", looked_up["id"])]
+    )
+    assert world.blip.look_ups == [OTHER_PHONE]
+    assert [sent.identity for sent in world.blip.sent] == [identity_of(OTHER_PHONE)]
+    assert world.entry(stranger)["status"] == "rejected"
 
 
 def test_a_bot_that_nobody_knows_is_a_dead_letter(world: World) -> None:
@@ -859,6 +931,37 @@ def test_one_notification_goes_through_with_a_probe(world: World) -> None:
 
     assert sorted(map(outcome, verdicts)) == ["bot_shut"] * 3 + ["sent"]
     assert {outcome(v) for v in world.sandbox().deliver(*bodies)} == {"sent", "duplicate"}
+
+
+def test_a_paused_bot_sends_nothing_until_it_is_resumed(world: World) -> None:
+    world.bots = {name: {"key": KEY} for name in ("default", "clinic")}
+    sandbox = world.sandbox()
+    sandbox.pacing.pause("default")
+    body, other = request(), request(bot="clinic")
+
+    paused, sent = sandbox.deliver(body, other)
+
+    assert (outcome(paused), outcome(sent)) == ("paused", "sent")
+    assert paused.come_back_in is not None
+    assert paused.come_back_in >= 600
+    assert world.entry(body) == {}
+    assert world.blip.look_ups == [PHONE]
+
+    sandbox.pacing.resume("default")
+    assert outcome(sandbox.deliver(body)[0]) == "sent"
+    assert world.entry(body)["attempts"] == 1
+
+
+def test_what_is_paused_in_the_middle_of_a_batch_goes_no_further(world: World) -> None:
+    sandbox = world.sandbox()
+    world.blip.before_look_up = lambda _: sandbox.pacing.pause("default")
+    body = request()
+
+    (verdict,) = sandbox.deliver(body)
+
+    assert outcome(verdict) == "put_off"
+    assert world.blip.sent == []
+    assert world.entry(body)["status"] == "retrying"
 
 
 def test_one_notification_that_fails_five_times_stops_nobody(world: World) -> None:

@@ -9,10 +9,11 @@ from notifier.failures import crash_facts
 
 
 def test_a_refusal_by_aws_is_told_by_operation_and_code_without_its_message() -> None:
-    refusal = {"Error": {"Code": "AccessDeniedException", "Message": "+5531999998888 may not"}}
-
     with pytest.raises(ClientError) as raised:
-        raise ClientError(refusal, "UpdateItem")
+        raise ClientError(
+            {"Error": {"Code": "AccessDeniedException", "Message": "+5531999998888 may not"}},
+            "UpdateItem",
+        )
     facts = crash_facts(raised.value)
 
     assert facts["error"] == "ClientError"

@@ -376,6 +376,7 @@ class Case:
             requests=mortal(self.world.requests),
             dead_letters=mortal(self.world.dead_letters),
             events=mortal(self.world.events),
+            meter=self.world.meter,
             now=self.world.clock.now,
             uniform=lambda low, high: (low + high) / 2,
         )
@@ -434,6 +435,16 @@ def test_each_receipt_moves_the_status_forward() -> None:
     assert case.told == [("received", 1, None), ("consumed", 1, None)]
     assert "request" not in case.item
     assert case.item["metadata"] == {"order": "1"}
+
+
+def test_how_long_it_took_to_reach_the_phone_is_measured_once() -> None:
+    case = Case(correlation_id="checkout-1")
+
+    for status in ("accepted", "received", "received", "consumed"):
+        case.record(status)
+
+    assert case.world.meter.times["sent_to_received"] == [pytest.approx(2)]
+    assert {event.correlation_id for event in case.world.events.told} == {"checkout-1"}
 
 
 @pytest.mark.parametrize("reported", list(permutations(ORDER)), ids="-".join)
@@ -867,6 +878,7 @@ def test_an_event_has_the_producers_words_and_no_number() -> None:
         "generation": 1,
         "time": "2027-01-15T08:00:01.000+00:00",
         "metadata": {"order": "1"},
+        "correlation_id": None,
     }
 
 

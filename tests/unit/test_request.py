@@ -987,6 +987,14 @@ def test_the_hash_is_of_the_content_whatever_its_order_and_white_space() -> None
     assert parse(json.dumps(shuffled, indent=4, ensure_ascii=False)).content_hash == plain
 
 
+@pytest.mark.parametrize("correlation_id", ["checkout-7f3a", "00-4bf92f35-01", None])
+def test_the_correlation_id_is_no_content(correlation_id: str | None) -> None:
+    parsed = parse(json.dumps(request(correlation_id=correlation_id)))
+
+    assert parsed.request.correlation_id == correlation_id
+    assert parsed.content_hash == parse(json.dumps(request())).content_hash
+
+
 @pytest.mark.parametrize(
     "other",
     [request(id="order-982"), request(metadata={}), request(to="+55 31 99999-8888")],

@@ -44,7 +44,15 @@ from notifier.records import (
     StatusEvent,
 )
 from notifier.request import Template, Unusable, ledger_key, message_id, parse
-from notifier.turn import LONGEST_PENALTY_SECONDS, SLOT_HORIZON_SECONDS, Clock, PutOff, Turn
+from notifier.turn import (
+    LONGEST_PENALTY_SECONDS,
+    SLOT_HORIZON_SECONDS,
+    Clock,
+    Meter,
+    PutOff,
+    Still,
+    Turn,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +161,11 @@ class StatusEvents(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What operators may tune; times in seconds. See the template's parameters."""
+    """What operators may tune; times in seconds. See the template's parameters.
+
+    Attributes:
+        allowed_recipients: only numbers that start with one of these may be sent to.
+    """
 
     penalty_seconds: int = 120
     breaker_wait_seconds: int = 600
@@ -162,6 +174,7 @@ class Policy:
     settle_window_seconds: int = 900
     max_attempts: int = 20
     max_wait_seconds: int = 604_800
+    allowed_recipients: tuple[str, ...] = ("+",)
 
 
 class Outcome(StrEnum):
@@ -178,6 +191,7 @@ class Outcome(StrEnum):
     THROTTLED = "throttled"
     MISCONFIGURED = "misconfigured"
     BOT_SHUT = "bot_shut"
+    PAUSED = "paused"
     PUT_OFF = "put_off"
     CRASHED = "crashed"
 
@@ -185,8 +199,10 @@ class Outcome(StrEnum):
 # BLiP was asked, and did not answer about this notification: what opens the breaker.
 _NO_ANSWER = frozenset({Outcome.RETRYING, Outcome.UNKNOWN})
 # Found out before anything was tried.
-_NEVER_TRIED = frozenset({Reason.EXPIRED, Reason.WAITED_TOO_LONG, Reason.UNKNOWN_BOT})
-_NOTHING_DONE = frozenset({Outcome.BOT_SHUT, Outcome.MISCONFIGURED})
+_NEVER_TRIED = frozenset(
+    {Reason.EXPIRED, Reason.WAITED_TOO_LONG, Reason.UNKNOWN_BOT, Reason.NOT_ALLOWED}
+)
+_NOTHING_DONE = frozenset({Outcome.BOT_SHUT, Outcome.MISCONFIGURED, Outcome.PAUSED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +237,7 @@ class Delivery:
         dead_letters: DeadLetters,
         receipts: Receipts,
         events: StatusEvents,
+        meter: Meter,
         clock: Clock,
         threads: Executor,
         side_by_side: int,
@@ -235,6 +252,7 @@ class Delivery:
         self._dead_letters = dead_letters
         self._receipts = receipts
         self._events = events
+        self._meter = meter
         self._clock = clock
         self._threads = threads
         self._side_by_side = side_by_side
@@ -304,6 +322,8 @@ class Delivery:
         ]
         verdicts.extend(self._outcome(queued, future) for queued, future in futures)
         self._judge_bots(verdicts, states, identities)
+        self._meter.count("look_up", len(turn.looked_up))
+        self._meter.count("look_up_without_send", len(turn.looked_up - turn.posted))
         return verdicts
 
     def _bots(self, names: Iterable[str]) -> dict[str, Bot | BrokenBot | None]:
@@ -329,9 +349,11 @@ class Delivery:
             return None
         if isinstance(bot, BrokenBot):
             logger.error("the bot cannot be used", extra={"bot": bot.name, "problem": bot.problem})
-            raise PutOff(None, misconfigured=True)
+            raise PutOff(None, Still.MISCONFIGURED)
         now = self._clock.now()
         state = states.get(bot.name, BotState())
+        if state.paused:
+            raise PutOff(None, Still.PAUSED)
         if state.shut_until > now:
             raise PutOff(state.shut_until - now + self._uniform(0, 5))
         if state.broken:
@@ -424,10 +446,13 @@ class Delivery:
             known = False
         status = Status.SENDING if known else Status.CLAIMED
         found = self._ledger.claim(notification, status, turn.lease_until)
+        now = self._clock.now()
         if isinstance(found, Claim):
+            if found.attempts == 1:
+                waited = now - notification.queued.published_at
+                self._meter.took("published_to_claimed", waited)
             return found
 
-        now = self._clock.now()
         if found.content_hash != notification.content_hash:
             return self._conflict(notification, found)
         if found.status in SENT_OR_LATER or found.status in UNDELIVERED:
@@ -459,6 +484,7 @@ class Delivery:
         if claim.status is Status.UNKNOWN:
             return self._settle_unknown(notification, claim, bot, turn)
         known = claim.status is Status.SENDING
+        claimed_at = self._clock.now()
         try:
             bot = self._wanted(notification, bot)
             address = self._identify(notification, bot, identity, turn)
@@ -490,6 +516,7 @@ class Delivery:
             )
         poll_at = self._clock.now() + FIRST_POLL_SECONDS if bot.receipts == "history" else None
         self._ledger.settle_sent(claim, poll_at)
+        self._meter.took("claimed_to_sent", self._clock.now() - claimed_at)
         event = self._event(notification, Status.SENT, claim.generation)
         return self._verdict(notification, Outcome.SENT, event=event)
 
@@ -508,6 +535,12 @@ class Delivery:
         if now - notification.queued.published_at >= self._policy.max_wait_seconds:
             days = self._policy.max_wait_seconds / 86_400
             raise Rejected(Reason.WAITED_TOO_LONG, f"it lay on the queue for {days:g} days")
+        if not request.to.startswith(self._policy.allowed_recipients):
+            raise Rejected(
+                Reason.NOT_ALLOWED,
+                "this stack may not send to the recipient: its parameter AllowedRecipients names "
+                "those that it may",
+            )
         if bot is None:
             raise Rejected(
                 Reason.UNKNOWN_BOT,
@@ -527,6 +560,7 @@ class Delivery:
         Many look-ups that no send follows get the number banned: this one starts only when the
         send can follow it.
         """
+        self._meter.count("identity_miss" if identity is None else "identity_hit")
         if identity is not None:
             return _address(identity)
         lease = self._identities.lease(notification.recipient, LOOK_UP_LEASE_SECONDS)
@@ -551,6 +585,7 @@ class Delivery:
     def _look_up(self, notification: Notification, bot: Bot, turn: Turn) -> str:
         turn.needs(2 * (CALL_SECONDS + SETTLE_SECONDS))
         turn.wait_for_slot(bot, "commands", known=False)
+        turn.looked_up.add(notification.key)
         return self._blip.look_up(bot, notification.request.to)
 
     def _identity_found_by_another(self, notification: Notification) -> Identity:
@@ -583,6 +618,7 @@ class Delivery:
             turn.wait_for_slot(bot, "messages", known=known)
             turn.needs(CALL_SECONDS + SETTLE_SECONDS)
             self._wanted(notification, bot)
+            turn.posted.add(notification.key)
             self._blip.send(
                 bot,
                 message_id(claim.key, claim.generation),
@@ -802,6 +838,7 @@ class Delivery:
             "reason": failure.reason.value,
             "notification_id": failure.notification_id,
             "bot": failure.bot,
+            "correlation_id": failure.correlation_id,
             "record_id": queued.record_id,
             "detail": failure.detail,
         }
@@ -818,6 +855,7 @@ class Delivery:
                 time=self._clock.now(),
                 reason=failure.reason,
                 metadata={},
+                correlation_id=failure.correlation_id,
             )
         return Verdict(queued, Outcome.DEAD_LETTER, reason=failure.reason, event=event)
 
@@ -837,13 +875,13 @@ class Delivery:
             time=self._clock.now(),
             reason=reason,
             metadata=notification.request.metadata,
+            correlation_id=notification.request.correlation_id,
         )
 
     def _put_off(self, notification: Notification, wait: PutOff) -> Verdict:
         if wait.seconds is not None:
             return self._verdict(notification, Outcome.PUT_OFF, come_back_in=wait.seconds)
-        outcome = Outcome.MISCONFIGURED if wait.misconfigured else Outcome.BOT_SHUT
-        return self._verdict(notification, outcome, come_back_in=self._breaker_wait())
+        return self._verdict(notification, Outcome(wait.still), come_back_in=self._breaker_wait())
 
     def _verdict(
         self,
@@ -859,6 +897,7 @@ class Delivery:
             "notification_id": notification.request.id,
             "bot": notification.request.bot,
             "key": notification.key,
+            "correlation_id": notification.request.correlation_id,
             "come_back_in": come_back_in and round(come_back_in, 1),
             "reason": reason,
             "detail": detail,

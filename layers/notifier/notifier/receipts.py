@@ -16,6 +16,7 @@ from notifier.failures import Reason
 from notifier.lifecycle import Status, before
 from notifier.records import Receipt, Standing, StatusEvent, Undelivered
 from notifier.request import parse
+from notifier.turn import Meter
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +107,7 @@ class Receipts:
     requests: Requests
     dead_letters: DeadLetters
     events: StatusEvents
+    meter: Meter
     now: Callable[[], float]
     told: Collection[Status] = TOLD
     uniform: Callable[[float, float], float] = random.uniform
@@ -128,7 +130,11 @@ class Receipts:
         if receipt.status is Status.FAILED:
             return self._failed(receipt, standing)
         self._tell(receipt, standing, None)
-        return Effect.MOVED if self.ledger.advance(receipt) else Effect.REPEATED
+        if not self.ledger.advance(receipt):
+            return Effect.REPEATED
+        if receipt.status is Status.RECEIVED and standing.sent_at:
+            self.meter.took("sent_to_received", self.now() - standing.sent_at)
+        return Effect.MOVED
 
     def _failed(self, receipt: Receipt, standing: Standing) -> Effect:
         """End a generation that was not delivered: once more later, or dead letter."""
@@ -184,6 +190,7 @@ class Receipts:
                 "notification_id": standing.notification_id,
                 "bot": standing.bot,
                 "key": receipt.key,
+                "correlation_id": standing.correlation_id,
                 "reason": Reason.UNDELIVERED,
                 "code": receipt.code,
             },
@@ -199,6 +206,7 @@ class Receipts:
             time=self.now(),
             reason=reason,
             metadata=standing.metadata,
+            correlation_id=standing.correlation_id,
         )
         if self.events.put([event]):
             raise NotTold(receipt.key)

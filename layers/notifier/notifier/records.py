@@ -79,6 +79,8 @@ class Standing:
         in_flight_until: of an unknown: the last instant at which the send can have been under way.
         body: the request as it came; empty once it has been delivered.
         postponed: the generation that was put back because of a rate limit; 0 if none was.
+        correlation_id: the producer's, of the request that was claimed last.
+        sent_at: when BLiP took the message of this generation; 0 where it has not.
     """
 
     key: str
@@ -95,6 +97,8 @@ class Standing:
     reason: Reason | None = None
     postponed: int = 0
     metadata: dict[str, str] = field(default_factory=dict)
+    correlation_id: str | None = None
+    sent_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +129,14 @@ class BotState:
     Attributes:
         shut_until: nothing goes to BLiP before this (the penalty); 0 if nothing is in the way.
         broken: why the breaker is open; empty while it is closed.
+        paused: an operator has stopped it.
         failing: how many notifications in a row have failed without a definite answer.
         next_message_at: the first free send slot.
     """
 
     shut_until: float = 0.0
     broken: str = ""
+    paused: bool = False
     failing: int = 0
     next_message_at: float = 0.0
 
@@ -202,6 +208,7 @@ class StatusEvent:
     time: float
     reason: Reason | None
     metadata: dict[str, str]
+    correlation_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

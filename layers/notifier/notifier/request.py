@@ -42,6 +42,7 @@ MAX_SUMMARISED_ERRORS = 3
 
 ID_PATTERN = r"^[A-Za-z0-9._:~-]{1,128}$"
 TEMPLATE_NAME_PATTERN = r"^[a-z0-9_]{1,512}$"
+CORRELATION_PATTERN = r"^[!-~]{1,128}$"
 
 # Never changed: the keys of the ledger and the message ids that BLiP knows hang on it.
 _LEDGER_NAMESPACE = UUID("a95e10f3-1655-4f62-80bf-53417ca820db")
@@ -54,6 +55,7 @@ class Unusable(Rejected):
         notification_id: the request's id, where it is readable and valid by its own rule.
         bot: the request's bot, likewise.
         template: the template's name, likewise.
+        correlation_id: likewise.
     """
 
     def __init__(
@@ -65,13 +67,14 @@ class Unusable(Rejected):
         request: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(reason, detail, fields=fields)
-        self.notification_id = self.bot = self.template = None
+        self.notification_id = self.bot = self.template = self.correlation_id = None
         if request is not None:
             bot, template = request.get("bot"), request.get("template")
             name = template.get("name") if isinstance(template, dict) else None
             self.notification_id = _matching(ID_PATTERN, request.get("id"))
             self.bot = _matching(BOT_PATTERN, "default" if bot is None else bot)
             self.template = _matching(TEMPLATE_NAME_PATTERN, name)
+            self.correlation_id = _matching(CORRELATION_PATTERN, request.get("correlation_id"))
 
 
 def _matching(pattern: str, value: object) -> str | None:
@@ -527,6 +530,9 @@ class NotificationRequest(_Strict):
             not know it: `resend` it (the recipient may, rarely, get it twice) or let it `fail`.
         metadata: comes back in status events and never goes to BLiP: at most 10 texts of at most
             256 characters, with names of at most 64.
+        correlation_id: names the producer's own piece of work, 1 to 128 of the visible ASCII
+            characters: comes back in logs and status events. No part of the content: the same
+            request may come again with another one.
     """
 
     id: Annotated[
@@ -574,6 +580,14 @@ class NotificationRequest(_Strict):
         ],
         Field(max_length=10),
     ] = Field(default_factory=dict)
+    correlation_id: (
+        Annotated[
+            str,
+            Field(pattern=CORRELATION_PATTERN),
+            _says("must be 1 to 128 visible ASCII characters without spaces"),
+        ]
+        | None
+    ) = None
 
 
 # --- Reading a body -------------------------------------------------------------------------------
@@ -585,8 +599,9 @@ class Parsed:
 
     Attributes:
         request: what it asks for, with the recipient in E.164.
-        content_hash: of the producer's own object without its wrappers, so that a later release of
-            this contract does not change it; tells a repetition from another content under an id.
+        content_hash: of the producer's own object without its wrappers and its correlation id, so
+            that a later release of this contract does not change it; tells a repetition from
+            another content under an id.
     """
 
     request: NotificationRequest
@@ -602,9 +617,7 @@ def parse(body: str) -> Parsed:
     """
     content = _unwrapped(body)
     try:
-        canonical = json.dumps(
-            content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-        ).encode()
+        canonical = _canonical(content)
     except ValueError:
         raise _malformed("the request holds a number too large for JSON", content) from None
     if len(canonical) > MAX_REQUEST_BYTES:
@@ -613,7 +626,15 @@ def parse(body: str) -> Parsed:
         request = NotificationRequest.model_validate(content)
     except ValidationError as error:
         raise _invalid(error, content) from None
+    if "correlation_id" in content:
+        canonical = _canonical({k: v for k, v in content.items() if k != "correlation_id"})
     return Parsed(request, f"1:{hashlib.sha256(canonical).hexdigest()}")
+
+
+def _canonical(content: dict[str, Any]) -> bytes:
+    return json.dumps(
+        content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
 
 
 def ledger_key(bot: str, notification_id: str) -> str:

@@ -36,6 +36,7 @@ class SendNotificationSettings:
     max_wait_seconds: int
     identity_ttl_seconds: int
     identity_negative_ttl_seconds: int
+    allowed_recipients: str
 
 
 @dataclass(frozen=True, slots=True)

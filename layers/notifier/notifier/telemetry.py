@@ -1,4 +1,14 @@
-"""Logs and metrics. Nothing personal goes in: ids, bots, reasons and counts only."""
+"""Logs and metrics. Nothing personal goes in: ids, bots, reasons and counts only.
+
+    published_to_claimed   how long a request waited on the queue before its first attempt
+    claimed_to_sent        from the claim until BLiP had taken the message
+    sent_to_received       from then until it was on the recipient's phone
+    identity_hit, identity_miss   whether it was known who the recipient is on WhatsApp
+    look_up, look_up_without_send   how often BLiP was asked, and how often no send followed:
+                           many of those get a number banned
+
+and every outcome of `delivery`, every effect of `receipts`, `webhook_…` and `receipts_polled`.
+"""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -12,6 +22,28 @@ NAMESPACE = "BlipNotifier"
 # The modules log to children of `notifier`, the package's logger: its form and level hold for all.
 logger = Logger(service=SERVICE)
 metrics = Metrics(service=SERVICE, namespace=NAMESPACE)
+
+
+class Meter:
+    """Collects what the threads of a batch measure: Powertools' metrics are for one thread."""
+
+    def __init__(self) -> None:
+        self._measured: list[tuple[str, MetricUnit, float]] = []
+
+    def took(self, what: str, seconds: float) -> None:
+        """Note how long something took."""
+        self._measured.append((what, MetricUnit.Milliseconds, 1000 * seconds))
+
+    def count(self, what: str, number: int = 1) -> None:
+        """Note that something happened."""
+        if number:
+            self._measured.append((what, MetricUnit.Count, number))
+
+    def flush(self) -> None:
+        """Hand everything over; call it when the threads have ended."""
+        measured, self._measured = self._measured, []
+        for name, unit, value in measured:
+            metrics.add_metric(name, unit, value)
 
 
 def count(what: Iterable[str]) -> None:

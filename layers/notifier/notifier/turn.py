@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
+from enum import StrEnum
 from threading import Lock
 from typing import Protocol
 
@@ -30,6 +31,16 @@ class Clock(Protocol):
         """Wait; no time at all for what lies in the past."""
 
 
+class Meter(Protocol):
+    """Measures what happens, for metrics; see `telemetry`."""
+
+    def took(self, what: str, seconds: float) -> None:
+        """Note how long something took."""
+
+    def count(self, what: str, number: int = 1) -> None:
+        """Note that something happened."""
+
+
 class Reserve(Protocol):
     """Reserves slots of a bot's plan; see `aws.pacing`."""
 
@@ -39,18 +50,26 @@ class Reserve(Protocol):
         """Give the slots, or none."""
 
 
+class Still(StrEnum):
+    """Why nothing of a bot goes out, for nobody knows how long."""
+
+    BOT_SHUT = "bot_shut"  # its breaker is open
+    MISCONFIGURED = "misconfigured"  # its entry in the secret is wrong
+    PAUSED = "paused"  # an operator wants it so
+
+
 class PutOff(Exception):  # noqa: N818 - no error: the notification waits, at no cost to it
     """Nothing can be done for a notification right now. Waiting is no attempt.
 
     Attributes:
         seconds: when to come back; None: when the bot may work again.
-        misconfigured: it does not work until somebody mends its entry in the secret.
+        still: why that is unknown, where it is.
     """
 
-    def __init__(self, seconds: float | None, *, misconfigured: bool = False) -> None:
+    def __init__(self, seconds: float | None, still: Still = Still.BOT_SHUT) -> None:
         super().__init__()
         self.seconds = seconds
-        self.misconfigured = misconfigured
+        self.still = still
 
 
 class Slots:
@@ -102,11 +121,15 @@ class Turn:
     Attributes:
         lease_until: when every claim of this round ends by itself.
         probing: the bots whose breaker is open, and of which one notification may try.
+        looked_up: the notifications for which BLiP was asked who the recipient is.
+        posted: the notifications of which a send was begun.
     """
 
     def __init__(self, deadline: float, reserve: Reserve, clock: Clock) -> None:
         self.lease_until = deadline + CLOCK_SKEW_SECONDS
         self.probing: set[str] = set()
+        self.looked_up: set[str] = set()
+        self.posted: set[str] = set()
         self._deadline = deadline
         self._reserve = reserve
         self._clock = clock

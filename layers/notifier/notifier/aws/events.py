@@ -74,4 +74,5 @@ def detail(event: StatusEvent) -> dict[str, object]:
         "generation": event.generation,
         "time": datetime.fromtimestamp(event.time, UTC).isoformat(timespec="milliseconds"),
         "metadata": event.metadata,
+        "correlation_id": event.correlation_id,
     }

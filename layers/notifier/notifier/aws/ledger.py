@@ -9,7 +9,7 @@
     request        the body as it came, until the notification is delivered
     template       its name
     recipient      the masked number
-    metadata       the producer's
+    metadata, correlation_id  the producer's
     token          of the claim that holds it
     lease_until    when that claim ends
     in_flight_until  of an unknown: the last instant at which the send can have been under way
@@ -54,7 +54,8 @@ _FREE = f"{_NOTHING} OR ({_NOT_EXPIRED} AND {_SAME_CONTENT} AND ({_WAITS} OR {_A
 _CLAIMED = """
 SET #status = :status, #token = :token, lease_until = :lease_until, updated_at = :now,
     #id = :id, bot = :bot, content_hash = :content_hash, #request = :request, template = :template,
-    recipient = :recipient, metadata = :metadata, created_at = if_not_exists(created_at, :now),
+    recipient = :recipient, metadata = :metadata, correlation_id = :correlation_id,
+    created_at = if_not_exists(created_at, :now),
 """
 _CLAIM = f"""{_CLAIMED}
     generation = if_not_exists(generation, :generation),
@@ -103,6 +104,7 @@ class DynamoDbLedger:
             ":template": notification.request.template.name,
             ":recipient": mask(notification.request.to),
             ":metadata": notification.request.metadata,
+            ":correlation_id": notification.request.correlation_id,
             ":generation": (asked_generation or 0) + 1,
             ":one": 1,
             ":expires_at": round(now) + KEPT_SECONDS,
@@ -393,4 +395,14 @@ def _standing(item: Item) -> Standing:
         reason=Reason(item["reason"]) if item.get("reason") else None,
         postponed=item.get("postponed", 0),
         metadata=item["metadata"],
+        correlation_id=item.get("correlation_id"),
+        sent_at=_sent_at(item),
     )
+
+
+def _sent_at(item: Item) -> float:
+    """Find on the timeline when BLiP took this generation's message."""
+    for status, generation, at in item.get("timeline", ()):
+        if status == Status.SENT and generation == item["generation"]:
+            return float(at) / 1000
+    return 0.0

@@ -5,6 +5,7 @@
     next_commands_at   likewise for look-ups and questions
     shut_until         epoch milliseconds: nothing goes to BLiP before (the penalty)
     broken             why the breaker is open; absent while it is closed
+    paused             epoch milliseconds: since when an operator keeps it still; absent otherwise
     failing            the notifications that failed in a row without a definite answer
     probe_until        epoch milliseconds: until then somebody probes the open breaker
 
@@ -28,8 +29,12 @@ MICROSECONDS = 1_000_000
 # So many different notifications in a row without a definite answer open the breaker.
 FAILING_IN_A_ROW = 5
 PROBE_SECONDS = 30.0
+# Who meets a pause in the middle of a batch comes back so soon, and then sees it in time.
+PAUSED_SECONDS = 60.0
 
-_NOT_SHUT = "(attribute_not_exists(shut_until) OR shut_until <= :now_ms)"
+_NOT_SHUT = (
+    "(attribute_not_exists(shut_until) OR shut_until <= :now_ms) AND attribute_not_exists(paused)"
+)
 _NOT_BROKEN = "attribute_not_exists(broken)"
 
 
@@ -43,6 +48,7 @@ def bot_state(item: Item) -> BotState:
     return BotState(
         shut_until=item.get("shut_until", 0) / 1000,
         broken=item.get("broken", ""),
+        paused="paused" in item,
         failing=len(item.get("failing", ())),
         next_message_at=item.get("next_messages_at", 0) / MICROSECONDS,
     )
@@ -89,6 +95,8 @@ class DynamoDbPacing:
         if busy:
             return _slots(item[following] - taken, interval, count)
         state = bot_state(item)
+        if state.paused:
+            return Reservation((), PAUSED_SECONDS)
         if state.broken and not probing:
             return Reservation((), None)
         free_at = max(state.shut_until, item.get(following, now_us) / MICROSECONDS)
@@ -122,6 +130,17 @@ class DynamoDbPacing:
             count = len(item["failing"])
             self.open_breaker(bot, f"{count} notifications in a row had no definite answer")
         return enough
+
+    def pause(self, bot: str) -> None:
+        """Keep a bot still until it is resumed: nothing is looked up, sent or asked."""
+        now = milliseconds(self._now())
+        self._table.update(
+            bot_key(bot), "SET paused = if_not_exists(paused, :now)", "", {":now": now}
+        )
+
+    def resume(self, bot: str) -> None:
+        """Let a paused bot work again."""
+        self._table.update(bot_key(bot), "REMOVE paused", "", {})
 
     def probe(self, bot: str) -> bool:
         """Take the right to probe an open breaker; nobody else has it for PROBE_SECONDS."""

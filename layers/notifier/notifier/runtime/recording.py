@@ -32,8 +32,11 @@ class RecordReceipt:
         close: ends the threads, for whoever builds more than one in a process.
     """
 
-    def __init__(self, receipts: Receipts, threads: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, receipts: Receipts, meter: telemetry.Meter, threads: ThreadPoolExecutor
+    ) -> None:
         self._receipts = receipts
+        self._meter = meter
         self._threads = threads
         self.close = threads.shutdown
 
@@ -56,6 +59,7 @@ class RecordReceipt:
         for recorded, left in self._threads.map(self._record, by_key.values()):
             effects.extend(recorded)
             failed.extend(left)
+        self._meter.flush()
         telemetry.count(effects)
         telemetry.count(["receipt_comes_back"] * len(failed))
         return {"batchItemFailures": [{"itemIdentifier": record_id} for record_id in failed]}
@@ -79,6 +83,7 @@ class RecordReceipt:
 def record_receipt(settings: RecordReceiptSettings) -> RecordReceipt:
     """Build what the function needs."""
     clock = SystemClock()
+    meter = telemetry.Meter()
     dynamodb = boto3.client("dynamodb", config=AWS)
     sqs = boto3.client("sqs", config=AWS)
     identities_table = Table(dynamodb, settings.identities_table)
@@ -92,7 +97,8 @@ def record_receipt(settings: RecordReceiptSettings) -> RecordReceipt:
         requests=RequestsQueue(sqs, settings.requests_queue_url),
         dead_letters=DeadLettersQueue(sqs, settings.dead_letters_queue_url, clock.now),
         events=EventBridgeStatusEvents(boto3.client("events", config=AWS), settings.event_bus),
+        meter=meter,
         now=clock.now,
         told=TOLD | {Status.ACCEPTED, Status.DISPATCHED} if every else TOLD,
     )
-    return RecordReceipt(receipts, ThreadPoolExecutor(SIDE_BY_SIDE))
+    return RecordReceipt(receipts, meter, ThreadPoolExecutor(SIDE_BY_SIDE))

@@ -30,10 +30,15 @@ class SendNotification:
     """
 
     def __init__(
-        self, delivery: Delivery, requests: RequestsQueue, close: Callable[[], None]
+        self,
+        delivery: Delivery,
+        requests: RequestsQueue,
+        meter: telemetry.Meter,
+        close: Callable[[], None],
     ) -> None:
         self._delivery = delivery
         self._requests = requests
+        self._meter = meter
         self.close = close
 
     def handle(self, event: Mapping[str, Any], context: "LambdaContext") -> dict[str, Any]:
@@ -48,6 +53,7 @@ class SendNotification:
             if verdict.come_back_in is not None
         ]
         self._requests.hide(waiting)
+        self._meter.flush()
         _count(verdicts)
         return {
             "batchItemFailures": [{"itemIdentifier": queued.record_id} for queued, _ in waiting]
@@ -67,6 +73,7 @@ def _count(verdicts: list[Verdict]) -> None:
 def send_notification(settings: SendNotificationSettings) -> SendNotification:
     """Build what the function needs."""
     clock = SystemClock()
+    meter = telemetry.Meter()
     dynamodb = boto3.client("dynamodb", config=AWS)
     sqs = boto3.client("sqs", config=AWS)
     secrets_manager = boto3.client("secretsmanager", config=AWS)
@@ -98,9 +105,11 @@ def send_notification(settings: SendNotificationSettings) -> SendNotification:
             requests=requests,
             dead_letters=dead_letters,
             events=events,
+            meter=meter,
             now=clock.now,
         ),
         events=events,
+        meter=meter,
         clock=clock,
         threads=threads,
         side_by_side=SIDE_BY_SIDE,
@@ -112,6 +121,7 @@ def send_notification(settings: SendNotificationSettings) -> SendNotification:
             settle_window_seconds=settings.settle_window_seconds,
             max_attempts=settings.max_attempts,
             max_wait_seconds=settings.max_wait_seconds,
+            allowed_recipients=tuple(settings.allowed_recipients.split(",")),
         ),
     )
 
@@ -119,4 +129,4 @@ def send_notification(settings: SendNotificationSettings) -> SendNotification:
         threads.shutdown()
         blip.close()
 
-    return SendNotification(delivery, requests, close)
+    return SendNotification(delivery, requests, meter, close)
