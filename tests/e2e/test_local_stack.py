@@ -311,6 +311,33 @@ def test_dead_letters_stay_on_their_queue_as_they_came(stack: LocalStack, tmp_pa
     assert list(seen.values()).count(marked) == 2
 
 
+def test_a_dead_letter_rings_its_alarm_and_no_other(stack: LocalStack, tmp_path: Path) -> None:
+    publish(stack, tmp_path, request(bot="no-such-bot"))
+
+    ringing = wait_until(stack.ringing, 30, "an alarm")
+
+    assert ringing.keys() == {"DeadLettersAlarm"}
+    assert "functions/README.md" in ringing["DeadLettersAlarm"]
+
+
+def test_a_bot_that_is_shut_rings_its_alarm(stack: LocalStack) -> None:
+    table, key = stack.identities_table, {"key": {"S": "bot:clinic"}}
+    stack.aws.dynamodb.update_item(
+        TableName=table,
+        Key=key,
+        UpdateExpression="SET broken = :why, probe_until = :far",
+        ExpressionAttributeValues={":why": {"S": "tried"}, ":far": {"N": "9999999999999"}},
+    )
+    stack.aws.sqs.send_message(
+        QueueUrl=stack.requests_queue, MessageBody=json.dumps(request(bot="clinic"))
+    )
+
+    assert wait_until(lambda: "BotShutAlarm" in stack.ringing(), 30, "the alarm")
+    stack.aws.dynamodb.update_item(
+        TableName=table, Key=key, UpdateExpression="REMOVE broken, probe_until"
+    )
+
+
 def test_expired_items_are_swept_as_the_template_says(stack: LocalStack) -> None:
     for table in (stack.ledger_table, stack.identities_table):
         answer = stack.aws.dynamodb.describe_time_to_live(TableName=table)

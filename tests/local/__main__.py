@@ -117,8 +117,14 @@ def _stay(stack: LocalStack, letters: DeadLetters, console: Console) -> NoReturn
     seen = len(stack.simulator.inbox()) if stack.simulator else 0
     depth = letters.visible()
     followed: dict[str, str] = {}
+    rang: set[str] = set()
     while True:
         time.sleep(1)
+        ringing = stack.ringing()
+        for name in sorted(ringing.keys() - rang):
+            text = f"{_clock()} alarm {name}: {ringing[name]}"
+            console.print(text, style="bold red", markup=False)
+        rang = set(ringing)
         if stack.simulator:
             for message in stack.simulator.inbox(after=str(seen)):
                 seen = message["number"]

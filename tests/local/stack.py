@@ -28,6 +28,7 @@ from botocore.config import Config
 
 from notifier.bots import BrokenBot, parse_bots
 from tests.local.blip import Bot, Simulator
+from tests.local.metrics import Metrics, fit_for_ministack
 
 ROOT = Path(__file__).resolve().parents[2]
 STATE = ROOT / ".local"
@@ -91,6 +92,7 @@ class Aws:
         self.dynamodb = self._session.client("dynamodb", endpoint_url=url, config=options)
         self.secrets = self._session.client("secretsmanager", endpoint_url=url, config=options)
         self.functions: Any = self._session.client("lambda", endpoint_url=url, config=options)
+        self.cloudwatch: Any = self._session.client("cloudwatch", endpoint_url=url, config=options)
         self.stacks: Any = self._session.client("cloudformation", endpoint_url=url, config=options)
 
 
@@ -250,6 +252,15 @@ class LocalStack:
         self.aws.secrets.put_secret_value(
             SecretId=self.resources["BotsSecret"], SecretString=secret
         )
+        if self.ministack:
+            metrics = Metrics(self.aws, content, self.resources, self.ministack.log)
+            self._cleanup.enter_context(metrics)
+
+    def ringing(self) -> dict[str, str]:
+        """Give the alarms that ring, by logical id, each with its description."""
+        alarms = self.aws.cloudwatch.describe_alarms(StateValue="ALARM")["MetricAlarms"]
+        logical = {physical: name for name, physical in self.resources.items()}
+        return {logical[one["AlarmName"]]: one["AlarmDescription"] for one in alarms}
 
     def _bots_secret(self) -> str:
         """Start the simulator, where no other BLiP was named; give the secret's text for either."""
@@ -403,7 +414,8 @@ def _built(architecture: str, home: Path, tell: Callable[[str], None]) -> Iterat
 def _sources(architecture: str) -> str:
     """Tell one state of everything that goes into the build from another."""
     digest = hashlib.sha256(architecture.encode())
-    files = [ROOT / "template.yaml", ROOT / "uv.lock", Path(__file__)]
+    local = Path(__file__).parent
+    files = [ROOT / "template.yaml", ROOT / "uv.lock", local / "stack.py", local / "metrics.py"]
     for folder in ("functions", "layers"):
         files += sorted(path for path in (ROOT / folder).rglob("*") if path.is_file())
     for path in files:
@@ -418,20 +430,10 @@ def _localised(template: dict[str, Any]) -> dict[str, Any]:
 
     The tests of the template see to what is left out here.
     """
-    for name, resource in list(template["Resources"].items()):
-        properties = resource.get("Properties", {})
+    for resource in template["Resources"].values():
         # ministack refuses a template with CodeDeploy's types in it, also under a condition.
-        properties.pop("DeploymentPreference", None)
-        # It refuses alarms on metric math and on queries. The first metric of a formula alone is
-        # what is left of it; a query has none, and goes.
-        if resource["Type"] == "AWS::CloudWatch::Alarm" and "Metrics" in properties:
-            metrics = properties.pop("Metrics")
-            first = next((query["MetricStat"] for query in metrics if "MetricStat" in query), None)
-            if first is None:
-                del template["Resources"][name]
-                continue
-            properties |= first["Metric"]
-            properties |= {"Period": first["Period"], "Statistic": first["Stat"]}
+        resource.get("Properties", {}).pop("DeploymentPreference", None)
+    fit_for_ministack(template)
     return template
 
 

@@ -1,0 +1,154 @@
+"""Tells the local CloudWatch what AWS tells its own: how full queues are, what functions measure.
+
+ministack records neither, and its alarms judge what was put last. Every few seconds this puts the
+depth and age of each queue and the metrics in the functions' logs, zeros included.
+"""
+
+import contextlib
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+if TYPE_CHECKING:
+    from tests.local.stack import Aws
+
+EVERY_SECONDS = 2.0
+NAMESPACE = "BlipNotifier"
+VISIBLE, HIDDEN = "ApproximateNumberOfMessagesVisible", "ApproximateNumberOfMessagesNotVisible"
+AGE = "ApproximateAgeOfOldestMessage"
+
+
+def namespace_of(queue: str) -> str:
+    """Give the namespace of a queue's metrics: ministack's alarms do not look at dimensions."""
+    return f"AWS/SQS/{queue}"
+
+
+def fit_for_ministack(template: dict[str, Any]) -> None:
+    """Let a built template's alarms be of the kind that ministack knows, and see these metrics.
+
+    The tests of the template see to what is changed here.
+    """
+    resources = template["Resources"]
+    for name, resource in list(resources.items()):
+        if resource["Type"] != "AWS::CloudWatch::Alarm":
+            continue
+        properties = resource["Properties"]
+        if "Metrics" in properties:
+            # It refuses metric math. The first metric of a formula alone is what is left of it.
+            stats = [one["MetricStat"] for one in properties.pop("Metrics") if "MetricStat" in one]
+            for stat in stats[:1]:
+                properties |= stat["Metric"]
+                properties |= {"Period": stat["Period"], "Statistic": stat["Stat"]}
+        if properties.get("Namespace") == "AWS/SQS":
+            queue = properties["Dimensions"][0]["Value"]["Fn::GetAtt"][0]
+            properties["Namespace"] = namespace_of(queue)
+        elif properties.get("Namespace") != NAMESPACE:
+            # On queries, and on single versions of a function.
+            del resources[name]
+
+
+class Metrics:
+    """Puts metrics until it is left."""
+
+    def __init__(
+        self, aws: "Aws", template: dict[str, Any], resources: dict[str, str], log: Path
+    ) -> None:
+        """Make it.
+
+        Args:
+            aws: where the stack is.
+            template: what was deployed.
+            resources: its resources' physical ids by logical id.
+            log: what the functions print, their metrics among it.
+        """
+        self._aws = aws
+        properties = [
+            (name, resource["Type"], resource.get("Properties", {}))
+            for name, resource in template["Resources"].items()
+        ]
+        self._queues = {
+            name: resources[name] for name, kind, _ in properties if kind == "AWS::SQS::Queue"
+        }
+        self._watched = {
+            alarm["MetricName"]
+            for _, kind, alarm in properties
+            if kind == "AWS::CloudWatch::Alarm" and alarm["Namespace"] == NAMESPACE
+        }
+        self._log = log
+        self._read = 0
+        self._empty_at: dict[str, float] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def put(self) -> None:
+        """Put everything as it stands now."""
+        for queue, url in self._queues.items():
+            self._put(namespace_of(queue), self._of_queue(queue, url))
+        self._put(NAMESPACE, dict.fromkeys(self._watched, 0.0) | dict(self._of_functions()))
+
+    def _put(self, namespace: str, values: dict[str, float]) -> None:
+        self._aws.cloudwatch.put_metric_data(
+            Namespace=namespace,
+            MetricData=[{"MetricName": name, "Value": value} for name, value in values.items()],
+        )
+
+    def _of_queue(self, queue: str, url: str) -> dict[str, float]:
+        """Give the depth, and how long ago the queue was empty: no message in it is older."""
+        attributes = self._aws.sqs.get_queue_attributes(
+            QueueUrl=url,
+            AttributeNames=["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"],
+        )["Attributes"]
+        visible = float(attributes["ApproximateNumberOfMessages"])
+        hidden = float(attributes["ApproximateNumberOfMessagesNotVisible"])
+        now = time.monotonic()
+        if not visible + hidden:
+            self._empty_at[queue] = now
+        age = now - self._empty_at.setdefault(queue, now)
+        return {VISIBLE: visible, HIDDEN: hidden, AGE: age}
+
+    def _of_functions(self) -> Counter[str]:
+        """Add up what the functions have measured since the last time, from their log."""
+        measured: Counter[str] = Counter()
+        with self._log.open("rb") as log:
+            log.seek(self._read)
+            for line in log:
+                if not line.endswith(b"\n"):
+                    break  # it is still being written
+                self._read += len(line)
+                if line.startswith(b'{"_aws"'):
+                    for name in _names(emf := json.loads(line)):
+                        value = emf[name]
+                        measured[name] += sum(value) if isinstance(value, list) else value
+        return measured
+
+    def _run(self) -> None:
+        while not self._stop.wait(EVERY_SECONDS):
+            with contextlib.suppress(BotoCoreError, ClientError):
+                self.put()  # where the local AWS does not answer, others say so
+
+
+def _names(emf: dict[str, Any]) -> Iterator[str]:
+    """Give the names of the metrics in a line of CloudWatch's embedded metric format."""
+    for directive in emf["_aws"]["CloudWatchMetrics"]:
+        for metric in directive["Metrics"]:
+            yield metric["Name"]
