@@ -10,12 +10,12 @@ PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export SAM_CLI_TELEMETRY := 0
 
-.PHONY: help setup run test unit integration faults faults-short template e2e check format schemas lock build clean
+.PHONY: help setup run test unit integration faults faults-short template e2e check audit format schemas lock build clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
 
-setup: .venv/.done .venv-ministack/.done .venv-sam/.done ## make the environments (every other target does it by itself)
+setup: .venv/.done .venv-ministack/.done .venv-sam/.done .venv-checkov/.done ## make the environments (every other target does it by itself)
 
 $(UV): .ci/uv.txt
 	@python3 -m venv .venv-uv || { echo "python3 cannot make a virtual environment: install its venv module (Debian: python3-venv)" >&2; exit 1; }
@@ -62,6 +62,9 @@ check: .venv/.done ## ruff, mypy, import rules, formatting, generated files up t
 	$(UV) lock --check --quiet
 	$(UV) export --quiet --locked --no-emit-project --no-header --no-annotate | diff layers/dependencies/requirements.txt - || \
 	  { echo "layers/dependencies/requirements.txt is not what uv.lock says: make lock" >&2; exit 1; }
+
+audit: .venv/.done ## known vulnerabilities of what the layer holds; fails where the database is not reached
+	$(PYTHON) -m pip_audit --strict --require-hashes --disable-pip -r layers/dependencies/requirements.txt
 
 format: .venv/.done ## put the code in order
 	$(PYTHON) -m ruff check --fix .

@@ -19,12 +19,14 @@ DEFAULTS = {
     "FunctionTimeoutSeconds": 30,
     "IdentityNegativeTtlSeconds": 86400,
     "IdentityTtlSeconds": 518400,
+    "KmsKeyArn": "",
     "LogRetentionDays": 30,
     "MaxAttempts": 20,
     "MaxWaitSeconds": 604800,
     "MaximumConcurrency": 5,
     "OldestRequestAlarmSeconds": 1800,
     "PenaltySeconds": 120,
+    "ProducerAccounts": "",
     "Release": "dev",
     "SettleWindowSeconds": 900,
     "TellEveryReceipt": "false",
@@ -118,6 +120,14 @@ def test_sam_still_cuts_releases_after_ten_characters() -> None:
 
     assert versions
     assert all(version.endswith("Version4f1d2c9e7a") for version in versions)
+
+
+@pytest.mark.parametrize(
+    ("accounts", "accepted"),
+    [("", True), ("123456789012", True), ("123456789012,210987654321", True), ("*", False)],
+)
+def test_producers_are_named_by_account(template: Template, accounts: str, accepted: bool) -> None:
+    assert accepts(template.source["Parameters"]["ProducerAccounts"], accounts) is accepted
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Queues and tables: nothing is lost or lies open, nothing comes back while it is worked on."""
 
+from typing import Any
+
 import pytest
 
 from tests.template.transformed import Template, as_list, logical_id
@@ -8,6 +10,7 @@ FOURTEEN_DAYS = 14 * 24 * 3600
 TWELVE_HOURS = 12 * 3600
 QUEUES = ["RequestsQueue", "DeadLettersQueue", "ReceiptsQueue", "ReceiptsDeadLettersQueue"]
 TABLES = ["LedgerTable", "IdentitiesTable"]
+OWN_KEY = {"Fn::If": ["HasKey", {"Ref": "KmsKeyArn"}, {"Ref": "AWS::NoValue"}]}
 
 
 def test_every_queue_and_table_is_looked_at(template: Template) -> None:
@@ -21,8 +24,17 @@ def test_queues_are_encrypted_and_keep_for_as_long_as_sqs_can(
 ) -> None:
     properties = template.properties(queue)
 
-    assert properties["SqsManagedSseEnabled"] is True
+    assert properties["SqsManagedSseEnabled"] == {"Fn::If": ["HasKey", False, True]}
+    assert properties["KmsMasterKeyId"] == OWN_KEY
     assert properties["MessageRetentionPeriod"] == FOURTEEN_DAYS
+
+
+def statements(policy: dict[str, Any]) -> list[dict[str, Any]]:
+    """Give the statements of a queue's policy; the last one only where accounts are named."""
+    *always, sometimes = policy["Properties"]["PolicyDocument"]["Statement"]
+    condition, statement, nothing = sometimes["Fn::If"]
+    assert (condition, nothing) == ("HasProducerAccounts", {"Ref": "AWS::NoValue"})
+    return [*always, statement]
 
 
 @pytest.mark.parametrize("queue", QUEUES)
@@ -31,7 +43,7 @@ def test_queues_refuse_connections_without_encryption(template: Template, queue:
         statement
         for policy in template.resources("AWS::SQS::QueuePolicy").values()
         if queue in map(logical_id, policy["Properties"]["Queues"])
-        for statement in policy["Properties"]["PolicyDocument"]["Statement"]
+        for statement in statements(policy)
         if statement["Effect"] == "Deny"
         and queue in map(logical_id, as_list(statement["Resource"]))
     ]
@@ -41,19 +53,23 @@ def test_queues_refuse_connections_without_encryption(template: Template, queue:
     ]
 
 
-def test_others_may_only_publish_requests_and_only_from_this_account(template: Template) -> None:
+def test_others_may_only_publish_requests_and_only_from_accounts_that_are_named(
+    template: Template,
+) -> None:
     allowed = [
         statement
         for policy in template.resources("AWS::SQS::QueuePolicy").values()
-        for statement in policy["Properties"]["PolicyDocument"]["Statement"]
+        for statement in statements(policy)
         if statement["Effect"] == "Allow"
     ]
+    services, accounts = allowed
 
-    assert [(logical_id(s["Resource"]), s["Action"]) for s in allowed] == [
-        ("RequestsQueue", "sqs:SendMessage")
-    ]
-    for arn in allowed[0]["Condition"]["ArnLike"]["aws:SourceArn"]:
+    assert {logical_id(statement["Resource"]) for statement in allowed} == {"RequestsQueue"}
+    assert services["Action"] == "sqs:SendMessage"
+    for arn in services["Condition"]["ArnLike"]["aws:SourceArn"]:
         assert ":${AWS::AccountId}:" in arn["Fn::Sub"]
+    assert accounts["Action"] == ["sqs:SendMessage", "sqs:GetQueueUrl"]
+    assert accounts["Principal"] == {"AWS": {"Fn::Split": [",", {"Ref": "ProducerAccounts"}]}}
 
 
 def test_visibility_is_six_timeouts_or_more_whatever_the_timeout(template: Template) -> None:
@@ -115,7 +131,11 @@ def test_tables_are_encrypted_recoverable_and_outlive_the_stack(
     properties = resource["Properties"]
 
     assert properties["BillingMode"] == "PAY_PER_REQUEST"
-    assert properties["SSESpecification"] == {"SSEEnabled": True}
+    assert properties["SSESpecification"] == {
+        "SSEEnabled": True,
+        "SSEType": "KMS",
+        "KMSMasterKeyId": OWN_KEY,
+    }
     assert properties["PointInTimeRecoverySpecification"] == {"PointInTimeRecoveryEnabled": True}
     assert properties["TimeToLiveSpecification"] == {"AttributeName": "expires_at", "Enabled": True}
     assert properties["KeySchema"] == [{"AttributeName": "key", "KeyType": "HASH"}]
