@@ -474,6 +474,17 @@ def test_a_bot_without_whatsapp(client: BlipClient, blip: Simulator) -> None:
     assert blip.statistics()["lookups"] == {PHONE: 2}
 
 
+def test_the_templates_of_a_bot(client: BlipClient, bot: Bot) -> None:
+    assert ("order_shipped", "pt_BR", "APPROVED") in client.templates(bot)
+
+
+def test_a_bot_without_whatsapp_has_no_templates(client: BlipClient, blip: Simulator) -> None:
+    blip.put_bot(SimulatedBot(name="sub", key="Key c3ViOnNlY3JldA==", whatsapp=False))
+
+    with pytest.raises(Misconfigured, match="router's key"):
+        client.templates(Bot(name="sub", base_url=blip.url, key="Key c3ViOnNlY3JldA=="))
+
+
 def test_a_gateway_that_fails_once(client: BlipClient, blip: Simulator, bot: Bot) -> None:
     blip.add_fault(path="lookups", failure=81, times=1)
 

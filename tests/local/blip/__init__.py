@@ -13,6 +13,7 @@ Three paths, POST only: /messages, /commands, /notifications. The rest is 404, o
   /commands        200, success and failure alike:
                      get lime://wa.gw.msging.net/accounts/+55… to postmaster@wa.gw.msging.net
                      get /notifications?id=…&$skip=…&$take=… to postmaster@msging.net
+                     get /message-templates to postmaster@wa.gw.msging.net
                      get /ping to postmaster@msging.net
                    another resource 62, another method 63, a bad argument 64, nothing there 67,
                    a URI that is none 27, another destination 42

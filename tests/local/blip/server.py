@@ -404,6 +404,12 @@ class Blip:
                 if method != "get":
                     return "other", "", partial(_failure, 63)
                 return "lookups", phone, partial(self._look_up, bot, phone)
+            case (lime.GATEWAY, "message-templates"):
+                if rest:
+                    return "other", "", partial(_failure, 67)
+                if method != "get":
+                    return "other", "", partial(_failure, 63)
+                return "other", "", partial(self._templates, bot)
             case (lime.SERVER, "notifications"):
                 if rest:
                     return "other", "", partial(_failure, 67)
@@ -436,6 +442,19 @@ class Blip:
                 "identity": identity,
                 "phoneNumber": phone if phone.startswith("+") else f"+{phone}",
                 "source": "WhatsApp",
+            },
+        )
+
+    def _templates(self, bot: Bot) -> Json:
+        if not bot.whatsapp:
+            return _failure(81, "The bot has no WhatsApp channel")
+        known = ("name", "language", "status")
+        return _success(
+            "application/json",
+            {
+                "data": [
+                    {name: template[name] for name in known} for template in self.registry.report()
+                ]
             },
         )
 

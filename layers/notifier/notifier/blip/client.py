@@ -40,6 +40,10 @@ from notifier.request import Template
 from notifier.request import message_id as id_of_message
 
 CONNECT_SECONDS = 3.0
+NO_CHANNEL = (
+    "BLiP cannot look numbers up for this bot: its key belongs to a bot without a WhatsApp channel "
+    "(with a router, use the router's key)"
+)
 
 _IDENTITY = re.compile(rf"[^\"&'/:<>@\s]{{1,1023}}@{re.escape(WHATSAPP_DOMAIN)}")
 
@@ -132,11 +136,7 @@ class BlipClient:
         except Transient as failure:
             if failure.code != GATEWAY_ERROR:
                 raise
-            raise Misconfigured(
-                "BLiP cannot look numbers up for this bot: its key belongs to a bot without a "
-                "WhatsApp channel (with a router, use the router's key)",
-                code=failure.code,
-            ) from None
+            raise Misconfigured(NO_CHANNEL, code=failure.code) from None
 
     def send(self, bot: Bot, message_id: str, identity: str, template: Template) -> None:
         """Send a template to an identity. Returns when BLiP has taken it.
@@ -202,6 +202,25 @@ class BlipClient:
         answered = _succeeded(answer) or (_is_success(answer.status) and answer.code in NO_PING)
         if not answered:
             raise _failure(failed_command(answer.status, answer.code), "the ping", answer)
+
+    def templates(self, bot: Bot) -> list[tuple[str, str, str]]:
+        """Give the bot's message templates: name, language, and WhatsApp's status of each.
+
+        Raises:
+            Misconfigured: wrong key, wrong URL, or a bot without a WhatsApp channel.
+            Rejected, Transient, Throttled: there is no answer to go by.
+        """
+        answer = self._command(bot, envelopes.templates(str(uuid4())))
+        if not _succeeded(answer):
+            if _is_success(answer.status) and answer.code == GATEWAY_ERROR:
+                raise Misconfigured(NO_CHANNEL, code=answer.code)
+            raise _failure(failed_command(answer.status, answer.code), "the question", answer)
+        resource = answer.body.get("resource")
+        entries = resource.get("data") if isinstance(resource, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise Transient("BLiP answered without a list of templates")
+        members = ("name", "language", "status")
+        return [tuple(str(entry.get(name, "")) for name in members) for entry in entries]  # type: ignore[misc] # three
 
     def _look_up(self, bot: Bot, phone: str) -> str:
         answer = self._command(bot, envelopes.look_up(str(uuid4()), phone))

@@ -57,6 +57,19 @@ def history(command_id: str, message_id: str) -> Json:
     }
 
 
+def templates(command_id: str) -> Json:
+    """Ask for the bot's message templates, which only a bot with a WhatsApp channel has.
+
+    Source: BLiP help centre, article 39316925291671.
+    """
+    return {
+        "id": command_id,
+        "to": f"postmaster@{WHATSAPP_DOMAIN}",
+        "method": "get",
+        "uri": "/message-templates?$take=100",
+    }
+
+
 def ping(command_id: str) -> Json:
     """Ask whether BLiP is there and knows the key. LIME's ping; it counts against nothing."""
     return {"id": command_id, "to": POSTMASTER, "method": "get", "uri": "/ping"}
