@@ -312,6 +312,7 @@ class World:
                 bots_secret_arn=BOTS,
                 event_bus="bus",
                 allowed_recipients="+",
+                ledger_restored_at="1970-01-01T00:00:00Z",
                 **policy,
             )
         )

@@ -86,6 +86,7 @@ class Aws:
             "identity_ttl_seconds": 518_400,
             "identity_negative_ttl_seconds": 86_400,
             "allowed_recipients": "+",
+            "ledger_restored_at": "1970-01-01T00:00:00Z",
         }
         return SendNotificationSettings(**(values | self.overrides))  # type: ignore[arg-type] # by name, above
 

@@ -20,6 +20,7 @@ DEFAULTS = {
     "IdentityNegativeTtlSeconds": 86400,
     "IdentityTtlSeconds": 518400,
     "KmsKeyArn": "",
+    "LedgerRestoredAt": "1970-01-01T00:00:00Z",
     "LogRetentionDays": 30,
     "MaxAttempts": 20,
     "MaxWaitSeconds": 604800,

@@ -472,6 +472,22 @@ def test_a_stage_writes_to_nobody_who_is_not_allowed(
     assert world.entry(stranger)["status"] == "rejected"
 
 
+def test_after_a_restoration_of_the_ledger_older_requests_are_sent_by_nobody_but_an_operator(
+    world: World,
+) -> None:
+    sandbox = world.sandbox(ledger_restored_at=world.clock.now() - 60)
+    older, newer = request(), request()
+
+    gone, sent = sandbox.deliver(world.queued(older, age=61), world.queued(newer, age=59))
+
+    assert (outcome(gone), outcome(sent)) == ("dead_letter", "sent")
+    assert ends(world) == [("outcome_unknown", older["id"])]
+    assert world.dead_letters.letters[0].failure["possibly_sent"] is True
+
+    (redriven,) = sandbox.deliver(world.queued(older, generation=1))
+    assert outcome(redriven) == "sent"
+
+
 def test_a_bot_that_nobody_knows_is_a_dead_letter(world: World) -> None:
     body = request(bot="clinic")
 

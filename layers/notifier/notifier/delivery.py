@@ -165,6 +165,8 @@ class Policy:
 
     Attributes:
         allowed_recipients: only numbers that start with one of these may be sent to.
+        ledger_restored_at: when the ledger was restored from a backup, in epoch seconds. What it
+            says of requests that are older is not to be trusted: they may have been sent.
     """
 
     penalty_seconds: int = 120
@@ -175,6 +177,7 @@ class Policy:
     max_attempts: int = 20
     max_wait_seconds: int = 604_800
     allowed_recipients: tuple[str, ...] = ("+",)
+    ledger_restored_at: float = 0.0
 
 
 class Outcome(StrEnum):
@@ -535,6 +538,11 @@ class Delivery:
         if now - notification.queued.published_at >= self._policy.max_wait_seconds:
             days = self._policy.max_wait_seconds / 86_400
             raise Rejected(Reason.WAITED_TOO_LONG, f"it lay on the queue for {days:g} days")
+        if notification.queued.published_at < self._policy.ledger_restored_at:
+            raise Rejected(
+                Reason.OUTCOME_UNKNOWN,
+                "it is older than the ledger's restoration from a backup, and may have been sent",
+            )
         if not request.to.startswith(self._policy.allowed_recipients):
             raise Rejected(
                 Reason.NOT_ALLOWED,

@@ -37,6 +37,7 @@ class SendNotificationSettings:
     identity_ttl_seconds: int
     identity_negative_ttl_seconds: int
     allowed_recipients: str
+    ledger_restored_at: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from notifier import telemetry
@@ -122,6 +123,7 @@ def send_notification(settings: SendNotificationSettings) -> SendNotification:
             max_attempts=settings.max_attempts,
             max_wait_seconds=settings.max_wait_seconds,
             allowed_recipients=tuple(settings.allowed_recipients.split(",")),
+            ledger_restored_at=datetime.fromisoformat(settings.ledger_restored_at).timestamp(),
         ),
     )
 
