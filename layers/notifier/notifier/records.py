@@ -111,6 +111,7 @@ class Standing:
         in_flight_until: of an unknown: the last instant at which the send can have been under way.
         body: the request as it came; empty once it has been delivered.
         postponed: the generation that was put back because of a rate limit; 0 if none was.
+        redrives: how often the request had been put back when this generation began.
         correlation_id: the producer's, of the request that was claimed last.
         sent_at: when BLiP took the message of this generation; 0 where it has not.
     """
@@ -128,6 +129,7 @@ class Standing:
     body: str = ""
     reason: Reason | None = None
     postponed: int = 0
+    redrives: int = 0
     metadata: dict[str, str] = field(default_factory=dict)
     correlation_id: str | None = None
     sent_at: float = 0.0

@@ -89,13 +89,16 @@ class RequestsQueue:
             else:
                 _warn_of_refused("requests not hidden", answer)
 
-    def put_back(self, body: str, *, bot: str, generation: int, delay_seconds: int) -> None:
+    def put_back(
+        self, body: str, *, bot: str, generation: int, redrives: int, delay_seconds: int
+    ) -> None:
         """Put a request back to be sent as the generation after this one.
 
         Args:
             body: exactly as it came.
             bot: the group that SQS's fair queues go by.
             generation: the one that failed.
+            redrives: how often operators have put it back so far.
             delay_seconds: how long SQS shall hide it; at most 900.
         """
         self._sqs.send_message(
@@ -103,7 +106,7 @@ class RequestsQueue:
             MessageBody=body,
             DelaySeconds=delay_seconds,
             MessageGroupId=bot,
-            MessageAttributes={"generation": _numeral(generation)},
+            MessageAttributes={"generation": _numeral(generation), "redrives": _numeral(redrives)},
         )
 
     def redrive(self, letters: "Sequence[DeadLetter]") -> list[DeadLetter]:
@@ -267,8 +270,7 @@ def _dead_letter(message: "MessageTypeDef") -> DeadLetter:
         receipt_handle=message["ReceiptHandle"],
         body=message["Body"],
         reason=text.get("reason"),
-        failed_at=_time(text.get("failed_at"))
-        or int(message["Attributes"]["SentTimestamp"]) / 1000,
+        failed_at=_time(text.get("failed_at")) or published_at,
         bot=text.get("bot"),
         notification_id=text.get("notification_id"),
         generation=_number(attributes, "generation"),
