@@ -10,7 +10,7 @@ PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export SAM_CLI_TELEMETRY := 0
 
-.PHONY: help setup run test unit integration faults faults-short template e2e check audit format schemas lock build clean
+.PHONY: help setup run failures redrive test unit integration faults faults-short template e2e check audit format schemas lock build clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
@@ -32,6 +32,15 @@ $(UV): .ci/uv.txt
 
 run: setup ## deploy to a local AWS, publish events/, show what became of each (ARGS=--once stops then)
 	@$(PYTHON) -m tests.local $(ARGS)
+
+# STACK=name means a deployed stack; without it, the local one that `make run` keeps up.
+STACK_OPTION = $(if $(STACK),--stack $(STACK))
+
+failures: setup ## what lies on the dead-letter queue (STACK=name: of a deployed stack; ARGS=--help)
+	@$(PYTHON) -m functions failures $(STACK_OPTION) $(ARGS)
+
+redrive: setup ## put dead letters back; without ARGS=--execute a dry run (STACK=name; ARGS=--help)
+	@$(PYTHON) -m functions redrive $(STACK_OPTION) $(ARGS)
 
 test: check unit integration faults-short template e2e ## everything that CI runs
 

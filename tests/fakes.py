@@ -24,6 +24,7 @@ from notifier.records import (
     BotState,
     Claim,
     ClaimLost,
+    DeadLetter,
     Identity,
     LookUpLease,
     Notification,
@@ -163,6 +164,7 @@ class FakeLedger:
                 "attempts": item.get("attempts", 0) + 1,
             }
             item.setdefault("generation", first)
+            item.setdefault("redrives", notification.queued.redrives)
             item.setdefault("created_at", _ms(now))
             item.setdefault("expires_at", expires_at)
 
@@ -171,6 +173,7 @@ class FakeLedger:
                 item.pop(name, None)
             take(item)
             item |= {"generation": first, "attempts": 1, "expires_at": expires_at}
+            item["redrives"] = notification.queued.redrives
 
         taken, found = self._table.update(notification.key, free, take)
         if not taken:
@@ -349,6 +352,7 @@ def _standing(item: Item) -> Standing:
         body=item.get("request", ""),
         reason=Reason(item["reason"]) if item.get("reason") else None,
         postponed=item.get("postponed", 0),
+        redrives=item.get("redrives", 0),
         metadata=item["metadata"],
         correlation_id=item.get("correlation_id"),
         sent_at=_sent_at(item),
@@ -715,12 +719,33 @@ class Letter:
     generation: int | None
 
 
+@dataclass
+class _Kept:
+    """A dead letter on its queue; `letter` is None for what SQS itself has moved there."""
+
+    letter_id: str
+    body: str
+    letter: Letter | None
+    at: float
+    visible_at: float = 0.0
+    receives: int = 0
+
+    @property
+    def handle(self) -> str:
+        return f"{self.letter_id}/{self.receives}"
+
+
 class FakeDeadLetters:
     """See `notifier.aws.queues`. `before_put` is called first, and may raise."""
 
     def __init__(self) -> None:
-        self.letters: list[Letter] = []
+        self.now: Callable[[], float] = lambda: 0.0
         self.before_put: Callable[[], None] = lambda: None
+        self._kept: dict[str, _Kept] = {}
+
+    @property
+    def letters(self) -> list[Letter]:
+        return [kept.letter for kept in self._kept.values() if kept.letter]
 
     def put(
         self,
@@ -734,18 +759,96 @@ class FakeDeadLetters:
     ) -> None:
         self.before_put()
         told = {name: value for name, value in failure.items() if value is not None}
-        self.letters.append(Letter(body, reason, told, bot, notification_id, generation))
+        letter = Letter(body, reason, told, bot, notification_id, generation)
+        self._keep(body, letter)
+
+    def moved(self, body: str) -> None:
+        """What SQS does with a message that was received too often."""
+        self._keep(body, None)
+
+    def _keep(self, body: str, letter: Letter | None) -> None:
+        letter_id = str(uuid4())
+        self._kept[letter_id] = _Kept(letter_id, body, letter, self.now())
+
+    def hidden(self) -> int:
+        return sum(kept.visible_at > self.now() for kept in self._kept.values())
+
+    def receive(self, hidden_seconds: int) -> list[DeadLetter]:
+        visible = [kept for kept in self._kept.values() if kept.visible_at <= self.now()][:10]
+        for kept in visible:
+            kept.visible_at = self.now() + hidden_seconds
+            kept.receives += 1
+        return [_dead_letter(kept) for kept in visible]
+
+    def hide(self, handles: Iterable[str], seconds: int) -> None:
+        for kept in self._handled(handles):
+            kept.visible_at = self.now() + seconds
+
+    def delete(self, letters: Iterable[DeadLetter]) -> None:
+        for kept in self._handled(letter.receipt_handle for letter in letters):
+            del self._kept[kept.letter_id]
+
+    def _handled(self, handles: Iterable[str]) -> list[_Kept]:
+        by_handle = {kept.handle: kept for kept in self._kept.values()}
+        return [by_handle[handle] for handle in handles if handle in by_handle]
+
+
+def _dead_letter(kept: _Kept) -> DeadLetter:
+    if kept.letter is None:
+        return DeadLetter(kept.letter_id, kept.handle, kept.body, None, kept.at)
+    return DeadLetter(
+        kept.letter_id,
+        kept.handle,
+        kept.body,
+        kept.letter.reason.value,
+        kept.at,
+        bot=kept.letter.bot,
+        notification_id=kept.letter.notification_id,
+        generation=kept.letter.generation,
+        failure=kept.letter.failure,
+    )
 
 
 class FakeRequests:
-    """The requests queue, as far as requests are put back: body, generation and delay."""
+    """The requests queue, as far as requests are put back.
+
+    Attributes:
+        put_backs: by the stack itself: body, generation and delay.
+        redriven: by an operator, as requests on the queue.
+        refuses: tells of which bodies this queue wants to know nothing.
+    """
 
     def __init__(self) -> None:
         self.put_backs: list[tuple[str, int, int]] = []
+        self.redriven: list[QueuedRequest] = []
+        self.refuses: Callable[[str], bool] = lambda _: False
 
-    def put_back(self, body: str, *, bot: str, generation: int, delay_seconds: int) -> None:
+    def put_back(
+        self,
+        body: str,
+        *,
+        bot: str,
+        generation: int,
+        redrives: int,  # noqa: ARG002
+        delay_seconds: int,
+    ) -> None:
         assert bot
         self.put_backs.append((body, generation, delay_seconds))
+
+    def redrive(self, letters: Sequence[DeadLetter]) -> list[DeadLetter]:
+        taken = [letter for letter in letters if not self.refuses(letter.body)]
+        self.redriven += [
+            QueuedRequest(
+                str(uuid4()),
+                "receipt",
+                letter.body,
+                0.0,
+                generation=letter.generation,
+                redrives=letter.redrives + 1,
+            )
+            for letter in taken
+        ]
+        return taken
 
 
 class FakeStatusEvents:
@@ -781,6 +884,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.blip = FakeBlip(self.clock)
+        self.dead_letters.now = self.clock.now
 
     def sandbox(
         self,

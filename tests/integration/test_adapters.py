@@ -248,6 +248,7 @@ def test_nothing_is_known_and_it_is_claimed(backend: Backend) -> None:
         "status": "sending",
         "generation": 1,
         "attempts": 1,
+        "redrives": 0,
         "content_hash": notification.content_hash,
         "request": notification.queued.body,
         "template": "order_shipped",
@@ -1696,7 +1697,7 @@ def test_what_cannot_be_hidden_comes_back_anyway(aws: Aws) -> None:
 
 def test_a_request_is_put_back_to_be_the_next_generation(aws: Aws) -> None:
     RequestsQueue(aws.sqs, aws.requests_url).put_back(
-        "the body", bot="default", generation=2, delay_seconds=0
+        "the body", bot="default", generation=2, redrives=1, delay_seconds=0
     )
 
     (message,) = aws.sqs.receive_message(QueueUrl=aws.requests_url, MessageAttributeNames=["All"])[
@@ -1704,6 +1705,7 @@ def test_a_request_is_put_back_to_be_the_next_generation(aws: Aws) -> None:
     ]
     assert message["Body"] == "the body"
     assert message["MessageAttributes"]["generation"]["StringValue"] == "2"
+    assert message["MessageAttributes"]["redrives"]["StringValue"] == "1"
 
 
 def put_letter(aws: Aws, clock: Clock, failure: dict[str, Any], **named: Any) -> dict[str, Any]:

@@ -197,6 +197,7 @@ def test_undelivered_is_a_dead_letter_with_all_that_is_known(
         "phase": "receipt",
         "attempts": 1,
         "possibly_sent": True,
+        "redrives": 0,
     }
     attributes = {name: value for name, value in letter.items() if name != "body"}
     text = json.dumps(letter["failure"])
@@ -250,7 +251,10 @@ def test_a_rate_limit_puts_the_request_back_once(
         "QueueUrl": stack.aws.requests_url,
         "MessageBody": body,
         "MessageGroupId": "default",
-        "MessageAttributes": {"generation": {"DataType": "Number", "StringValue": "1"}},
+        "MessageAttributes": {
+            "generation": {"DataType": "Number", "StringValue": "1"},
+            "redrives": {"DataType": "Number", "StringValue": "0"},
+        },
     }
     assert receipts.told() == []
     assert stack.deliver() == []  # not before its time

@@ -25,6 +25,7 @@ ALARMS = [
     "ReceiveReceiptNewVersionErrorsAlarm",
     "RecordReceiptNewVersionErrorsAlarm",
     "PollReceiptsNewVersionErrorsAlarm",
+    "RedriveFailuresNewVersionErrorsAlarm",
 ]
 
 

@@ -7,10 +7,12 @@ import pytest
 
 from notifier import telemetry
 from notifier.delivery import CALL_SECONDS, SETTLE_SECONDS
+from notifier.redrive import HIDDEN_SECONDS
 from notifier.settings import (
     PollReceiptsSettings,
     ReceiveReceiptSettings,
     RecordReceiptSettings,
+    RedriveFailuresSettings,
     SendNotificationSettings,
     read,
 )
@@ -21,7 +23,12 @@ SETTINGS: dict[str, Any] = {
     "ReceiveReceiptFunction": ReceiveReceiptSettings,
     "RecordReceiptFunction": RecordReceiptSettings,
     "PollReceiptsFunction": PollReceiptsSettings,
+    "RedriveFailuresFunction": RedriveFailuresSettings,
 }
+# Nothing in the stack calls these.
+BY_OPERATORS = {"RedriveFailuresFunction"}
+# What `sam remote invoke` waits for an answer.
+SAM_CLI_SECONDS = 60
 every_function = pytest.mark.parametrize("function", SETTINGS)
 
 
@@ -111,7 +118,7 @@ def test_whatever_calls_a_function_calls_the_alias_that_deployments_move(
     ]
     aliases = [template.properties(logical_id(caller)) for caller in callers]
 
-    assert {logical_id(alias["FunctionName"]) for alias in aliases} == set(SETTINGS)
+    assert {logical_id(alias["FunctionName"]) for alias in aliases} == set(SETTINGS) - BY_OPERATORS
     for alias in aliases:
         assert alias["Name"] == "live"
         assert logical_id(alias["FunctionVersion"]) in versions(template)
@@ -170,6 +177,17 @@ def test_the_shortest_timeout_is_long_enough_for_a_look_up_and_a_send(template: 
     bounds = template.source["Parameters"]["FunctionTimeoutSeconds"]
 
     assert bounds["MinValue"] > 2 * (CALL_SECONDS + SETTLE_SECONDS)
+
+
+def test_what_an_operator_invokes_answers_before_sam_gives_up_and_invokes_again(
+    template: Template,
+) -> None:
+    for function in BY_OPERATORS:
+        assert template.properties(function)["Timeout"] < SAM_CLI_SECONDS
+
+
+def test_a_letter_is_hidden_for_longer_than_a_run_can_take(template: Template) -> None:
+    assert template.properties("RedriveFailuresFunction")["Timeout"] < HIDDEN_SECONDS
 
 
 def test_another_release_publishes_another_version_of_every_function() -> None:

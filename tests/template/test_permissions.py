@@ -52,6 +52,16 @@ ROLES = {
         "BotsSecret": {"secretsmanager:GetSecretValue"},
         "PollReceiptsLogs": {"logs:CreateLogStream", "logs:PutLogEvents"},
     },
+    "RedriveFailuresRole": {
+        "DeadLettersQueue": {
+            "sqs:ReceiveMessage",
+            "sqs:DeleteMessage",
+            "sqs:GetQueueAttributes",
+            "sqs:ChangeMessageVisibility",
+        },
+        "RequestsQueue": {"sqs:SendMessage"},
+        "RedriveFailuresLogs": {"logs:CreateLogStream", "logs:PutLogEvents"},
+    },
 }
 
 

@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from notifier.aws.queues import MOST_FAILURE_BYTES
+from notifier.request import MAX_BODY_BYTES
 from tests.template.transformed import Template, as_list, logical_id
 
 FOURTEEN_DAYS = 14 * 24 * 3600
@@ -121,6 +123,14 @@ def test_a_dead_letter_has_room_for_its_attributes(template: Template) -> None:
     requests, letters = map(template.properties, QUEUES[:2])
 
     assert requests["MaximumMessageSize"] + 64 * 1024 <= letters["MaximumMessageSize"]
+
+
+def test_a_dead_letter_of_the_largest_body_can_be_put_back_with_its_attributes(
+    template: Template,
+) -> None:
+    largest = MAX_BODY_BYTES + MOST_FAILURE_BYTES + 2048
+
+    assert template.properties("RequestsQueue")["MaximumMessageSize"] >= largest
 
 
 @pytest.mark.parametrize("table", TABLES)

@@ -685,6 +685,7 @@ def test_every_other_failure_is_a_dead_letter(code: int | None) -> None:
         "phase": "receipt",
         "attempts": 1,
         "possibly_sent": code == 86,
+        "redrives": 0,
     } | ({} if code is None else {"code": code})
     assert PHONE not in json.dumps(letter.failure)
     assert case.item["status"] == "failed"

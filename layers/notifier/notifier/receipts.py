@@ -59,7 +59,9 @@ class Pacing(Protocol):
 class Requests(Protocol):
     """The queue that requests come from."""
 
-    def put_back(self, body: str, *, bot: str, generation: int, delay_seconds: int) -> None: ...
+    def put_back(
+        self, body: str, *, bot: str, generation: int, redrives: int, delay_seconds: int
+    ) -> None: ...
 
 
 class DeadLetters(Protocol):
@@ -163,6 +165,7 @@ class Receipts:
             standing.body,
             bot=standing.bot,
             generation=standing.generation,
+            redrives=standing.redrives,
             delay_seconds=round(self.uniform(*POSTPONED_SECONDS)),
         )
         self.ledger.fail(receipt, Reason.UNDELIVERED, postponed=True)
@@ -179,6 +182,7 @@ class Receipts:
                 "phase": "receipt",
                 "attempts": standing.attempts,
                 "possibly_sent": receipt.undelivered is Undelivered.POSSIBLY_SENT,
+                "redrives": standing.redrives,
             },
             bot=standing.bot,
             notification_id=standing.notification_id,

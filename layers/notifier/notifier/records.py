@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 from notifier.failures import Reason
 from notifier.lifecycle import Status
@@ -30,6 +30,38 @@ class QueuedRequest:
     generation: int | None = None
     redrives: int = 0
     receives: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A dead letter as it lies on its queue.
+
+    Attributes:
+        letter_id: SQS's message id.
+        receipt_handle: what SQS wants back to hide or delete it.
+        body: exactly what came in.
+        reason: why it is there; None where SQS itself has moved it.
+        failed_at: since when, in epoch seconds.
+        bot: what is known of it, as the two below; None where nothing is.
+        generation: the one that failed.
+        failure: the details, as they were put down.
+    """
+
+    letter_id: str
+    receipt_handle: str
+    body: str
+    reason: str | None
+    failed_at: float
+    bot: str | None = None
+    notification_id: str | None = None
+    generation: int | None = None
+    failure: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def redrives(self) -> int:
+        """How often the request had been put back when it failed."""
+        told = self.failure.get("redrives")
+        return told if isinstance(told, int) else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +111,7 @@ class Standing:
         in_flight_until: of an unknown: the last instant at which the send can have been under way.
         body: the request as it came; empty once it has been delivered.
         postponed: the generation that was put back because of a rate limit; 0 if none was.
+        redrives: how often the request had been put back when this generation began.
         correlation_id: the producer's, of the request that was claimed last.
         sent_at: when BLiP took the message of this generation; 0 where it has not.
     """
@@ -96,6 +129,7 @@ class Standing:
     body: str = ""
     reason: Reason | None = None
     postponed: int = 0
+    redrives: int = 0
     metadata: dict[str, str] = field(default_factory=dict)
     correlation_id: str | None = None
     sent_at: float = 0.0

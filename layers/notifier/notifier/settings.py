@@ -71,6 +71,14 @@ class PollReceiptsSettings:
     penalty_seconds: int
 
 
+@dataclass(frozen=True, slots=True)
+class RedriveFailuresSettings:
+    """Of the function RedriveFailures."""
+
+    requests_queue_url: str
+    dead_letters_queue_url: str
+
+
 def read[Settings: "DataclassInstance"](
     kind: type[Settings], environment: Mapping[str, str] = os.environ
 ) -> Settings:

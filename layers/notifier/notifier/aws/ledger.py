@@ -15,6 +15,7 @@
     in_flight_until  of an unknown: the last instant at which the send can have been under way
     denials        how often BLiP's history denied a send of this generation
     postponed      the generation that was put back because of a rate limit
+    redrives       how often the request had been put back when this generation began
     reason, code   why it ended without delivery
     timeline       a list of [status, generation, time]
     poll_bot, poll_since, poll_at  of a message whose receipts are asked for: whose, sent when,
@@ -60,11 +61,12 @@ SET #status = :status, #token = :token, lease_until = :lease_until, updated_at =
 _CLAIM = f"""{_CLAIMED}
     generation = if_not_exists(generation, :generation),
     attempts = if_not_exists(attempts, :none) + :one,
+    redrives = if_not_exists(redrives, :redrives),
     expires_at = if_not_exists(expires_at, :expires_at)
 """
 # A redrive, or an id that comes again after its item's time: everything anew.
 _RESTART = f"""{_CLAIMED}
-    generation = :generation, attempts = :one, expires_at = :expires_at
+    generation = :generation, attempts = :one, redrives = :redrives, expires_at = :expires_at
 REMOVE reason, code, in_flight_until, denials, poll_bot, poll_at, poll_since
 """
 _HELD = "generation = :generation AND #token = :token"
@@ -106,6 +108,7 @@ class DynamoDbLedger:
             ":metadata": notification.request.metadata,
             ":correlation_id": notification.request.correlation_id,
             ":generation": (asked_generation or 0) + 1,
+            ":redrives": notification.queued.redrives,
             ":one": 1,
             ":expires_at": round(now) + KEPT_SECONDS,
         }
@@ -394,6 +397,7 @@ def _standing(item: Item) -> Standing:
         body=item.get("request", ""),
         reason=Reason(item["reason"]) if item.get("reason") else None,
         postponed=item.get("postponed", 0),
+        redrives=item.get("redrives", 0),
         metadata=item["metadata"],
         correlation_id=item.get("correlation_id"),
         sent_at=_sent_at(item),

@@ -4,24 +4,33 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import batched
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from notifier.failures import Reason, crash_facts
-from notifier.records import QueuedRequest
+from notifier.records import DeadLetter, QueuedRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from mypy_boto3_sqs import SQSClient
-    from mypy_boto3_sqs.type_defs import MessageAttributeValueTypeDef
+    from mypy_boto3_sqs.type_defs import (
+        MessageAttributeValueTypeDef,
+        MessageTypeDef,
+        SendMessageBatchRequestEntryTypeDef,
+    )
 
 logger = logging.getLogger(__name__)
 
 # SQS hides a message for twelve hours at most, counted from its receipt; we stay well below.
 LONGEST_VISIBILITY_SECONDS = 6 * 3600
 BATCH = 10
+# SQS takes 1 MiB at once; what it counts beside the bodies stays well below the rest.
+MOST_BATCH_BYTES = 1024 * 1024 - 16 * 1024
+# Asked for so long, SQS looks at all of its servers: only then does "nothing" mean nothing.
+LONG_POLL_SECONDS = 1
 MOST_DIGITS = 9
 # Leaves room in SQS's message for everything else.
 MOST_FAILURE_BYTES = 4096
@@ -78,17 +87,18 @@ class RequestsQueue:
             except (BotoCoreError, ClientError) as error:
                 logger.error("requests not hidden", extra=crash_facts(error))
             else:
-                if refused := answer.get("Failed"):
-                    codes = sorted({entry["Code"] for entry in refused})
-                    logger.warning("requests not hidden", extra={"codes": codes})
+                _warn_of_refused("requests not hidden", answer)
 
-    def put_back(self, body: str, *, bot: str, generation: int, delay_seconds: int) -> None:
+    def put_back(
+        self, body: str, *, bot: str, generation: int, redrives: int, delay_seconds: int
+    ) -> None:
         """Put a request back to be sent as the generation after this one.
 
         Args:
             body: exactly as it came.
             bot: the group that SQS's fair queues go by.
             generation: the one that failed.
+            redrives: how often operators have put it back so far.
             delay_seconds: how long SQS shall hide it; at most 900.
         """
         self._sqs.send_message(
@@ -96,8 +106,22 @@ class RequestsQueue:
             MessageBody=body,
             DelaySeconds=delay_seconds,
             MessageGroupId=bot,
-            MessageAttributes={"generation": _numeral(generation)},
+            MessageAttributes={"generation": _numeral(generation), "redrives": _numeral(redrives)},
         )
+
+    def redrive(self, letters: "Sequence[DeadLetter]") -> list[DeadLetter]:
+        """Put dead letters back, each marked as a redrive; give those that SQS took."""
+        taken = []
+        for batch in _batches(letters):
+            entries = [_redriven(number, letter) for number, letter in enumerate(batch)]
+            try:
+                answer = self._sqs.send_message_batch(QueueUrl=self._url, Entries=entries)
+            except (BotoCoreError, ClientError) as error:
+                logger.error("letters not put back", extra=crash_facts(error))
+            else:
+                _warn_of_refused("letters not put back", answer)
+                taken += [batch[int(entry["Id"])] for entry in answer.get("Successful", [])]
+        return taken
 
 
 class ReceiptsQueue:
@@ -145,6 +169,128 @@ class DeadLettersQueue:
         if generation is not None:
             attributes["generation"] = _numeral(generation)
         self._sqs.send_message(QueueUrl=self._url, MessageBody=body, MessageAttributes=attributes)
+
+    def hidden(self) -> int:
+        """Tell about how many letters somebody else is looking at."""
+        answer = self._sqs.get_queue_attributes(
+            QueueUrl=self._url, AttributeNames=["ApproximateNumberOfMessagesNotVisible"]
+        )
+        return int(answer["Attributes"]["ApproximateNumberOfMessagesNotVisible"])
+
+    def receive(self, hidden_seconds: int) -> list[DeadLetter]:
+        """Give up to ten letters and hide them for so long; none if none can be seen now."""
+        answer = self._sqs.receive_message(
+            QueueUrl=self._url,
+            MaxNumberOfMessages=BATCH,
+            WaitTimeSeconds=LONG_POLL_SECONDS,
+            VisibilityTimeout=hidden_seconds,
+            MessageAttributeNames=["All"],
+            MessageSystemAttributeNames=["SentTimestamp"],
+        )
+        return [_dead_letter(message) for message in answer.get("Messages", [])]
+
+    def hide(self, handles: "Iterable[str]", seconds: int) -> None:
+        """Let these be seen again after so many seconds.
+
+        Where that fails they are seen when the time is over for which they were received.
+        """
+        for batch in batched(handles, BATCH, strict=False):
+            try:
+                answer = self._sqs.change_message_visibility_batch(
+                    QueueUrl=self._url,
+                    Entries=[
+                        {"Id": str(number), "ReceiptHandle": handle, "VisibilityTimeout": seconds}
+                        for number, handle in enumerate(batch)
+                    ],
+                )
+            except (BotoCoreError, ClientError) as error:
+                logger.error("letters not given back", extra=crash_facts(error))
+            else:
+                _warn_of_refused("letters not given back", answer)
+
+    def delete(self, letters: "Sequence[DeadLetter]") -> None:
+        """Take letters that are done off their queue. One that stays there does no harm."""
+        for batch in batched(letters, BATCH, strict=False):
+            try:
+                answer = self._sqs.delete_message_batch(
+                    QueueUrl=self._url,
+                    Entries=[
+                        {"Id": str(number), "ReceiptHandle": letter.receipt_handle}
+                        for number, letter in enumerate(batch)
+                    ],
+                )
+            except (BotoCoreError, ClientError) as error:
+                logger.error("letters not deleted", extra=crash_facts(error))
+            else:
+                _warn_of_refused("letters not deleted", answer)
+
+
+def _warn_of_refused(what: str, answer: "Mapping[str, Any]") -> None:
+    if refused := answer.get("Failed"):
+        logger.warning(what, extra={"codes": sorted({entry["Code"] for entry in refused})})
+
+
+def _batches(letters: "Iterable[DeadLetter]") -> "Iterator[list[DeadLetter]]":
+    """Split into as many as SQS takes at once, by number and by size."""
+    batch: list[DeadLetter] = []
+    size = 0
+    for letter in letters:
+        own = len(letter.body.encode())
+        if batch and (len(batch) == BATCH or size + own > MOST_BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(letter)
+        size += own
+    if batch:
+        yield batch
+
+
+def _redriven(number: int, letter: DeadLetter) -> "SendMessageBatchRequestEntryTypeDef":
+    attributes = {"redrives": _numeral(letter.redrives + 1)}
+    if letter.generation is not None:
+        attributes["generation"] = _numeral(letter.generation)
+    return {
+        "Id": str(number),
+        "MessageBody": letter.body,
+        "MessageGroupId": letter.bot or "default",
+        "MessageAttributes": attributes,
+    }
+
+
+def _dead_letter(message: "MessageTypeDef") -> DeadLetter:
+    """Read a letter. What others have put there under our attributes' names is ignored."""
+    attributes = {
+        name: {"stringValue": value.get("StringValue")}
+        for name, value in message.get("MessageAttributes", {}).items()
+    }
+    text = {name: value["stringValue"] or None for name, value in attributes.items()}
+    published_at = int(message["Attributes"]["SentTimestamp"]) / 1000
+    return DeadLetter(
+        letter_id=message["MessageId"],
+        receipt_handle=message["ReceiptHandle"],
+        body=message["Body"],
+        reason=text.get("reason"),
+        failed_at=_time(text.get("failed_at")) or published_at,
+        bot=text.get("bot"),
+        notification_id=text.get("notification_id"),
+        generation=_number(attributes, "generation"),
+        failure=_failure(text.get("failure")),
+    )
+
+
+def _time(text: str | None) -> float | None:
+    try:
+        return datetime.fromisoformat(text or "").timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def _failure(text: str | None) -> dict[str, Any]:
+    try:
+        failure = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return failure if isinstance(failure, dict) else {}
 
 
 def _string(text: str) -> "MessageAttributeValueTypeDef":

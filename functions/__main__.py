@@ -1,0 +1,330 @@
+"""The operator's commands: `python -m functions COMMAND`, or `make COMMAND`.
+
+They invoke a function of a stack with `sam remote invoke` and show its answer as a table: of the
+local stack that `make run` keeps up, or with --stack of a deployed one.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+SAM = str(ROOT / ".venv-sam/bin/sam")
+# Where `make run` keeps the local stack.
+LOCAL_STACK = "blip-notifier"
+LOCAL_PORT = 4566
+LOCAL_REGION = "us-east-1"
+
+type Json = dict[str, Any]
+
+console = Console(width=None if sys.stdout.isatty() else 160)
+
+
+class CommandError(Exception):
+    """The command cannot go on. The text tells a person why."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A stack whose functions can be invoked.
+
+    Attributes:
+        arguments: what tells SAM CLI which stack it is.
+        environment: likewise.
+    """
+
+    arguments: tuple[str, ...]
+    environment: dict[str, str] = field(repr=False)
+
+    def invoke(self, function: str, event: Json) -> Json:
+        """Invoke the released version of a function, by its logical id; give its answer.
+
+        Raises:
+            CommandError: it could not be invoked, failed, or did not understand the event.
+        """
+        sam = subprocess.run(  # noqa: S603 - our own tool
+            [
+                *(SAM, "remote", "invoke", function, *self.arguments),
+                *("--event-file", "-", "--output", "json", "--parameter", "Qualifier=live"),
+            ],
+            cwd=ROOT,
+            env=self.environment,
+            input=json.dumps(event),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if sam.returncode:
+            raise CommandError(f"{function} cannot be invoked: {sam.stderr.strip()}")
+        response = json.loads(sam.stdout)
+        answer: Json = json.loads(response["Payload"])
+        if "FunctionError" in response:
+            raise CommandError(
+                f"{function} failed: {answer.get('errorType')}: {answer.get('errorMessage')}"
+            )
+        if "error" in answer:
+            raise CommandError(answer["error"])
+        return answer
+
+
+def _stack(options: argparse.Namespace) -> Stack:
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SAM_", "PYTHON", "VIRTUAL_ENV"))
+    } | {"SAM_CLI_TELEMETRY": "0"}
+    if options.stack:
+        arguments = ["--stack-name", options.stack]
+        for name in ("profile", "region"):
+            if value := getattr(options, name):
+                arguments += [f"--{name}", value]
+        return Stack(tuple(arguments), environment)
+    # No credentials and no profile of this machine: nothing can reach an account.
+    environment = {k: v for k, v in environment.items() if not k.startswith("AWS_")} | {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{options.port_base}",
+        "AWS_ACCESS_KEY_ID": "local",
+        "AWS_SECRET_ACCESS_KEY": "local",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
+    }
+    return Stack(("--stack-name", LOCAL_STACK, "--region", LOCAL_REGION), environment)
+
+
+# --- failures and redrive -------------------------------------------------------------------------
+
+FATES = {
+    "would_go": "would go",
+    "redriven": "put back",
+    "refused": "refused",
+    "not_taken": "not taken by SQS",
+}
+EACH = ["id", "bot", "template", "reason", "code", "detail", "failed_at", "generation", "redrives"]
+
+
+def failures(stack: Stack, options: argparse.Namespace) -> int:
+    """Show what lies on the dead-letter queue."""
+    answer = _all_of(stack, {"action": "list", **_selection(options)})
+    if options.json:
+        console.print_json(data=answer)
+        return 0
+    _show(answer, ["reason", "bot", "template", "count", "oldest", "newest"])
+    console.print(f"{_letters(answer, 'listed')}{_beside(answer)}")
+    return 0
+
+
+def redrive(stack: Stack, options: argparse.Namespace) -> int:
+    """Put dead letters back on the requests queue, or show which ones would go."""
+    order: Json = {"action": "redrive", **_selection(options)}
+    order |= {"dry_run": not options.execute, "force": options.force}
+    if options.limit is not None:
+        order["limit"] = options.limit
+    answer = _all_of(stack, order)
+    not_taken = sum(group["count"] for group in answer["groups"] if group["fate"] == "not_taken")
+    if options.json:
+        console.print_json(data=answer)
+        return 1 if not_taken else 0
+    _show(answer, ["what", "reason", "bot", "template", "count", "oldest", "newest", "why"])
+    if options.execute:
+        console.print(f"put back: {_letters(answer, 'redriven')}{_beside(answer)}")
+    else:
+        console.print(f"would go: {_letters(answer, 'would_go')}{_beside(answer)}")
+        console.print("Nothing was put back: this was a dry run. --execute puts them back.")
+    return 1 if not_taken else 0
+
+
+def _selection_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--reason", nargs="+", action="extend", help="only of these reasons (events/README.md)")
+    add("--bot", help="only of this bot")
+    add("--template", help="only with this template")
+    add("--id", nargs="+", action="extend", help="only of the notifications with these ids")
+    add("--older-than", type=_seconds, metavar="AGE", help="that failed earlier, as in 30m, 2h, 3d")
+    add("--newer-than", type=_seconds, metavar="AGE", help="that failed later")
+    add("--each", action="store_true", help="show each letter")
+    add("--json", action="store_true", help="print the function's answer instead of a table")
+
+
+def _redrive_arguments(parser: argparse.ArgumentParser) -> None:
+    _selection_arguments(parser)
+    add = parser.add_argument
+    add("--execute", action="store_true", help="put them back; without it nothing changes")
+    add("--limit", type=int, metavar="N", help="put back at most so many")
+    add("--force", action="store_true", help="also what cannot succeed as it is")
+
+
+def _selection(options: argparse.Namespace) -> Json:
+    chosen = {
+        "reasons": options.reason,
+        "bot": options.bot,
+        "template": options.template,
+        "ids": options.id,
+        "minimum_age_seconds": options.older_than,
+        "maximum_age_seconds": options.newer_than,
+    }
+    return {name: value for name, value in chosen.items() if value is not None} | {
+        "each": options.each
+    }
+
+
+def _all_of(stack: Stack, order: Json) -> Json:
+    """Invoke the function until it has seen everything; give its answers as one."""
+    whole = stack.invoke("RedriveFailuresFunction", order)
+    last = whole
+    while last["more"]:
+        gone = sum(g["count"] for g in last["groups"] if g["fate"] not in {"listed", "refused"})
+        if "limit" in order:
+            order["limit"] -= gone
+        last = stack.invoke("RedriveFailuresFunction", order)
+        whole = _together(whole, last)
+    return whole
+
+
+def _together(one: Json, other: Json) -> Json:
+    """Add up two answers about different letters."""
+    names = ("fate", "reason", "bot", "template", "why")
+    groups: dict[tuple[Any, ...], Json] = {}
+    for group in (*one["groups"], *other["groups"]):
+        known = groups.setdefault(tuple(group[name] for name in names), group)
+        if known is not group:
+            known["count"] += group["count"]
+            known["oldest"] = min(known["oldest"], group["oldest"])
+            known["newest"] = max(known["newest"], group["newest"])
+    added = {
+        name: one[name] + other[name]
+        for name in ("looked_at", "letters", "not_told")
+        if name in one
+    }
+    return one | added | {"groups": list(groups.values()), "more": other["more"]}
+
+
+def _show(answer: Json, columns: list[str]) -> None:
+    def row(of: Json) -> Iterator[str]:
+        for column in columns:
+            match column:
+                case "what":
+                    yield FATES[of["fate"]]
+                case "oldest" | "newest":
+                    yield _ago(of[column])
+                case _:
+                    yield str(of[column] if of[column] is not None else "-")
+
+    if not answer["groups"]:
+        return
+    _table(columns, [list(row(group)) for group in answer["groups"]])
+    if "letters" in answer:
+        columns = EACH if "what" not in columns else ["what", *EACH, "why"]
+        console.print()
+        _table(columns, [list(row(letter)) for letter in answer["letters"]])
+        if answer["not_told"]:
+            console.print(f"and {answer['not_told']} more: choose fewer to see them")
+    console.print()
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> None:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        number = column in {"count", "code", "generation", "redrives"}
+        table.add_column(
+            column.replace("_", " "), justify="right" if number else "left", overflow="fold"
+        )
+    for cells in rows:
+        table.add_row(*map(escape, cells))
+    console.print(table)
+
+
+def _letters(answer: Json, fate: str) -> str:
+    count = sum(group["count"] for group in answer["groups"] if group["fate"] == fate)
+    return f"{count} of {answer['looked_at']} dead letters"
+
+
+def _beside(answer: Json) -> str:
+    if not answer["hidden"]:
+        return ""
+    return (
+        f"; about {answer['hidden']} more are being looked at by somebody else, or were by a run"
+        " that broke off: they can be seen again within two minutes"
+    )
+
+
+def _ago(at: str) -> str:
+    seconds = max(0, time.time() - datetime.fromisoformat(at).timestamp())
+    for unit, name in ((86_400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= 2 * unit:
+            return f"{seconds // unit:.0f}{name} ago"
+    return f"{seconds:.0f}s ago"
+
+
+def _seconds(text: str) -> int:
+    match = re.fullmatch(r"(\d{1,9})([smhd])", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no age: write it as in 90s, 30m, 2h or 3d")
+    return int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]]
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+type _Command = tuple[
+    Callable[[Stack, argparse.Namespace], int], Callable[[argparse.ArgumentParser], None]
+]
+# One function per command, and one that adds its arguments.
+COMMANDS: dict[str, _Command] = {
+    "failures": (failures, _selection_arguments),
+    "redrive": (redrive, _redrive_arguments),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; 0 if all went well."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(_stack(options), options))
+    except CommandError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    where = argparse.ArgumentParser(add_help=False)
+    group = where.add_argument_group("which stack")
+    add = group.add_argument
+    add("--stack", metavar="NAME", help="a deployed stack; without it the local one of `make run`")
+    add("--profile", help="the AWS profile for it")
+    add("--region", help="the AWS region that it is in")
+    add(
+        "--port-base",
+        metavar="N",
+        type=int,
+        default=LOCAL_PORT,
+        help="where the local stack listens (default %(default)s)",
+    )
+    parser = argparse.ArgumentParser(prog="python -m functions", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (run, add_arguments) in COMMANDS.items():
+        command = commands.add_parser(
+            name, parents=[where], help=run.__doc__, description=run.__doc__
+        )
+        add_arguments(command)
+        command.set_defaults(run=run)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
