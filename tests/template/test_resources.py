@@ -130,6 +130,7 @@ def test_outputs_name_what_operators_paste(template: Template) -> None:
         "RequestsQueueUrl",
         "RequestsQueueArn",
         "DeadLettersQueueUrl",
+        "IdentitiesTableName",
         "LedgerTableName",
         "BotsSecretArn",
         "SendNotificationLogGroup",
