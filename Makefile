@@ -10,7 +10,7 @@ PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export SAM_CLI_TELEMETRY := 0
 
-.PHONY: help setup run failures redrive test unit integration faults faults-short template e2e check audit format schemas lock build clean
+.PHONY: help setup run failures redrive pause resume check-bot restore-ledger test unit integration faults faults-short template e2e check audit format schemas lock build clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
@@ -41,6 +41,15 @@ failures: setup ## what lies on the dead-letter queue (STACK=name: of a deployed
 
 redrive: setup ## put dead letters back; without ARGS=--execute a dry run (STACK=name; ARGS=--help)
 	@$(PYTHON) -m functions redrive $(STACK_OPTION) $(ARGS)
+
+pause: ## keep a bot still (BOT=name; STACK=name)
+resume: ## let a paused bot go on (BOT=name; STACK=name)
+check-bot: ## try a bot's key, URL and channel (BOT=name; STACK=name)
+pause resume check-bot: setup
+	@$(PYTHON) -m functions $@ $(BOT) $(STACK_OPTION)
+
+restore-ledger: setup ## copy what the ledger lacks from a restored table (FROM=table; STACK=name)
+	@$(PYTHON) -m functions restore-ledger $(FROM) $(STACK_OPTION)
 
 test: check unit integration faults-short template e2e ## everything that CI runs
 

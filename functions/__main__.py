@@ -1,7 +1,7 @@
 """The operator's commands: `python -m functions COMMAND`, or `make COMMAND`.
 
-They invoke a function of a stack with `sam remote invoke` and show its answer as a table: of the
-local stack that `make run` keeps up, or with --stack of a deployed one.
+They speak to the local stack that `make run` keeps up, or with --stack to a deployed one: invoke a
+function with `sam remote invoke` and show its answer as a table, or see to tables and secret.
 """
 
 import argparse
@@ -17,11 +17,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "layers/notifier"))
+
+from functions import upkeep  # noqa: E402 - the package has to be found first
+
 SAM = str(ROOT / ".venv-sam/bin/sam")
 # Where `make run` keeps the local stack.
 LOCAL_STACK = "blip-notifier"
@@ -39,15 +45,33 @@ class CommandError(Exception):
 
 @dataclass(frozen=True)
 class Stack:
-    """A stack whose functions can be invoked.
+    """A stack whose functions can be invoked, and whose resources can be reached.
 
     Attributes:
+        name: CloudFormation's.
         arguments: what tells SAM CLI which stack it is.
         environment: likewise.
+        session: boto3's, likewise.
+        endpoint: the local AWS's; None for AWS itself.
     """
 
+    name: str
     arguments: tuple[str, ...]
     environment: dict[str, str] = field(repr=False)
+    session: boto3.Session
+    endpoint: str | None = None
+
+    def client(self, service: str) -> Any:
+        """Give boto3's client of a service, where the stack is."""
+        return self.session.client(service, endpoint_url=self.endpoint)  # type: ignore[call-overload] # any
+
+    def physical_id(self, logical_id: str) -> str:
+        """Give what AWS calls a resource."""
+        answer = self.client("cloudformation").describe_stack_resource(
+            StackName=self.name, LogicalResourceId=logical_id
+        )
+        physical_id: str = answer["StackResourceDetail"]["PhysicalResourceId"]
+        return physical_id
 
     def invoke(self, function: str, event: Json) -> Json:
         """Invoke the released version of a function, by its logical id; give its answer.
@@ -91,10 +115,12 @@ def _stack(options: argparse.Namespace) -> Stack:
         for name in ("profile", "region"):
             if value := getattr(options, name):
                 arguments += [f"--{name}", value]
-        return Stack(tuple(arguments), environment)
+        session = boto3.Session(profile_name=options.profile, region_name=options.region)
+        return Stack(options.stack, tuple(arguments), environment, session)
     # No credentials and no profile of this machine: nothing can reach an account.
+    endpoint = f"http://127.0.0.1:{options.port_base}"
     environment = {k: v for k, v in environment.items() if not k.startswith("AWS_")} | {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{options.port_base}",
+        "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "local",
         "AWS_SECRET_ACCESS_KEY": "local",
         "AWS_CONFIG_FILE": os.devnull,
@@ -102,7 +128,9 @@ def _stack(options: argparse.Namespace) -> Stack:
         "NO_PROXY": "127.0.0.1",
         "no_proxy": "127.0.0.1",
     }
-    return Stack(("--stack-name", LOCAL_STACK, "--region", LOCAL_REGION), environment)
+    arguments = ["--stack-name", LOCAL_STACK, "--region", LOCAL_REGION]
+    session = boto3.Session("local", "local", region_name=LOCAL_REGION)
+    return Stack(LOCAL_STACK, tuple(arguments), environment, session, endpoint)
 
 
 # --- failures and redrive -------------------------------------------------------------------------
@@ -276,6 +304,49 @@ def _seconds(text: str) -> int:
     return int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]]
 
 
+# --- upkeep ---------------------------------------------------------------------------------------
+
+
+def pause(stack: Stack, options: argparse.Namespace) -> int:
+    """Let nothing of a bot be looked up, sent or asked until it is resumed."""
+    upkeep.pause(stack, options.bot)
+    console.print(f"{options.bot} is paused: its requests wait, at no cost, for a week at most")
+    return 0
+
+
+def resume(stack: Stack, options: argparse.Namespace) -> int:
+    """Let a paused bot work again."""
+    upkeep.resume(stack, options.bot)
+    console.print(f"{options.bot} goes on: its requests come by within 15 minutes")
+    return 0
+
+
+def check_bot(stack: Stack, options: argparse.Namespace) -> int:
+    """Try a bot's entry in the secret, its key, URL and channel; nothing is looked up or sent."""
+    findings = upkeep.check_bot(stack, options.bot)
+    marks = {True: "✓", False: "✗", None: "-"}
+    _table(["what", "", "found"], [[f.what, marks[f.good], f.detail] for f in findings])
+    return 0 if all(finding.good for finding in findings) else 1
+
+
+def restore_ledger(stack: Stack, options: argparse.Namespace) -> int:
+    """Copy from a restored table what the ledger lacks; what it has is newer and stays."""
+    read = copied = 0
+    for read, copied in upkeep.restore_ledger(stack, options.table):
+        print(f"\r{read} items read, {copied} copied", end="", file=sys.stderr)
+    print(file=sys.stderr)
+    console.print(f"{copied} of {read} items were lacking in the ledger and are back")
+    return 0
+
+
+def _bot_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bot", help="its name in the bots' secret")
+
+
+def _table_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("table", help="the name of the restored table")
+
+
 # --- the command line -----------------------------------------------------------------------------
 
 type _Command = tuple[
@@ -285,6 +356,10 @@ type _Command = tuple[
 COMMANDS: dict[str, _Command] = {
     "failures": (failures, _selection_arguments),
     "redrive": (redrive, _redrive_arguments),
+    "pause": (pause, _bot_argument),
+    "resume": (resume, _bot_argument),
+    "check-bot": (check_bot, _bot_argument),
+    "restore-ledger": (restore_ledger, _table_argument),
 }
 
 
@@ -293,7 +368,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(_stack(options), options))
-    except CommandError as error:
+    except EndpointConnectionError as error:
+        hint = "" if options.stack else ": start it with `make run`, or name one with --stack"
+        print(f"error: {error}{hint}", file=sys.stderr)
+    except (CommandError, upkeep.UpkeepError, BotoCoreError, ClientError) as error:
         print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -1,0 +1,136 @@
+"""What an operator does to a stack's tables and secret, with rights of their own."""
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from notifier.aws.pacing import DynamoDbPacing
+from notifier.aws.table import Table
+from notifier.blip.client import BlipClient
+from notifier.bots import Bot, BotsSecretError, BrokenBot, parse_bots
+from notifier.failures import Failure
+
+
+class Resources(Protocol):
+    """A stack's resources, by their logical ids."""
+
+    def client(self, service: str) -> Any:
+        """Give boto3's client of a service, where the stack is."""
+
+    def physical_id(self, logical_id: str) -> str:
+        """Give what AWS calls a resource."""
+
+
+class UpkeepError(Exception):
+    """It cannot be done. The text tells a person why."""
+
+
+def pause(stack: Resources, bot: str) -> None:
+    """Let nothing of a bot be looked up, sent or asked until it is resumed.
+
+    Raises:
+        UpkeepError: there is no such bot.
+    """
+    _entry(stack, bot)
+    _pacing(stack).pause(bot)
+
+
+def resume(stack: Resources, bot: str) -> None:
+    """Let a paused bot work again.
+
+    Raises:
+        UpkeepError: there is no such bot.
+    """
+    _entry(stack, bot)
+    _pacing(stack).resume(bot)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was tried of a bot.
+
+    Attributes:
+        good: None where it could not be tried.
+        detail: what was found, in a sentence without any value of the secret.
+    """
+
+    what: str
+    good: bool | None
+    detail: str
+
+
+def check_bot(stack: Resources, name: str) -> list[Finding]:
+    """Try a bot's entry, key, URL and channel. Nothing is looked up and nothing is sent.
+
+    Raises:
+        UpkeepError: there is no such bot.
+    """
+    bot = _entry(stack, name)
+    if isinstance(bot, BrokenBot):
+        nothing = [Finding(what, None, "") for what in ("key and URL", "WhatsApp channel")]
+        return [Finding("entry in the secret", good=False, detail=bot.problem), *nothing]
+    plan = f"{bot.messages_per_second:g} messages and {bot.commands_per_second:g} commands a second"
+    entry = Finding("entry in the secret", good=True, detail=f"{plan}, receipts by {bot.receipts}")
+    with closing(BlipClient(1, 10.0)) as blip:
+        return [entry, _answers(blip, bot), _has_channel(blip, bot)]
+
+
+def restore_ledger(stack: Resources, source: str) -> Iterator[tuple[int, int]]:
+    """Copy from a restored table what the ledger lacks; what it has is newer and stays.
+
+    Gives, again and again, how many items were read and how many of them were lacking.
+    """
+    dynamodb, ledger = stack.client("dynamodb"), stack.physical_id("LedgerTable")
+    read = copied = 0
+    for page in dynamodb.get_paginator("scan").paginate(TableName=source, ConsistentRead=True):
+        for item in page["Items"]:
+            read += 1
+            try:
+                dynamodb.put_item(
+                    TableName=ledger,
+                    Item=item,
+                    ConditionExpression="attribute_not_exists(#key)",
+                    ExpressionAttributeNames={"#key": "key"},
+                )
+            except dynamodb.exceptions.ConditionalCheckFailedException:
+                continue
+            copied += 1
+        yield read, copied
+
+
+def _entry(stack: Resources, name: str) -> Bot | BrokenBot:
+    secret = stack.physical_id("BotsSecret")
+    answer = stack.client("secretsmanager").get_secret_value(SecretId=secret)
+    try:
+        bots = parse_bots(answer["SecretString"])
+    except BotsSecretError as error:
+        raise UpkeepError(str(error)) from None
+    if name not in bots:
+        known = ", ".join(sorted(bots)) or "none"
+        raise UpkeepError(f"the bots' secret has no entry {name!r}; it has {known}")
+    return bots[name]
+
+
+def _pacing(stack: Resources) -> DynamoDbPacing:
+    table = Table(stack.client("dynamodb"), stack.physical_id("IdentitiesTable"))
+    return DynamoDbPacing(table, time.time)
+
+
+def _answers(blip: BlipClient, bot: Bot) -> Finding:
+    try:
+        blip.ping(bot)
+    except Failure as failure:
+        return Finding("key and URL", good=False, detail=failure.detail)
+    return Finding("key and URL", good=True, detail=f"{bot.base_url} answers this key")
+
+
+def _has_channel(blip: BlipClient, bot: Bot) -> Finding:
+    try:
+        templates = blip.templates(bot)
+    except Failure as failure:
+        return Finding("WhatsApp channel", good=False, detail=failure.detail)
+    approved = sum(status == "APPROVED" for _, _, status in templates)
+    detail = f"{approved} of {len(templates)} templates are approved"
+    return Finding("WhatsApp channel", good=bool(approved), detail=detail)
