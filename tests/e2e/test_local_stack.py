@@ -311,6 +311,21 @@ def test_dead_letters_stay_on_their_queue_as_they_came(stack: LocalStack, tmp_pa
     assert list(seen.values()).count(marked) == 2
 
 
+def test_a_second_deploy_replaces_nothing(port_base: int) -> None:
+    with LocalStack(port_base=port_base) as stack:
+        resources = stack.resources
+        bots = stack.aws.secrets.get_secret_value(SecretId=resources["BotsSecret"])
+
+        stack.deploy()
+        assert stack.resources == resources
+
+        stack.deploy(Release="another")
+        assert stack.resources == resources
+        # The real keys outlive every deploy.
+        again = stack.aws.secrets.get_secret_value(SecretId=resources["BotsSecret"])
+        assert again["SecretString"] == bots["SecretString"]
+
+
 def test_a_dead_letter_rings_its_alarm_and_no_other(stack: LocalStack, tmp_path: Path) -> None:
     publish(stack, tmp_path, request(bot="no-such-bot"))
 

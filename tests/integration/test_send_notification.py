@@ -552,6 +552,27 @@ def test_a_look_up_that_hangs_delays_nobody(stack: Stack, monkeypatch: pytest.Mo
     assert len(stack.aws.dead_letters()) == 1
 
 
+def test_a_status_of_a_newer_release_is_left_alone(stack: Stack) -> None:
+    """During a canary, and after a rollback, two releases share the ledger."""
+    body = request(id="order-1")
+    stack.deliver(body)
+    (item,) = stack.aws.ledger()
+    stack.aws.dynamodb.update_item(
+        TableName="ledger",
+        Key={"key": {"S": item["key"]}},
+        UpdateExpression="SET #status = :newer, something_else = :newer",
+        ExpressionAttributeNames={"#status": "status"},
+        ExpressionAttributeValues={":newer": {"S": "teleported"}},
+    )
+
+    assert stack.deliver(body) == [json.dumps(body)]
+
+    assert len(stack.blip.inbox()) == 1
+    assert statuses(stack) == {"order-1": "teleported"}
+    assert stack.aws.dead_letters() == []
+    assert all(30 <= seconds <= 60 for seconds in hidden(stack))
+
+
 @pytest.mark.parametrize("step", ["start_sending", "settle_sent"])
 def test_a_crash_in_one_thread_hurts_one_record(
     stack: Stack, monkeypatch: pytest.MonkeyPatch, step: str, log: io.StringIO

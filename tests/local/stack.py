@@ -239,12 +239,7 @@ class LocalStack:
             self.ministack = self._cleanup.enter_context(Ministack(self._port_base, self.home))
         self.home.mkdir(parents=True, exist_ok=True)
         self.aws = Aws(self.ministack.url if self.ministack else str(self._aws_url))
-        with _built(self._parameters["Architecture"], self.home, self._tell) as template:
-            content = yaml.safe_load(template.read_text())
-            self._check_parameters(content["Parameters"])
-            self._tell("deploying the template")
-            self._deploy(template)
-        self._find_resources()
+        content = self.deploy()
         if self.simulator:
             self._send_receipts_here(self.simulator)
         self._finish_tables(content)
@@ -255,6 +250,17 @@ class LocalStack:
         if self.ministack:
             metrics = Metrics(self.aws, content, self.resources, self.ministack.log)
             self._cleanup.enter_context(metrics)
+
+    def deploy(self, **parameters: str) -> dict[str, Any]:
+        """Deploy the template, with other values for some parameters; give what was deployed."""
+        self._parameters |= parameters
+        with _built(self._parameters["Architecture"], self.home, self._tell) as template:
+            content: dict[str, Any] = yaml.safe_load(template.read_text())
+            self._check_parameters(content["Parameters"])
+            self._tell("deploying the template")
+            self._deploy(template)
+        self._find_resources()
+        return content
 
     def ringing(self) -> dict[str, str]:
         """Give the alarms that ring, by logical id, each with its description."""

@@ -139,13 +139,16 @@ def test_a_function_is_told_what_its_settings_read_and_no_more(
     template: Template, function: str
 ) -> None:
     variables = template.properties(function)["Environment"]["Variables"]
-    own = {name for name in variables if not name.startswith("POWERTOOLS_")}
+    every = {name for name in variables if name.startswith("POWERTOOLS_")} | {"RELEASE"}
+    own = variables.keys() - every
 
     assert own == {field.name.upper() for field in fields(SETTINGS[function])}
-    assert {name: variables[name] for name in variables.keys() - own} == {
+    assert {name: variables[name] for name in every} == {
         "POWERTOOLS_SERVICE_NAME": telemetry.SERVICE,
         "POWERTOOLS_METRICS_NAMESPACE": telemetry.NAMESPACE,
         "POWERTOOLS_LOG_LEVEL": "INFO",
+        # Lambda publishes no version of what did not change: this does, with each release.
+        "RELEASE": {"Ref": "Release"},
     }
 
 
@@ -169,7 +172,7 @@ def test_the_settings_accept_whatever_the_parameters_do(
     assert {name: str(value) for name, value in asdict(settings).items()} == {
         name.lower(): value
         for name, value in environment.items()
-        if not name.startswith("POWERTOOLS_")
+        if not name.startswith("POWERTOOLS_") and name != "RELEASE"
     }
 
 

@@ -79,6 +79,11 @@ class RedriveFailuresSettings:
     dead_letters_queue_url: str
 
 
+def release() -> str:
+    """Name the release that runs."""
+    return os.environ.get("RELEASE", "unknown")
+
+
 def read[Settings: "DataclassInstance"](
     kind: type[Settings], environment: Mapping[str, str] = os.environ
 ) -> Settings:

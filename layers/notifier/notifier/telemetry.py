@@ -16,11 +16,13 @@ from collections.abc import Iterable
 from aws_lambda_powertools.logging import Logger
 from aws_lambda_powertools.metrics import Metrics, MetricUnit, single_metric
 
+from notifier.settings import release
+
 SERVICE = "notifier"
 NAMESPACE = "BlipNotifier"
 
 # The modules log to children of `notifier`, the package's logger: its form and level hold for all.
-logger = Logger(service=SERVICE)
+logger = Logger(service=SERVICE, release=release())
 metrics = Metrics(service=SERVICE, namespace=NAMESPACE)
 
 
