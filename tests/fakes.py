@@ -21,6 +21,7 @@ from notifier.lifecycle import UNDELIVERED, Status, before
 from notifier.phone import mask
 from notifier.receipts import Receipts
 from notifier.records import (
+    Account,
     BotState,
     Claim,
     ClaimLost,
@@ -125,7 +126,46 @@ class FakeLedger:
 
     def read(self, key: str) -> Standing | None:
         item = self._table.get(key)
-        return _standing(item) if item else None
+        return None if not item or "forgotten" in item else _standing(item)
+
+    def account(self, bot: str, notification_id: str) -> Account | None:
+        item = self._table.get(ledger_key(bot, notification_id))
+        if not item or item["expires_at"] <= round(self._now()):
+            return None
+        return _account(bot, notification_id, item)
+
+    def cancel(self, bot: str, notification_id: str) -> Account:
+        now = self._now()
+
+        def free(item: Item) -> bool:
+            if not item:
+                return True
+            if item["status"] == Status.CANCELLED:
+                return False
+            if item["expires_at"] <= round(now):
+                return True
+            match item["status"]:
+                case Status.CLAIMED:
+                    return int(item["lease_until"]) < _ms(now)
+                case Status.FAILED:
+                    return bool(item.get("postponed") == item["generation"])
+                case status:
+                    return bool(status == Status.RETRYING)
+
+        def take_back(item: Item) -> None:
+            for name in (
+                "token", "lease_until", "request", "reason", "code", "in_flight_until", "postponed",
+            ):  # fmt: skip
+                item.pop(name, None)
+            item |= {"id": notification_id, "bot": bot, "expires_at": round(now) + 45 * 86_400}
+            for name, value in (
+                ("attempts", 0), ("metadata", {}), ("generation", 0), ("created_at", _ms(now)),
+            ):  # fmt: skip
+                item.setdefault(name, value)
+            self._event(item, Status.CANCELLED, item["generation"])
+
+        _, item = self._table.update(ledger_key(bot, notification_id), free, take_back)
+        return _account(bot, notification_id, item)
 
     def claim(
         self, notification: Notification, status: Status, lease_until: float
@@ -141,7 +181,7 @@ class FakeLedger:
                 return True
             if item["expires_at"] <= round(now):
                 return False
-            if item["content_hash"] != notification.content_hash:
+            if item.get("content_hash") != notification.content_hash:
                 return False
             if item["status"] == Status.CLAIMED:
                 return int(item["lease_until"]) < _ms(now)
@@ -177,7 +217,7 @@ class FakeLedger:
 
         taken, found = self._table.update(notification.key, free, take)
         if not taken:
-            lapsed = found["expires_at"] <= round(now)
+            lapsed = found["expires_at"] <= round(now) and found["status"] != Status.CANCELLED
             redriven = found["status"] in UNDELIVERED and found["generation"] == asked
             if lapsed or redriven:
                 as_found = found
@@ -261,6 +301,8 @@ class FakeLedger:
 
         def news(item: Item) -> bool:
             current = item.get("generation") == receipt.generation
+            if "forgotten" in item:
+                return False
             return (current or delivered) and item.get("status") in before(receipt.status)
 
         def move(item: Item) -> None:
@@ -340,22 +382,45 @@ def _standing(item: Item) -> Standing:
     sending = item["status"] == Status.SENDING
     return Standing(
         key=item["key"],
-        notification_id=item["id"],
-        bot=item["bot"],
+        notification_id=item.get("id", ""),
+        bot=item.get("bot", ""),
         status=Status(item["status"]),
         generation=item["generation"],
-        content_hash=item["content_hash"],
-        attempts=item["attempts"],
+        content_hash=item.get("content_hash", ""),
+        attempts=item.get("attempts", 0),
         lease_until=lease_until,
         in_flight_until=lease_until if sending else item.get("in_flight_until", 0) / 1000,
-        template=item["template"],
+        template=item.get("template", ""),
         body=item.get("request", ""),
         reason=Reason(item["reason"]) if item.get("reason") else None,
         postponed=item.get("postponed", 0),
         redrives=item.get("redrives", 0),
-        metadata=item["metadata"],
+        metadata=item.get("metadata", {}),
+        forgotten="forgotten" in item,
         correlation_id=item.get("correlation_id"),
         sent_at=_sent_at(item),
+    )
+
+
+def _account(bot: str, notification_id: str, item: Item) -> Account:
+    return Account(
+        notification_id=notification_id,
+        bot=bot,
+        status=Status(item["status"]),
+        generation=item["generation"],
+        attempts=item.get("attempts", 0),
+        timeline=tuple(
+            (Status(status), generation, at / 1000)
+            for status, generation, at in item.get("timeline", ())
+        ),
+        created_at=item["created_at"] / 1000 if "created_at" in item else None,
+        updated_at=item["updated_at"] / 1000,
+        template=item.get("template"),
+        recipient=item.get("recipient"),
+        reason=Reason(item["reason"]) if item.get("reason") else None,
+        code=item.get("code"),
+        metadata=item.get("metadata", {}),
+        correlation_id=item.get("correlation_id"),
     )
 
 

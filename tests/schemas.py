@@ -1,4 +1,4 @@
-"""Writes events/schema from the models: `python -m tests.schemas`, or `--check` to compare only.
+"""Writes events/schema and events/openapi.yaml from the models; `--check` only compares.
 
 The models stay free of prose for it: a class's docstring and its `Attributes` become descriptions.
 """
@@ -10,20 +10,26 @@ import sys
 from collections.abc import Iterator
 from inspect import cleandoc
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "layers" / "notifier"))
+
+import yaml
+from aws_lambda_powertools.event_handler.openapi.models import APIKey, License, Server
 
 from notifier import request
 from notifier.aws.events import DETAIL_TYPE, SOURCE
 from notifier.bots import NAME_PATTERN
 from notifier.failures import Reason
 from notifier.lifecycle import SENT_OR_LATER, UNDELIVERED, Status
+from notifier.notifications import Notifications
+from notifier.runtime.answering import GetNotification
 
 type Json = dict[str, Any]
 
 EVENTS = Path(__file__).parent.parent / "events"
 FOLDER = EVENTS / "schema"
+OPENAPI = "openapi.yaml"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 # Samples that show the most of the request, for whoever reads the schema in a viewer.
 EXAMPLES = ("05-quick-reply.json", "04-document.json", "10-named-parameters.json")
@@ -73,7 +79,9 @@ def maybe(kind: str, description: str, **rules: Any) -> Json:
 
 
 def status_event_schema() -> Json:
-    told = [status for status in Status if status in SENT_OR_LATER | UNDELIVERED]
+    told = [
+        status for status in Status if status in {*SENT_OR_LATER, *UNDELIVERED, Status.CANCELLED}
+    ]
     detail = {
         "type": "object",
         "title": "Detail",
@@ -211,8 +219,59 @@ def dead_letter_schema() -> Json:
     }
 
 
+def openapi() -> Json:
+    """Describe what producers may ask over HTTP: Powertools' resolver knows its own routes."""
+    nobody = cast("Any", None)
+    resolver = GetNotification(Notifications(nobody, nobody)).resolver
+    document: Json = json.loads(
+        resolver.get_openapi_json_schema(
+            title="BLiP notifier",
+            version="1.0.0",
+            description=(
+                "Where is my notification? And taking it back. Sign requests with AWS Signature"
+                " Version 4 for the service execute-api; README.md shows how."
+            ),
+            license_info=License(name="MIT"),
+            servers=[
+                Server(
+                    url="https://{api}.execute-api.{region}.amazonaws.com",
+                    description="The stack's output `NotificationsUrl`, without its path.",
+                    variables={
+                        "api": {"default": "api", "description": "AWS chooses it."},
+                        "region": {
+                            "default": "sa-east-1",
+                            "description": "Where the stack is deployed.",
+                        },
+                    },
+                )
+            ],
+            security_schemes={
+                "iam": APIKey.model_validate(
+                    {
+                        "in": "header",
+                        "name": "Authorization",
+                        "description": "AWS Signature Version 4.",
+                        "x-amazon-apigateway-authtype": "awsSigv4",
+                    }
+                )
+            },
+            security=[{"iam": []}],
+        )
+    )
+    for path in document["paths"].values():
+        for operation in path.values():
+            del operation["responses"]["422"]  # Powertools' own; we answer 400
+    models = document["components"]["schemas"]
+    for name in [name for name in models if name.endswith("ValidationError")]:
+        del models[name]
+    for model in models.values():
+        if "properties" in model:
+            _describe(model)
+    return document
+
+
 def files() -> dict[str, str]:
-    """Give every generated file by its name, as it should be."""
+    """Give every generated schema by its name, as it should be."""
     schemas = {
         "request.schema.json": request_schema(),
         "dead-letter.schema.json": dead_letter_schema(),
@@ -224,9 +283,16 @@ def files() -> dict[str, str]:
     }
 
 
+def openapi_text() -> str:
+    return yaml.safe_dump(openapi(), sort_keys=False, allow_unicode=True, width=100)
+
+
 def drifted(folder: Path = FOLDER) -> Iterator[str]:
-    """Name what in the folder is not what the models say."""
+    """Name what in the folder, or beside it, is not what the models say."""
     expected = files()
+    beside = folder.parent / OPENAPI
+    if not beside.is_file() or beside.read_text(encoding="utf-8") != openapi_text():
+        yield f"{beside}: is not what the models say; run `make schemas`"
     for name, text in expected.items():
         path = folder / name
         if not path.is_file():
@@ -248,6 +314,7 @@ def main(arguments: list[str] | None = None) -> int:
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name, text in files().items():
         (FOLDER / name).write_text(text, encoding="utf-8")
+    (FOLDER.parent / OPENAPI).write_text(openapi_text(), encoding="utf-8")
     return 0
 
 

@@ -1,6 +1,7 @@
 """The whole product: built, deployed into the local AWS, and fed through the requests queue."""
 
 import contextlib
+import http.client
 import json
 import signal
 import socket
@@ -12,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 
 from notifier.request import ledger_key
 from tests.local.__main__ import main
 from tests.local.blip import Simulator
 from tests.local.report import Report, as_expected, expected_reason, read_rows
-from tests.local.stack import HOST, ROOT, LocalStack, require_free, wait_until
+from tests.local.stack import HOST, REGION, ROOT, LocalStack, require_free, wait_until
 
 SAMPLES = sorted((ROOT / "events").glob("*.json"))
 COMMAND = (sys.executable, "-m", "tests.local")
@@ -351,6 +355,44 @@ def test_a_bot_that_is_shut_rings_its_alarm(stack: LocalStack) -> None:
     stack.aws.dynamodb.update_item(
         TableName=table, Key=key, UpdateExpression="REMOVE broken, probe_until"
     )
+
+
+def test_a_producer_asks_for_a_notification_and_takes_one_back(
+    stack: LocalStack, tmp_path: Path
+) -> None:
+    read, waiting = request(metadata={"order": "981"}), request()
+    assert ask(stack, "GET", read["id"], signed=False)[0] == 403
+    assert ask(stack, "DELETE", read["id"], signed=False)[0] == 403
+    assert ask(stack, "GET", read["id"]) == (404, f"bot default has no notification {read['id']}\n")
+    publish(stack, tmp_path, read)
+
+    status, answer = ask(stack, "GET", f"{read['id']}?bot=default")
+    assert (status, json.loads(answer)["status"]) == (200, "consumed")
+    assert json.loads(answer)["metadata"] == {"order": "981"}
+    assert "+5531900002000" not in answer
+    assert ask(stack, "DELETE", read["id"])[0] == 409
+
+    assert ask(stack, "DELETE", waiting["id"])[0] == 200
+    stack.aws.sqs.send_message(QueueUrl=stack.requests_queue, MessageBody=json.dumps(waiting))
+    wait_until(lambda: queue_depth(stack) == 0, 60, "the request to be taken off the queue")
+    assert inbox(stack, id=ledger_key("default", waiting["id"])) == []
+    assert json.loads(ask(stack, "GET", waiting["id"])[1])["status"] == "cancelled"
+
+
+def ask(stack: LocalStack, method: str, path: str, *, signed: bool = True) -> tuple[int, str]:
+    """Call the HTTP API as a producer does."""
+    assert stack.ministack
+    port = stack.ministack.port
+    host = f"{stack.resources['HttpApi']}.execute-api.localhost:{port}"
+    asked = AWSRequest(method, f"http://{host}/notifications/{path}")
+    if signed:
+        SigV4Auth(Credentials("local", "local"), "execute-api", REGION).add_auth(asked)
+    connection = http.client.HTTPConnection(HOST, port, timeout=30)
+    connection.request(method, f"/notifications/{path}", headers={"Host": host, **asked.headers})
+    answer = connection.getresponse()
+    body = answer.read().decode()
+    connection.close()
+    return answer.status, body
 
 
 def test_expired_items_are_swept_as_the_template_says(stack: LocalStack) -> None:

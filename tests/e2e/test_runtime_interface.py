@@ -493,6 +493,25 @@ def test_it_asks_for_receipts_with_the_rights_of_its_role(
     assert "AccessDenied" not in log
 
 
+def test_it_answers_producers_with_the_rights_of_its_role(
+    artefacts: Path, aws: GuardedAws, tmp_path: Path
+) -> None:
+    event = json.loads((ROOT / "events/lambda/get_notification.json").read_text(encoding="utf-8"))
+    context = event["requestContext"]
+    cancel = event | {
+        "routeKey": "DELETE /notifications/{id}",
+        "requestContext": context | {"http": context["http"] | {"method": "DELETE"}},
+    }
+
+    with function("GetNotificationFunction", artefacts, aws, tmp_path) as get_notification:
+        answers = [get_notification.invoke(each) for each in (event, cancel, event)]
+        log = get_notification.log()
+
+    assert [answer["statusCode"] for answer in answers] == [404, 200, 200]
+    assert json.loads(answers[-1]["body"])["status"] == "cancelled"
+    assert "AccessDenied" not in log
+
+
 # Used by Lambda itself.
 OF_THE_POLLER = {"sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes"}
 OF_THE_LOGS = {"logs:CreateLogStream", "logs:PutLogEvents"}

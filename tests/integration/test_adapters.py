@@ -30,6 +30,7 @@ from notifier.bots import Bot, Bots, BotsSecretError, BrokenBot
 from notifier.failures import Reason
 from notifier.lifecycle import SENT_OR_LATER, UNDELIVERED, Status
 from notifier.records import (
+    Account,
     BotState,
     Claim,
     ClaimLost,
@@ -220,6 +221,9 @@ def bring_to(backend: Backend, notification: Notification, status: Status) -> No
             ledger.release(taken, attempted=True)
         case Status.UNKNOWN:
             ledger.settle_unknown(taken)
+        case Status.CANCELLED:
+            ledger.release(taken, attempted=True)
+            ledger.cancel(notification.request.bot, notification.request.id)
         case Status.FAILED | Status.REJECTED | Status.EXPIRED:
             ledger.end(taken, status, Reason.REJECTED, 21)
         case _:
@@ -446,10 +450,10 @@ def test_after_its_time_to_live_an_id_is_free_again(
     backend: Backend, asked: int | None, generation: int
 ) -> None:
     """DynamoDB's sweep comes up to two days late: the condition itself looks at the clock."""
-    for status in Status:
+    for status in sorted(set(Status) - {Status.CANCELLED}):
         bring_to(backend, a_notification(id=status), status)
     backend.clock.advance(45 * DAY)
-    for status in Status:
+    for status in sorted(set(Status) - {Status.CANCELLED}):
         other = of_generation(a_notification(id=status, to="+5531988887777"), asked)
 
         again = claimed(backend, other)
@@ -825,6 +829,185 @@ def test_a_failed_receipt_ends_its_own_generation(backend: Backend) -> None:
     assert item["postponed"] == 1
 
 
+# --- The ledger: taking back, and telling ---------------------------------------------------------
+
+
+def cancel(backend: Backend, notification: Notification) -> Account:
+    account = backend.ledger().cancel(notification.request.bot, notification.request.id)
+    assert isinstance(account, Account)
+    return account
+
+
+def test_a_notification_that_has_not_come_yet_is_cancelled_in_advance(backend: Backend) -> None:
+    notification = a_notification()
+
+    account = cancel(backend, notification)
+
+    now = backend.clock.now()
+    assert (account.status, account.generation, account.attempts) == (Status.CANCELLED, 0, 0)
+    assert (account.template, account.recipient, account.metadata) == (None, None, {})
+    assert entry(backend, notification) == {
+        "key": notification.key,
+        "id": "order-1",
+        "bot": "default",
+        "status": "cancelled",
+        "generation": 0,
+        "attempts": 0,
+        "metadata": {},
+        "timeline": [["cancelled", 0, round(now * 1000)]],
+        "created_at": round(now * 1000),
+        "updated_at": round(now * 1000),
+        "expires_at": round(now + 45 * DAY),
+    }
+
+
+def test_what_waits_for_its_next_attempt_is_cancelled(backend: Backend) -> None:
+    notification = a_notification(metadata={"order": "981"})
+    bring_to(backend, notification, Status.RETRYING)
+    backend.clock.advance(DAY)
+
+    account = cancel(backend, notification)
+
+    assert (account.status, account.generation) == (Status.CANCELLED, 1)
+    assert (account.template, account.metadata) == ("order_shipped", {"order": "981"})
+    assert [status for status, *_ in account.timeline] == [Status.RETRYING, Status.CANCELLED]
+    item = entry(backend, notification)
+    assert "request" not in item
+    assert item["expires_at"] == round(backend.clock.now() + 45 * DAY)
+
+
+def test_what_was_abandoned_is_cancelled_and_nothing_is_sent_under_the_old_claim(
+    backend: Backend,
+) -> None:
+    notification = a_notification()
+    abandoned = claimed(backend, notification, Status.CLAIMED)
+    assert cancel(backend, notification).status is Status.CLAIMED
+    backend.clock.advance(LEASE + 1)
+
+    assert cancel(backend, notification).status is Status.CANCELLED
+
+    with pytest.raises(ClaimLost):
+        backend.ledger().start_sending(abandoned, backend.clock.now() + LEASE)
+    assert entry(backend, notification)["status"] == "cancelled"
+
+
+def test_what_was_put_back_because_of_a_rate_limit_is_cancelled(backend: Backend) -> None:
+    notification, ledger = a_notification(), backend.ledger()
+    bring_to(backend, notification, Status.SENT)
+    failed = Receipt(notification.key, 1, Status.FAILED, code=131056)
+    assert ledger.fail(failed, Reason.UNDELIVERED, postponed=True)
+
+    account = cancel(backend, notification)
+
+    assert (account.status, account.reason, account.code) == (Status.CANCELLED, None, None)
+    found = claim(backend, of_generation(notification, 1))
+    assert isinstance(found, Standing)
+    assert found.status is Status.CANCELLED
+
+
+@pytest.mark.parametrize(
+    "status", sorted(set(Status) - {Status.RETRYING, Status.CLAIMED, Status.CANCELLED})
+)
+def test_what_has_gone_out_or_may_or_has_ended_is_not_cancelled(
+    backend: Backend, status: Status
+) -> None:
+    notification = a_notification()
+    bring_to(backend, notification, status)
+    before = entry(backend, notification)
+    backend.clock.advance(LEASE + 1)
+
+    assert cancel(backend, notification).status is status
+    assert entry(backend, notification) == before
+
+
+def test_cancelling_twice_is_cancelling_once(backend: Backend) -> None:
+    notification = a_notification()
+    bring_to(backend, notification, Status.RETRYING)
+    once = cancel(backend, notification)
+    backend.clock.advance(DAY)
+
+    assert cancel(backend, notification) == once
+
+
+@pytest.mark.parametrize("in_advance", [True, False])
+@pytest.mark.parametrize("generation", [None, 0, 1, 2])
+@pytest.mark.parametrize("days", [0, 44, 46])
+def test_what_was_cancelled_is_claimed_by_nobody(
+    backend: Backend, in_advance: bool, generation: int | None, days: int
+) -> None:
+    notification = a_notification()
+    if not in_advance:
+        bring_to(backend, notification, Status.RETRYING)
+    cancel(backend, notification)
+    backend.clock.advance(days * DAY)
+
+    for content in (notification, a_notification(to="+5531988887777")):
+        found = claim(backend, of_generation(content, generation), Status.SENDING)
+        assert isinstance(found, Standing)
+        assert (found.status, found.forgotten) == (Status.CANCELLED, False)
+
+
+def test_an_id_that_has_outlived_its_time_is_cancelled_in_advance(backend: Backend) -> None:
+    notification = a_notification()
+    bring_to(backend, notification, Status.CONSUMED)
+    backend.clock.advance(46 * DAY)
+
+    assert cancel(backend, notification).status is Status.CANCELLED
+
+
+def test_that_the_person_has_it_is_true_of_what_was_cancelled_too(backend: Backend) -> None:
+    notification, ledger = a_notification(), backend.ledger()
+    bring_to(backend, notification, Status.RETRYING)
+    cancel(backend, notification)
+
+    for status in (Status.ACCEPTED, Status.DISPATCHED, Status.FAILED):
+        assert not ledger.advance(Receipt(notification.key, 1, status))
+    assert ledger.advance(Receipt(notification.key, 1, Status.RECEIVED))
+    assert entry(backend, notification)["status"] == "received"
+
+
+def test_of_a_notification_all_is_told_but_number_and_parameters(backend: Backend) -> None:
+    notification = a_notification(metadata={"order": "981"}, correlation_id="trace-1")
+    taken_at = backend.clock.now()
+    bring_to(backend, notification, Status.RETRYING)
+    backend.clock.advance(90)
+    bring_to_send = claimed(backend, notification, Status.SENDING)
+    backend.ledger().end(bring_to_send, Status.REJECTED, Reason.REJECTED, 21)
+
+    account = backend.ledger().account("default", "order-1")
+
+    assert account == Account(
+        notification_id="order-1",
+        bot="default",
+        status=Status.REJECTED,
+        generation=1,
+        attempts=2,
+        timeline=(
+            (Status.RETRYING, 1, taken_at),
+            (Status.REJECTED, 1, backend.clock.now()),
+        ),
+        created_at=taken_at,
+        updated_at=backend.clock.now(),
+        template="order_shipped",
+        recipient="…8888",
+        reason=Reason.REJECTED,
+        code=21,
+        metadata={"order": "981"},
+        correlation_id="trace-1",
+    )
+
+
+def test_nothing_is_told_of_what_is_not_known_or_has_outlived_its_time(backend: Backend) -> None:
+    ledger = backend.ledger()
+    assert ledger.account("default", "order-1") is None
+    bring_to(backend, a_notification(), Status.SENT)
+    assert ledger.account("clinic", "order-1") is None
+    backend.clock.advance(45 * DAY - 1)
+    assert ledger.account("default", "order-1") is not None
+    backend.clock.advance(1)
+    assert ledger.account("default", "order-1") is None
+
+
 # --- The ledger: the fake and the real one, side by side ------------------------------------------
 
 
@@ -869,10 +1052,11 @@ def test_fake_and_real_ledger_cannot_be_told_apart(real: RealOnes) -> None:
     assert seen["claim: Standing"] > 5
     assert seen["start: str"] > 2
     assert seen["question: Claim"] > 0
+    assert seen["cancel: Account"] > 2
 
 
 MOVES = ["question", "advance", "fail", "start", "sent", "unknown", "release", "give back"]
-MOVES += ["end", "deny", "put back"]
+MOVES += ["end", "deny", "put back", "cancel"]
 
 
 def act(
@@ -912,6 +1096,8 @@ def act(
             return ledger.end(taken, Status.FAILED, Reason.REJECTED, None)
         case "deny":
             return ledger.deny(taken)
+        case "cancel":
+            return ledger.cancel(notification.request.bot, notification.request.id)
         case _:
             return ledger.put_back(taken)
 

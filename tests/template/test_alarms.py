@@ -26,6 +26,7 @@ ALARMS = [
     "RecordReceiptNewVersionErrorsAlarm",
     "PollReceiptsNewVersionErrorsAlarm",
     "RedriveFailuresNewVersionErrorsAlarm",
+    "GetNotificationNewVersionErrorsAlarm",
 ]
 
 

@@ -9,6 +9,7 @@ from notifier import telemetry
 from notifier.delivery import CALL_SECONDS, SETTLE_SECONDS
 from notifier.redrive import HIDDEN_SECONDS
 from notifier.settings import (
+    GetNotificationSettings,
     PollReceiptsSettings,
     ReceiveReceiptSettings,
     RecordReceiptSettings,
@@ -24,6 +25,7 @@ SETTINGS: dict[str, Any] = {
     "RecordReceiptFunction": RecordReceiptSettings,
     "PollReceiptsFunction": PollReceiptsSettings,
     "RedriveFailuresFunction": RedriveFailuresSettings,
+    "GetNotificationFunction": GetNotificationSettings,
 }
 # Nothing in the stack calls these.
 BY_OPERATORS = {"RedriveFailuresFunction"}

@@ -62,6 +62,11 @@ ROLES = {
         "RequestsQueue": {"sqs:SendMessage"},
         "RedriveFailuresLogs": {"logs:CreateLogStream", "logs:PutLogEvents"},
     },
+    "GetNotificationRole": {
+        "LedgerTable": {"dynamodb:GetItem", "dynamodb:UpdateItem"},
+        EVENT_BUS: {"events:PutEvents"},
+        "GetNotificationLogs": {"logs:CreateLogStream", "logs:PutLogEvents"},
+    },
 }
 
 
@@ -137,3 +142,35 @@ def test_a_function_may_write_to_its_own_logs_only(template: Template) -> None:
             for resource in as_list(statement["Resource"])
         ]
         assert writable == [group]
+
+
+def test_only_blip_gets_in_without_a_signature(template: Template) -> None:
+    """It cannot sign: its receipts carry a secret, which the function checks."""
+    routes = {
+        route["Properties"]["RouteKey"]: route["Properties"].get("AuthorizationType")
+        for route in template.resources("AWS::ApiGatewayV2::Route").values()
+    }
+
+    assert routes == {
+        "POST /receipts": None,
+        "GET /notifications/{id}": "AWS_IAM",
+        "DELETE /notifications/{id}": "AWS_IAM",
+    }
+
+
+def test_the_api_may_call_each_function_for_its_own_routes_only(template: Template) -> None:
+    permissions = [
+        permission["Properties"]
+        for permission in template.resources("AWS::Lambda::Permission").values()
+        if permission["Properties"]["Principal"] == "apigateway.amazonaws.com"
+    ]
+
+    assert {
+        logical_id(template.properties(logical_id(p["FunctionName"]))["FunctionName"]): p[
+            "SourceArn"
+        ]["Fn::Sub"].partition("${HttpApi}")[2]
+        for p in permissions
+    } == {
+        "ReceiveReceiptFunction": "/*/POST/receipts",
+        "GetNotificationFunction": "/*/*/notifications/*",
+    }

@@ -8,28 +8,28 @@ from tests.template.transformed import Template
 
 EXPECTED = {
     "AWS::ApiGatewayV2::Api": 1,
-    "AWS::ApiGatewayV2::Integration": 1,
-    "AWS::ApiGatewayV2::Route": 1,
+    "AWS::ApiGatewayV2::Integration": 2,
+    "AWS::ApiGatewayV2::Route": 3,
     "AWS::ApiGatewayV2::Stage": 1,
-    "AWS::CloudWatch::Alarm": 14,
+    "AWS::CloudWatch::Alarm": 15,
     "AWS::CloudWatch::Dashboard": 1,
     "AWS::DynamoDB::Table": 2,
     "AWS::Events::Rule": 1,
-    "AWS::IAM::Role": 5,
-    "AWS::Lambda::Alias": 5,
+    "AWS::IAM::Role": 6,
+    "AWS::Lambda::Alias": 6,
     "AWS::Lambda::EventSourceMapping": 2,
-    "AWS::Lambda::Function": 5,
+    "AWS::Lambda::Function": 6,
     "AWS::Lambda::LayerVersion": 2,
-    "AWS::Lambda::Permission": 2,
-    "AWS::Lambda::Version": 5,
-    "AWS::Logs::LogGroup": 6,
+    "AWS::Lambda::Permission": 3,
+    "AWS::Lambda::Version": 6,
+    "AWS::Logs::LogGroup": 7,
     "AWS::SQS::Queue": 4,
     "AWS::SQS::QueuePolicy": 1,
     "AWS::SecretsManager::Secret": 2,
 }
 CANARY = {
     "AWS::CodeDeploy::Application": 1,
-    "AWS::CodeDeploy::DeploymentGroup": 5,
+    "AWS::CodeDeploy::DeploymentGroup": 6,
     "AWS::IAM::Role": 1,
 }
 NAMES = {
@@ -137,6 +137,7 @@ def test_outputs_name_what_operators_paste(template: Template) -> None:
         "RecordReceiptLogGroup",
         "ReceiptsUrl",
         "ReceiptsQueueUrl",
+        "NotificationsUrl",
         "WebhookSecretArn",
     }
     assert all(output["Description"] for output in outputs.values())

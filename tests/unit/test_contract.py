@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.validators import validator_for
+from openapi_spec_validator import OpenAPIV31SpecValidator
 from pydantic import BaseModel
 
 from notifier import request
@@ -57,18 +58,21 @@ def test_the_schemas_are_what_the_models_say() -> None:
 def test_drift_is_named_and_fails_the_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(schemas, "FOLDER", tmp_path)
-    monkeypatch.setattr(schemas.drifted, "__defaults__", (tmp_path,))
+    folder = tmp_path / "schema"
+    monkeypatch.setattr(schemas, "FOLDER", folder)
+    monkeypatch.setattr(schemas.drifted, "__defaults__", (folder,))
     assert schemas.main(["--check"]) == 1
     assert schemas.main([]) == 0
     assert schemas.main(["--check"]) == 0
-    (tmp_path / "request.schema.json").write_text("{}")
-    (tmp_path / "old.schema.json").write_text("{}")
+    (folder / "request.schema.json").write_text("{}")
+    (folder / "old.schema.json").write_text("{}")
+    (tmp_path / "openapi.yaml").write_text("{}")
     capsys.readouterr()
     assert schemas.main(["--check"]) == 1
     assert capsys.readouterr().err.splitlines() == [
-        f"{tmp_path / 'request.schema.json'}: is not what the models say; run `make schemas`",
-        f"{tmp_path / 'old.schema.json'}: nothing generates it, remove it",
+        f"{tmp_path / 'openapi.yaml'}: is not what the models say; run `make schemas`",
+        f"{folder / 'request.schema.json'}: is not what the models say; run `make schemas`",
+        f"{folder / 'old.schema.json'}: nothing generates it, remove it",
     ]
 
 
@@ -379,6 +383,25 @@ def test_asyncapi_refers_to_what_exists() -> None:
         for step in pointer.split("/")[1:]:
             target = target[step]
         assert isinstance(target, dict), reference
+
+
+# --- OpenAPI --------------------------------------------------------------------------------------
+
+
+def test_openapi_is_valid() -> None:
+    document = yaml.safe_load((EVENTS / schemas.OPENAPI).read_text(encoding="utf-8"))
+    assert document["openapi"].startswith("3.1")
+    assert list(OpenAPIV31SpecValidator(document).iter_errors()) == []
+    del document["info"]["title"]
+    assert list(OpenAPIV31SpecValidator(document).iter_errors()) != []
+
+
+def test_openapi_describes_the_routes_that_are_deployed() -> None:
+    paths = schemas.openapi()["paths"]
+    described = {f"{method.upper()} {path}" for path, routes in paths.items() for method in routes}
+    template = (EVENTS.parent / "template.yaml").read_text(encoding="utf-8")
+    deployed = set(re.findall(r"RouteKey: (.+)", template))
+    assert described == deployed - {"POST /receipts"}
 
 
 # --- README ---------------------------------------------------------------------------------------

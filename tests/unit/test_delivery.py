@@ -28,6 +28,7 @@ from tests.fakes import (
     KEY,
     OTHER_KEY,
     Clock,
+    FakeLedger,
     Sandbox,
     World,
     a_request,
@@ -1495,3 +1496,74 @@ def test_a_sandbox_is_what_this_suite_thinks_it_is(world: World) -> None:
     assert isinstance(one, Sandbox)
     assert other.secrets.fetches == 0
     assert other.identities.get(("default", PHONE)) is not None
+
+
+# --- Cancelled, and forgotten ---------------------------------------------------------------------
+
+
+def cancelled(world: World, body: Request) -> None:
+    FakeLedger(world.ledger_table, world.clock.now).cancel(body.get("bot", "default"), body["id"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "generation", "age"),
+    [
+        ({}, None, 0),
+        ({}, 1, 0),
+        ({}, 0, 0),
+        ({"to": OTHER_PHONE}, None, 0),
+        ({"to": OTHER_PHONE}, 1, 0),
+        ({"valid_until": "2020-01-01T00:00:00Z"}, None, 0),
+        ({}, None, 8 * DAY),
+    ],
+)
+@pytest.mark.parametrize("in_advance", [True, False])
+def test_what_was_cancelled_is_acknowledged_whatever_comes(
+    world: World, changes: Request, generation: int | None, age: float, in_advance: bool
+) -> None:
+    body = request(metadata={"order": "981"})
+    sandbox = world.sandbox()
+    if not in_advance:
+        world.blip.before_send = raises(Transient("503"))
+        sandbox.deliver(body)
+    cancelled(world, body)
+    before = world.entry(body)
+
+    (verdict,) = sandbox.deliver(world.queued(body | changes, generation=generation, age=age))
+
+    assert (verdict.outcome, verdict.come_back_in) == (Outcome.CANCELLED, None)
+    assert verdict.event is not None
+    assert (verdict.event.status, verdict.event.reason) == (Status.CANCELLED, None)
+    assert world.entry(body) == before
+    assert world.blip.taken == []
+    assert world.dead_letters.letters == []
+
+
+def test_of_a_bot_that_does_not_exist_too(world: World) -> None:
+    body = request(bot="nobody")
+    cancelled(world, body)
+
+    (verdict,) = world.sandbox().deliver(body)
+
+    assert verdict.outcome is Outcome.CANCELLED
+    assert world.dead_letters.letters == []
+
+
+def test_nobody_hears_of_what_was_forgotten(world: World) -> None:
+    body = request()
+    key = key_of(body)
+    world.ledger_table.items[key] = {
+        "key": key,
+        "status": "cancelled",
+        "generation": 1,
+        "updated_at": 0,
+        "expires_at": round(world.clock.now()) + DAY,
+        "forgotten": True,
+    }
+
+    (verdict,) = world.sandbox().deliver(body)
+
+    assert (verdict.outcome, verdict.come_back_in) == (Outcome.CANCELLED, None)
+    assert verdict.event is None
+    assert world.events.told == []
+    assert world.blip.look_ups == []

@@ -37,13 +37,14 @@ def test_the_statuses_are_those_that_upstream_knows() -> None:
         "failed",
         "rejected",
         "expired",
+        "cancelled",
     ]
 
 
 def test_a_status_is_on_its_way_or_with_blip_or_over() -> None:
     on_its_way = {Status.CLAIMED, Status.SENDING, Status.RETRYING, Status.UNKNOWN}
 
-    assert set(Status) == on_its_way | SENT_OR_LATER | UNDELIVERED
+    assert set(Status) == on_its_way | SENT_OR_LATER | UNDELIVERED | {Status.CANCELLED}
     assert not on_its_way & SENT_OR_LATER
     assert not on_its_way & UNDELIVERED
     assert not SENT_OR_LATER & UNDELIVERED
@@ -73,7 +74,7 @@ def test_receipts_replace_what_comes_before_them_only() -> None:
 
 def test_a_failure_replaces_everything_but_the_delivery_and_another_end() -> None:
     assert set(before(Status.FAILED)) == (
-        set(Status) - UNDELIVERED - {Status.RECEIVED, Status.CONSUMED}
+        set(Status) - UNDELIVERED - {Status.CANCELLED, Status.RECEIVED, Status.CONSUMED}
     )
 
 

@@ -185,6 +185,7 @@ class Outcome(StrEnum):
 
     SENT = "sent"
     DUPLICATE = "duplicate"
+    CANCELLED = "cancelled"
     DEAD_LETTER = "dead_letter"
     RETRYING = "retrying"
     UNKNOWN = "unknown"
@@ -456,6 +457,8 @@ class Delivery:
                 self._meter.took("published_to_claimed", waited)
             return found
 
+        if found.status is Status.CANCELLED:
+            return self._cancelled(notification, found)
         if found.content_hash != notification.content_hash:
             return self._conflict(notification, found)
         if found.status in SENT_OR_LATER or found.status in UNDELIVERED:
@@ -768,6 +771,13 @@ class Delivery:
             status = Status.SENT if found.status in SENT_OR_LATER else found.status
             event = self._event(notification, status, found.generation, found.reason)
         return self._verdict(notification, Outcome.DUPLICATE, event=event)
+
+    def _cancelled(self, notification: Notification, found: Standing) -> Verdict:
+        """Send nothing. Upstream may not have heard: it may have been cancelled in advance."""
+        event = None
+        if not found.forgotten:
+            event = self._event(notification, Status.CANCELLED, found.generation)
+        return self._verdict(notification, Outcome.CANCELLED, event=event)
 
     def _give_up(self, notification: Notification, claim: Claim, failure: Rejected) -> Verdict:
         """Dead letter first, then the ledger: a crash in between repeats it and loses nothing."""

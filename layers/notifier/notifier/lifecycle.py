@@ -22,6 +22,7 @@ class Status(StrEnum):
     FAILED = "failed"
     REJECTED = "rejected"
     EXPIRED = "expired"
+    CANCELLED = "cancelled"
 
 
 class HasStatus(Protocol):
@@ -38,6 +39,8 @@ SENT_OR_LATER = frozenset(
 )
 # It ended without delivery: only a redrive starts it again, as the next generation.
 UNDELIVERED = frozenset({Status.FAILED, Status.REJECTED, Status.EXPIRED})
+# `cancelled` is neither: it was taken back before it went out, or is all that is left of one whose
+# recipient was forgotten. No request and no redrive starts it again.
 
 # The order in which receipts move a status forward, never back. What stands before `sent` is ours;
 # a receipt shows that BLiP has the message, wherever we were.
@@ -52,6 +55,7 @@ _RANKS = {
     Status.FAILED: 4,
     Status.REJECTED: 4,
     Status.EXPIRED: 4,
+    Status.CANCELLED: 4,
     Status.RECEIVED: 5,
     Status.CONSUMED: 6,
 }

@@ -114,6 +114,7 @@ class Standing:
         redrives: how often the request had been put back when this generation began.
         correlation_id: the producer's, of the request that was claimed last.
         sent_at: when BLiP took the message of this generation; 0 where it has not.
+        forgotten: the recipient was, and nothing else is left.
     """
 
     key: str
@@ -133,6 +134,34 @@ class Standing:
     metadata: dict[str, str] = field(default_factory=dict)
     correlation_id: str | None = None
     sent_at: float = 0.0
+    forgotten: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What whoever asks for a notification is told: all but the number and the parameters.
+
+    Attributes:
+        attempts: how often it was claimed to be sent in this generation.
+        timeline: status, generation and time of each change.
+        template: its name; None where no request has come yet, or the recipient was forgotten.
+        recipient: the masked number; None likewise.
+    """
+
+    notification_id: str
+    bot: str
+    status: Status
+    generation: int
+    attempts: int
+    timeline: tuple[tuple[Status, int, float], ...]
+    created_at: float | None
+    updated_at: float
+    template: str | None = None
+    recipient: str | None = None
+    reason: Reason | None = None
+    code: int | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+    correlation_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

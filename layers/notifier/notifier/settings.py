@@ -79,6 +79,14 @@ class RedriveFailuresSettings:
     dead_letters_queue_url: str
 
 
+@dataclass(frozen=True, slots=True)
+class GetNotificationSettings:
+    """Of the function GetNotification."""
+
+    ledger_table: str
+    event_bus: str
+
+
 def release() -> str:
     """Name the release that runs."""
     return os.environ.get("RELEASE", "unknown")

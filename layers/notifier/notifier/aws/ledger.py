@@ -22,6 +22,7 @@
                    to be asked next when
     created_at, updated_at
     expires_at     epoch seconds, time to live
+    forgotten      the recipient was; only the key, status, generation and times are left
 
 Other times are epoch milliseconds. DynamoDB sweeps expired items late, so every condition looks
 at `expires_at` itself.
@@ -35,7 +36,8 @@ from notifier.aws.table import Item, Table, milliseconds
 from notifier.failures import Reason
 from notifier.lifecycle import UNDELIVERED, Status, before
 from notifier.phone import mask
-from notifier.records import Claim, ClaimLost, Notification, Poll, Receipt, Standing
+from notifier.records import Account, Claim, ClaimLost, Notification, Poll, Receipt, Standing
+from notifier.request import ledger_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +71,19 @@ _RESTART = f"""{_CLAIMED}
     generation = :generation, attempts = :one, redrives = :redrives, expires_at = :expires_at
 REMOVE reason, code, in_flight_until, denials, poll_bot, poll_at, poll_since
 """
+# What sending would need is kept no more. It lives anew until no copy can be on a queue.
+_CANCEL = """
+SET #status = :status, #id = :id, bot = :bot, generation = :generation, updated_at = :now,
+    attempts = if_not_exists(attempts, :zero), metadata = if_not_exists(metadata, :empty),
+    created_at = if_not_exists(created_at, :now), expires_at = :expires_at,
+    timeline = list_append(if_not_exists(timeline, :none), :event)
+REMOVE #token, lease_until, #request, reason, code, in_flight_until, postponed
+"""
+_AS_FOUND = (
+    "#status = :found_status AND generation = :found_generation AND updated_at = :found_update"
+)
 _HELD = "generation = :generation AND #token = :token"
+_NOT_FORGOTTEN = "attribute_not_exists(forgotten)"
 
 
 class DynamoDbLedger:
@@ -80,9 +94,44 @@ class DynamoDbLedger:
         self._now = now
 
     def read(self, key: str) -> Standing | None:
-        """Give what the ledger holds of a notification, as it stands now."""
+        """Give what the ledger holds of a notification, as it stands now.
+
+        Of one whose recipient was forgotten it holds nothing that anybody may go by.
+        """
         item = self._table.get(key)
-        return _standing(item) if item else None
+        return None if not item or "forgotten" in item else _standing(item)
+
+    def account(self, bot: str, notification_id: str) -> Account | None:
+        """Tell how it goes with a notification; None if the ledger does not know it."""
+        item = self._table.get(ledger_key(bot, notification_id))
+        if not item or item["expires_at"] <= round(self._now()):
+            return None
+        return _account(bot, notification_id, item)
+
+    def cancel(self, bot: str, notification_id: str) -> Account:
+        """Take a notification back that has not gone out, or tell what stands in the way.
+
+        What is not known yet is cancelled in advance: its request may be on the queue.
+        """
+        now = self._now()
+        key = ledger_key(bot, notification_id)
+
+        def values(generation: int) -> dict[str, Any]:
+            return self._event(Status.CANCELLED, generation) | {
+                ":id": notification_id,
+                ":bot": bot,
+                ":generation": generation,
+                ":zero": 0,
+                ":empty": {},
+                ":expires_at": round(now) + KEPT_SECONDS,
+            }
+
+        moved, found = self._table.update(key, _CANCEL, _NOTHING, values(0))
+        if not moved and _has_not_gone_out(found, now):
+            _, found = self._table.update(
+                key, _CANCEL, _AS_FOUND, values(found["generation"]) | _as_found(found)
+            )
+        return _account(bot, notification_id, found)
 
     def claim(
         self, notification: Notification, status: Status, lease_until: float
@@ -122,20 +171,12 @@ class DynamoDbLedger:
         if found.get("token") == token:
             return _claim(found)
 
-        lapsed = found["expires_at"] <= round(now)
+        # What was cancelled stays so for as long as it can be found at all.
+        lapsed = found["expires_at"] <= round(now) and found["status"] != Status.CANCELLED
         redriven = found["status"] in UNDELIVERED and found["generation"] == asked_generation
         if lapsed or redriven:
-            as_found = {
-                ":found_status": found["status"],
-                ":found_generation": found["generation"],
-                ":found_update": found["updated_at"],
-            }
             _, found = self._table.update(
-                notification.key,
-                _RESTART,
-                "#status = :found_status AND generation = :found_generation"
-                " AND updated_at = :found_update",
-                values | as_found,
+                notification.key, _RESTART, _AS_FOUND, values | _as_found(found)
             )
             if found.get("token") == token:
                 return _claim(found)
@@ -248,7 +289,7 @@ class DynamoDbLedger:
         """
         status = receipt.status
         earlier = _named(before(status))
-        condition = f"#status IN ({', '.join(earlier)})"
+        condition = f"#status IN ({', '.join(earlier)}) AND {_NOT_FORGOTTEN}"
         delivered = status in {Status.RECEIVED, Status.CONSUMED}
         values: dict[str, Any] = earlier | self._event(status, receipt.generation)
         if delivered:
@@ -368,6 +409,53 @@ def _named(statuses: list[Status]) -> dict[str, Any]:
     return {f":{status.value}": status for status in statuses}
 
 
+def _as_found(item: Item) -> dict[str, Any]:
+    return {
+        ":found_status": item["status"],
+        ":found_generation": item["generation"],
+        ":found_update": item["updated_at"],
+    }
+
+
+def _has_not_gone_out(item: Item, now: float) -> bool:
+    """Tell whether nothing of it is under way, nor out, nor on the dead-letters queue."""
+    match item["status"]:
+        case Status.CANCELLED:
+            return False
+        case _ if item["expires_at"] <= round(now):  # its id is free again
+            return True
+        case Status.RETRYING:
+            return True
+        case Status.CLAIMED:
+            return bool(item["lease_until"] < milliseconds(now))
+        case Status.FAILED:  # put back because of a rate limit, it waits for its next generation
+            return bool(item.get("postponed") == item["generation"])
+        case _:
+            return False
+
+
+def _account(bot: str, notification_id: str, item: Item) -> Account:
+    return Account(
+        notification_id=notification_id,
+        bot=bot,
+        status=Status(item["status"]),
+        generation=item["generation"],
+        attempts=item.get("attempts", 0),
+        timeline=tuple(
+            (Status(status), generation, at / 1000)
+            for status, generation, at in item.get("timeline", [])
+        ),
+        created_at=item["created_at"] / 1000 if "created_at" in item else None,
+        updated_at=item["updated_at"] / 1000,
+        template=item.get("template"),
+        recipient=item.get("recipient"),
+        reason=Reason(item["reason"]) if item.get("reason") else None,
+        code=item.get("code"),
+        metadata=item.get("metadata", {}),
+        correlation_id=item.get("correlation_id"),
+    )
+
+
 def _claim(item: Item) -> Claim:
     return Claim(
         key=item["key"],
@@ -385,20 +473,22 @@ def _standing(item: Item) -> Standing:
     sending = item["status"] == Status.SENDING
     return Standing(
         key=item["key"],
-        notification_id=item["id"],
-        bot=item["bot"],
+        # What was cancelled in advance, or forgotten, has no content.
+        notification_id=item.get("id", ""),
+        bot=item.get("bot", ""),
         status=Status(item["status"]),
         generation=item["generation"],
-        content_hash=item["content_hash"],
-        attempts=item["attempts"],
+        content_hash=item.get("content_hash", ""),
+        attempts=item.get("attempts", 0),
         lease_until=lease_until,
         in_flight_until=lease_until if sending else item.get("in_flight_until", 0) / 1000,
-        template=item["template"],
+        template=item.get("template", ""),
         body=item.get("request", ""),
         reason=Reason(item["reason"]) if item.get("reason") else None,
         postponed=item.get("postponed", 0),
         redrives=item.get("redrives", 0),
-        metadata=item["metadata"],
+        metadata=item.get("metadata", {}),
+        forgotten="forgotten" in item,
         correlation_id=item.get("correlation_id"),
         sent_at=_sent_at(item),
     )

@@ -1,0 +1,271 @@
+"""The function GetNotification whole: HTTP API events in, answers out, over moto."""
+
+import json
+import logging
+import runpy
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from botocore.exceptions import ClientError
+from jsonschema import Draft202012Validator, FormatChecker
+
+from notifier.runtime.answering import GetNotification, get_notification
+from notifier.settings import GetNotificationSettings
+from tests.integration.conftest import Aws, Stack, a_request
+from tests.integration.receipts_stack import ReceiptsStack, a_receipt
+
+type Json = dict[str, Any]
+
+ROOT = Path(__file__).parents[2]
+OPENAPI = yaml.safe_load((ROOT / "events/openapi.yaml").read_text(encoding="utf-8"))
+SAMPLE = ROOT / "events/lambda/get_notification.json"
+ANSWER = Draft202012Validator(
+    {"$ref": "#/components/schemas/NotificationAnswer"} | OPENAPI, format_checker=FormatChecker()
+)
+CONTEXT: Any = SimpleNamespace(
+    function_name="get",
+    memory_limit_in_mb=512,
+    invoked_function_arn="arn:aws:lambda:us-east-1:123456789012:function:get",
+    aws_request_id="request",
+)
+
+
+def an_event(method: str, path: str, query: dict[str, str] | None = None) -> Json:
+    """An event as the HTTP API makes it."""
+    event: Json = json.loads(SAMPLE.read_text(encoding="utf-8"))
+    event |= {"rawPath": path, "routeKey": f"{method} /notifications/{{id}}"}
+    event["requestContext"]["http"] |= {"method": method, "path": path}
+    if query is None:
+        del event["queryStringParameters"]
+    else:
+        event["queryStringParameters"] = query
+    return event
+
+
+@dataclass
+class Asked:
+    """The function, and what it was asked."""
+
+    function: GetNotification
+
+    def __call__(self, notification_id: str, method: str = "GET", **query: str) -> tuple[int, Any]:
+        """Ask; the status, and the body: JSON, or a line."""
+        path = f"/notifications/{notification_id}"
+        answer = self.function.handle(an_event(method, path, query or None), CONTEXT)
+        kind = answer["headers"]["Content-Type"]
+        if kind == "application/json":
+            body = json.loads(answer["body"])
+            ANSWER.validate(body)
+            return answer["statusCode"], body
+        assert kind == "text/plain; charset=utf-8"
+        assert answer["body"].count("\n") == 1
+        return answer["statusCode"], answer["body"].strip()
+
+    def cancel(self, notification_id: str, **query: str) -> tuple[int, Any]:
+        return self(notification_id, "DELETE", **query)
+
+
+@pytest.fixture
+def asked(aws: Aws, receipts: ReceiptsStack) -> Asked:  # noqa: ARG001 - the event bus
+    assert aws
+    return Asked(get_notification(GetNotificationSettings("ledger", "default")))
+
+
+def test_the_whole_story_is_told_but_no_number_and_no_parameter(
+    asked: Asked, stack: Stack, receipts: ReceiptsStack
+) -> None:
+    request = a_request(metadata={"order": "981"}, correlation_id="trace-1")
+    stack.deliver(request)
+    (message,) = stack.blip.inbox()
+    receipts.record(a_receipt(message["id"], "received"))
+
+    status, answer = asked(request["id"])
+
+    assert status == 200
+    timeline = answer.pop("timeline")
+    assert [change["status"] for change in timeline] == ["sent", "received"]
+    assert timeline[0]["time"] <= timeline[1]["time"] == answer.pop("updated_at")
+    assert answer.pop("created_at") <= timeline[0]["time"]
+    assert answer == {
+        "id": request["id"],
+        "bot": "default",
+        "status": "received",
+        "reason": None,
+        "code": None,
+        "attempts": 1,
+        "generation": 1,
+        "template": "order_shipped",
+        "recipient": "…8888",
+        "metadata": {"order": "981"},
+        "correlation_id": "trace-1",
+    }
+
+
+def test_why_it_was_not_delivered_is_told(
+    asked: Asked, stack: Stack, receipts: ReceiptsStack
+) -> None:
+    request = a_request()
+    stack.deliver(request)
+    (message,) = stack.blip.inbox()
+    receipts.record(a_receipt(message["id"], "failed", 131026))
+
+    _, answer = asked(request["id"], bot="default")
+
+    assert (answer["status"], answer["reason"], answer["code"]) == ("failed", "undelivered", 131026)
+    assert "Maria" not in json.dumps(answer)
+
+
+def test_what_is_not_known_is_named(asked: Asked, stack: Stack) -> None:
+    request = a_request(id="order-1")
+    stack.deliver(request)
+
+    assert asked("order-2") == (404, "bot default has no notification order-2")
+    assert asked("order-1", bot="clinic") == (404, "bot clinic has no notification order-1")
+
+
+def test_an_id_may_be_encoded(asked: Asked, stack: Stack) -> None:
+    stack.deliver(a_request(id="a:b~c._-"))
+
+    assert asked("a%3Ab%7Ec._-")[0] == asked("a:b~c._-")[0] == 200
+
+
+ID_RULE = "id: must be 1 to 128 of A-Z a-z 0-9 . _ : ~ -"
+BOT_RULE = "bot: must be 1 to 64 of A-Z a-z 0-9 _ -"
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+@pytest.mark.parametrize(
+    ("notification_id", "query", "line"),
+    [
+        ("a b", {}, ID_RULE),
+        ("x" * 129, {}, ID_RULE),
+        ("a%25b", {}, ID_RULE),
+        ("a", {"bot": ""}, BOT_RULE),
+        ("a", {"bot": "a/b"}, BOT_RULE),
+        ("a", {"bot": "a,b"}, BOT_RULE),
+        ("ü", {"bot": "x" * 65}, f"{ID_RULE}; {BOT_RULE}"),
+        ("a", {"bots": "clinic"}, "the query has a parameter that is not `bot`"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_anything_is_read(
+    asked: Asked, aws: Aws, method: str, notification_id: str, query: dict[str, str], line: str
+) -> None:
+    aws.calls.clear()
+
+    assert asked(notification_id, method, **query) == (400, line)
+    assert aws.calls == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/"), ("POST", "/notifications/a"), ("GET", "/notifications/a/b")]
+)
+def test_there_is_nothing_else(asked: Asked, method: str, path: str) -> None:
+    answer = asked.function.handle(an_event(method, path), CONTEXT)
+
+    assert answer["statusCode"] == 404
+
+
+# --- Taking back ----------------------------------------------------------------------------------
+
+
+def test_what_waits_is_taken_back_and_never_sent(
+    asked: Asked, stack: Stack, receipts: ReceiptsStack
+) -> None:
+    request = a_request(metadata={"order": "981"})
+    stack.blip.add_fault(path="messages", status=503, times=1)
+    stack.deliver(request)
+
+    assert asked.cancel(request["id"])[1]["status"] == "cancelled"
+    status, answer = asked.cancel(request["id"], bot="default")
+
+    assert (status, answer["status"], answer["generation"]) == (200, "cancelled", 1)
+    assert asked(request["id"]) == (200, answer)
+    assert stack.deliver(request, generation=1) == []
+    assert stack.deliver(request | {"to": "+5531988887777"}) == []
+    assert stack.blip.inbox() == []
+    assert stack.aws.dead_letters() == []
+    details = [event["detail"] for event in receipts.told()]
+    assert {(d["id"], d["status"], d["reason"]) for d in details} == {
+        (request["id"], "cancelled", None)
+    }
+    assert len({detail["event_id"] for detail in details}) == 1
+    (item,) = stack.aws.ledger()
+    assert "request" not in item
+
+
+def test_what_has_not_come_yet_is_taken_back_in_advance(asked: Asked, stack: Stack) -> None:
+    request = a_request()
+
+    status, answer = asked.cancel(request["id"])
+    assert stack.deliver(request) == []
+
+    assert (status, answer["template"], answer["recipient"]) == (200, None, None)
+    assert stack.blip.inbox() == []
+
+
+def test_what_was_sent_cannot_be_taken_back(asked: Asked, stack: Stack) -> None:
+    stack.deliver(a_request(id="order-1"))
+
+    assert asked.cancel("order-1") == (
+        409,
+        "notification order-1 of bot default cannot be cancelled: it has gone out, and is sent",
+    )
+    assert asked("order-1")[1]["status"] == "sent"
+
+
+def test_who_could_not_be_told_is_told_with_the_next_question(
+    asked: Asked, stack: Stack, receipts: ReceiptsStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = a_request(id="order-1")
+    stack.blip.add_fault(path="messages", status=503, times=1)
+    stack.deliver(request)
+    refused = {"FailedEntryCount": 1, "Entries": [{"ErrorCode": "InternalFailure"}]}
+    events = asked.function._notifications.events._eventbridge  # type: ignore[attr-defined]
+    with monkeypatch.context() as patch:
+        patch.setattr(events, "put_events", lambda **_: refused)
+        assert asked.cancel("order-1")[0] == 503
+
+    assert asked.cancel("order-1")[0] == 200
+    assert len(receipts.told()) == 1
+
+
+def test_a_table_that_does_not_answer_is_an_error_of_the_function(asked: Asked, aws: Aws) -> None:
+    aws.dynamodb.delete_table(TableName="ledger")
+
+    with pytest.raises(ClientError):  # a 500: whoever asks comes again
+        asked("order-1")
+
+
+def test_no_log_holds_a_number_or_a_parameter(
+    asked: Asked, stack: Stack, caplog: pytest.LogCaptureFixture
+) -> None:
+    stack.deliver(a_request(id="order-1"))
+    caplog.set_level(logging.DEBUG, logger="notifier")
+    asked("order-1")
+    asked.cancel("order-1")
+    asked.cancel("order-2")
+    asked("+5531999998888")
+
+    for record in caplog.records:
+        for private in ("5531", "8888", "Maria"):
+            assert private not in f"{record.getMessage()} {vars(record)}"
+
+
+def test_the_function_as_lambda_calls_it(
+    asked: Asked, stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert asked
+    monkeypatch.setenv("LEDGER_TABLE", "ledger")
+    monkeypatch.setenv("EVENT_BUS", "default")
+    stack.deliver(a_request(id="order-981-shipped"))
+    handler = runpy.run_path(str(ROOT / "functions/get_notification/app.py"))["handler"]
+    event = json.loads(SAMPLE.read_text(encoding="utf-8"))
+
+    answer = handler(event, CONTEXT)
+
+    assert answer["statusCode"] == 200
+    assert json.loads(answer["body"])["id"] == "order-981-shipped"

@@ -1,0 +1,139 @@
+"""What producers may ask: how it goes with a notification, and to take it back."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from notifier.failures import Transient
+from notifier.lifecycle import SENT_OR_LATER, Status
+from notifier.notifications import Notifications, NotKnown, NotTold, TooLate
+from notifier.request import ledger_key
+from tests.fakes import FakeLedger, World, a_request, raises
+
+
+@dataclass
+class Asked:
+    """The use case, over a world."""
+
+    world: World
+
+    @property
+    def notifications(self) -> Notifications:
+        return Notifications(
+            FakeLedger(self.world.ledger_table, self.world.clock.now), self.world.events
+        )
+
+    def cancel(self, request: dict[str, Any]) -> Status:
+        return self.notifications.cancel(request.get("bot", "default"), request["id"]).status
+
+
+@pytest.fixture
+def asked() -> Asked:
+    return Asked(World())
+
+
+def test_what_is_known_is_told(asked: Asked) -> None:
+    request = a_request(metadata={"order": "981"})
+    asked.world.sandbox().deliver(request)
+
+    account = asked.notifications.get("default", request["id"])
+
+    assert (account.status, account.metadata) == (Status.SENT, {"order": "981"})
+    with pytest.raises(NotKnown, match=f"^bot clinic has no notification {request['id']}$"):
+        asked.notifications.get("clinic", request["id"])
+
+
+def test_what_waits_is_cancelled_and_upstream_hears_of_it(asked: Asked) -> None:
+    request = a_request(metadata={"order": "981"}, correlation_id="trace-1")
+    asked.world.blip.before_send = raises(Transient("503"))
+    asked.world.sandbox().deliver(request)
+
+    assert asked.cancel(request) is Status.CANCELLED
+
+    (event,) = asked.world.events.told
+    assert (event.key, event.notification_id) == (
+        ledger_key("default", request["id"]),
+        request["id"],
+    )
+    assert (event.status, event.generation, event.reason) == (Status.CANCELLED, 1, None)
+    assert (event.metadata, event.correlation_id) == ({"order": "981"}, "trace-1")
+    assert event.time == asked.world.clock.now()
+    asked.world.sandbox().deliver(request)
+    assert asked.world.blip.taken == []
+
+
+def test_what_is_cancelled_in_advance_is_told_when_its_request_comes(asked: Asked) -> None:
+    request = a_request(metadata={"order": "981"})
+    assert asked.cancel(request) is Status.CANCELLED
+    assert asked.world.events.told == []
+
+    asked.world.sandbox().deliver(request)
+
+    (event,) = asked.world.events.told
+    assert (event.status, event.generation) == (Status.CANCELLED, 0)
+    assert event.metadata == {"order": "981"}
+    assert asked.world.blip.look_ups == []
+    assert asked.world.blip.taken == []
+
+
+def test_what_could_not_be_told_is_told_when_asked_again(asked: Asked) -> None:
+    request = a_request()
+    asked.world.blip.before_send = raises(Transient("503"))
+    asked.world.sandbox().deliver(request)
+    asked.world.events.refuses = lambda _: True
+    with pytest.raises(NotTold, match="is cancelled, but its status event"):
+        asked.cancel(request)
+    asked.world.events.refuses = lambda _: False
+
+    assert asked.cancel(request) is Status.CANCELLED
+    assert [event.status for event in asked.world.events.told] == [Status.CANCELLED]
+
+
+@pytest.mark.parametrize(
+    ("status", "why"),
+    [
+        *((status, f"it has gone out, and is {status}") for status in sorted(SENT_OR_LATER)),
+        (Status.FAILED, "it has ended, failed"),
+        (Status.REJECTED, "it has ended, rejected"),
+        (Status.EXPIRED, "it has ended, expired"),
+        (Status.UNKNOWN, "it may have gone out"),
+        (Status.CLAIMED, "it is being sent; ask again in a minute"),
+        (Status.SENDING, "it is being sent; ask again in a minute"),
+    ],
+)
+def test_what_cannot_be_taken_back_is_left_alone(asked: Asked, status: Status, why: str) -> None:
+    request = a_request(id="order-1")
+    asked.world.sandbox().deliver(request)
+    item = asked.world.ledger_table.items[ledger_key("default", "order-1")]
+    item |= {"status": status.value, "lease_until": 2**53}
+    asked.world.events.told.clear()
+
+    with pytest.raises(TooLate) as refused:
+        asked.cancel(request)
+
+    assert str(refused.value) == f"notification order-1 of bot default cannot be cancelled: {why}"
+    assert item["status"] == status
+    assert asked.world.events.told == []
+
+
+def test_every_answer_is_logged_with_id_and_bot(
+    asked: Asked, caplog: pytest.LogCaptureFixture
+) -> None:
+    sent, other = a_request(), a_request()
+    asked.world.sandbox().deliver(sent)
+    caplog.clear()
+    caplog.set_level(logging.INFO, logger="notifier.notifications")
+    asked.cancel(other)
+    with pytest.raises(TooLate):
+        asked.cancel(sent)
+
+    logged = [
+        (record.getMessage(), vars(record)["notification_id"], vars(record)["bot"])
+        for record in caplog.records
+    ]
+    assert logged == [
+        ("cancelled", other["id"], "default"),
+        ("not cancelled", sent["id"], "default"),
+    ]
