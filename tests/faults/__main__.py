@@ -12,7 +12,8 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
-from tests.faults import stories
+from tests.faults import interleavings, stories
+from tests.faults.breaks import BREAKS
 from tests.faults.long_runs import backlog, outage
 from tests.faults.storm import Storm, run
 
@@ -25,6 +26,21 @@ def _crash_points() -> tuple[str, list[str]]:
             count += 1
             broken += [f"{name}, {point}: {what}" for what in stories.killed_at(story, point)]
     return f"{count} points in {len(stories.STORIES)} stories", broken
+
+
+def _interleavings() -> tuple[str, list[str]]:
+    told, broken = "nothing lost, nothing twice, nothing too late, nothing back", []
+    try:
+        interleavings.run(5000, steps=80)
+    except AssertionError as error:
+        broken = ["\n".join([str(error), *getattr(error, "__notes__", ())])]
+        told = "one that breaks something"
+    return told, broken
+
+
+def _breaks() -> tuple[str, list[str]]:
+    missed = interleavings.overlooked(4000)
+    return f"{len(BREAKS) - len(missed)} found", [f"not found: {name}" for name in missed]
 
 
 def _storm(storm: Storm, *, may_be_sent_twice: bool = False) -> tuple[str, list[str]]:
@@ -65,6 +81,8 @@ def _backlog() -> tuple[str, list[str]]:
 
 RUNS: dict[str, Callable[[], tuple[str, list[str]]]] = {
     "a sandbox killed at every call out": _crash_points,
+    "5,000 interleavings": _interleavings,
+    f"interleavings of code broken in {len(BREAKS)} ways": _breaks,
     "storm, 100,000 requests": lambda: _storm(Storm(100_000)),
     "storm without history, 20,000, if_unknown: fail": lambda: _storm(
         Storm(20_000, history=False, if_unknown="fail")

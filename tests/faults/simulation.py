@@ -336,6 +336,13 @@ class Simulation:
                 self.ready.append(event)
         self.now = until
 
+    def let_go(self) -> None:
+        """Leave the manual mode: from here on everything goes on by itself."""
+        self.manual = False
+        for event in self.ready:
+            self._at(self.now, event)
+        self.ready.clear()
+
     # --- the machinery ----------------------------------------------------------------------------
 
     def _running(self) -> _Task:

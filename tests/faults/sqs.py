@@ -338,6 +338,11 @@ class EventSourceMapping:
         self._polling = False
         self._poll_soon()
 
+    def let_go(self) -> None:
+        """Poll by itself from here on."""
+        self.automatic = True
+        self._poll_soon()
+
     def _poll_soon(self) -> None:
         if self.automatic and not self._polling and len(self.busy) < self.concurrency:
             self._polling = True

@@ -64,7 +64,11 @@ class Faults:
 
 @dataclass(frozen=True)
 class Settings:
-    """How the stack is deployed, where it differs from the template's defaults."""
+    """How the stack is deployed, where it differs from the template's defaults.
+
+    Attributes:
+        manual: nothing happens until somebody says so, and calls take as long as they are let.
+    """
 
     concurrency: int = 5
     timeout: float = 30.0
@@ -166,6 +170,8 @@ class World:
         self._patches.enter_context(mock.patch("notifier.polling.wait", _wait))
         self._patches.enter_context(mock.patch("notifier.telemetry.count", self._count))
         self._patches.enter_context(mock.patch("notifier.telemetry.count_by", _nothing))
+        unmeasured = SimpleNamespace(add_metric=_nothing)
+        self._patches.enter_context(mock.patch("notifier.telemetry.metrics", unmeasured))
         self._patches.enter_context(_Logged(self._log))
         self._patches.enter_context(self.simulation)
         automatic = not self.settings.manual
@@ -226,12 +232,12 @@ class World:
 
         self.simulation.at(time, happen)
 
-    def redrive(self, letter: Message, *, with_attributes: bool = True) -> None:
+    def redrive(self, letter: Message, *, with_attributes: bool = True) -> Message:
         """Put a dead letter back, as the console does; attributes may get lost on the way."""
         self.dead_letters.delete(f"{letter.number}/0")
         self.invariants.redriven(letter)
         attributes = letter.attributes if with_attributes else {}
-        self.requests.send(letter.body, attributes, group="default")
+        return self.requests.send(letter.body, attributes, group="default")
 
     def letters(self) -> list[Message]:
         """Give all dead letters."""
@@ -272,6 +278,13 @@ class World:
                 raise TimeoutError(f"not so after {at_most:g} simulated seconds")
             self.simulation.run(every)
         return self.simulation.now - start
+
+    def let_go(self) -> None:
+        """Leave the manual mode: from here on everything goes on by itself."""
+        self.simulation.let_go()
+        self.blip.manual_receipts = False
+        self.sending.let_go()
+        self.recording.let_go()
 
     def settle(self, *, at_most: float = 86_400) -> float:
         """Let everything go on until nothing is left to be done; give the seconds that took.
