@@ -805,6 +805,7 @@ def _dead_letter(kept: _Kept) -> DeadLetter:
         bot=kept.letter.bot,
         notification_id=kept.letter.notification_id,
         generation=kept.letter.generation,
+        redrives=kept.letter.failure.get("redrives", 0),
         failure=kept.letter.failure,
     )
 
@@ -819,6 +820,7 @@ class FakeRequests:
     """
 
     def __init__(self) -> None:
+        self.now: Callable[[], float] = lambda: 0.0
         self.put_backs: list[tuple[str, int, int]] = []
         self.redriven: list[QueuedRequest] = []
         self.refuses: Callable[[str], bool] = lambda _: False
@@ -842,7 +844,7 @@ class FakeRequests:
                 str(uuid4()),
                 "receipt",
                 letter.body,
-                0.0,
+                self.now(),
                 generation=letter.generation,
                 redrives=letter.redrives + 1,
             )
@@ -884,7 +886,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.blip = FakeBlip(self.clock)
-        self.dead_letters.now = self.clock.now
+        self.dead_letters.now = self.requests.now = self.clock.now
 
     def sandbox(
         self,

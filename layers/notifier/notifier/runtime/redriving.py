@@ -1,18 +1,15 @@
 """Builds the function RedriveFailures, which operators invoke."""
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 from notifier import telemetry
 from notifier.aws.queues import DeadLettersQueue, RequestsQueue
-from notifier.redrive import OrderError, Redrive, read_order
+from notifier.redrive import Fate, OrderError, Redrive, read_order
 from notifier.runtime import AWS, SystemClock, boto3
 from notifier.settings import RedriveFailuresSettings
 
 if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.typing import LambdaContext
-
-logger = logging.getLogger(__name__)
 
 
 class RedriveFailures:
@@ -29,8 +26,7 @@ class RedriveFailures:
         except OrderError as error:
             return {"error": str(error)}
         report = self._redrive.run(order, deadline)
-        for fate, number in report.fates.items():
-            telemetry.count([f"letter_{fate}"] * number)
+        telemetry.count([Fate.REDRIVEN] * report.fates.get(Fate.REDRIVEN, 0))
         return report.as_json()
 
 
