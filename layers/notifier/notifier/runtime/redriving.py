@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from aws_lambda_powertools.metrics import MetricUnit
+
 from notifier import telemetry
 from notifier.aws.queues import DeadLettersQueue, RequestsQueue
 from notifier.redrive import Fate, OrderError, Redrive, read_order
@@ -24,9 +26,11 @@ class RedriveFailures:
         try:
             order = read_order(event)
         except OrderError as error:
+            telemetry.metrics.add_metric(Fate.REDRIVEN, MetricUnit.Count, 0)
             return {"error": str(error)}
         report = self._redrive.run(order, deadline)
-        telemetry.count([Fate.REDRIVEN] * report.fates.get(Fate.REDRIVEN, 0))
+        redriven = report.fates.get(Fate.REDRIVEN, 0)
+        telemetry.metrics.add_metric(Fate.REDRIVEN, MetricUnit.Count, redriven)
         return report.as_json()
 
 
