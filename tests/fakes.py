@@ -870,6 +870,7 @@ def _dead_letter(kept: _Kept) -> DeadLetter:
         bot=kept.letter.bot,
         notification_id=kept.letter.notification_id,
         generation=kept.letter.generation,
+        redrives=kept.letter.failure.get("redrives", 0),
         failure=kept.letter.failure,
     )
 
@@ -884,6 +885,7 @@ class FakeRequests:
     """
 
     def __init__(self) -> None:
+        self.now: Callable[[], float] = lambda: 0.0
         self.put_backs: list[tuple[str, int, int]] = []
         self.redriven: list[QueuedRequest] = []
         self.refuses: Callable[[str], bool] = lambda _: False
@@ -907,7 +909,7 @@ class FakeRequests:
                 str(uuid4()),
                 "receipt",
                 letter.body,
-                0.0,
+                self.now(),
                 generation=letter.generation,
                 redrives=letter.redrives + 1,
             )
@@ -949,7 +951,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.blip = FakeBlip(self.clock)
-        self.dead_letters.now = self.clock.now
+        self.dead_letters.now = self.requests.now = self.clock.now
 
     def sandbox(
         self,

@@ -16,7 +16,7 @@ from uuid import uuid4
 import boto3
 import pytest
 
-from notifier.runtime import polling, receiving, recording, sending
+from notifier.runtime import polling, receiving, recording, redriving, sending
 from notifier.runtime.polling import PollReceipts, poll_receipts
 from notifier.runtime.receiving import ReceiveReceipt, receive_receipt
 from notifier.runtime.recording import RecordReceipt, record_receipt
@@ -65,7 +65,7 @@ class SimulatedClock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimulatedClock:
     simulated = SimulatedClock()
-    for module in (sending, receiving, recording, polling):
+    for module in (sending, receiving, recording, polling, redriving):
         monkeypatch.setattr(module, "SystemClock", simulated)
     return simulated
 

@@ -18,8 +18,10 @@ from typing import Any, Protocol, cast
 import boto3
 import pytest
 from botocore.exceptions import ClientError
+from moto.sqs import models as moto_queues
 
 from notifier.aws import identities as identities_module
+from notifier.aws import queues
 from notifier.aws.identities import DynamoDbIdentities
 from notifier.aws.ledger import DynamoDbLedger
 from notifier.aws.pacing import DynamoDbPacing
@@ -34,6 +36,7 @@ from notifier.records import (
     BotState,
     Claim,
     ClaimLost,
+    DeadLetter,
     Identity,
     LookUpLease,
     Notification,
@@ -46,15 +49,17 @@ from tests.fakes import (
     KEY,
     OTHER_KEY,
     Clock,
+    FakeDeadLetters,
     FakeIdentities,
     FakeLedger,
     FakePacing,
+    FakeRequests,
     FakeSecrets,
     FakeTable,
     Item,
     a_notification,
 )
-from tests.integration.conftest import Aws
+from tests.integration.conftest import Aws, Stack
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
 LEASE = 30.0
@@ -74,6 +79,10 @@ class Backend(Protocol):
     def identities(self, *, uniform: Callable[[float, float], float] = max) -> Any: ...
     def pacing(self) -> Any: ...
     def secrets(self) -> Any: ...
+    def letters(self) -> Any: ...
+    def moved(self, body: str) -> None: ...
+    def requests(self) -> Any: ...
+    def requested(self) -> list[tuple[str, int | None, int]]: ...
     def put_secret(self, text: str) -> None: ...
     def item(self, table: str, key: str) -> Item: ...
     def change(self, table: str, key: str, **attributes: Any) -> None: ...
@@ -88,6 +97,9 @@ class Fakes:
         self._tables = {"ledger": FakeTable(), "identities": FakeTable()}
         self._entries = 10_000
         self._text = "{}"
+        self._letters = FakeDeadLetters()
+        self._letters.now = self.clock.now
+        self._requests = FakeRequests()
 
     def ledger(self) -> FakeLedger:
         return FakeLedger(self._tables["ledger"], self.clock.now)
@@ -107,6 +119,18 @@ class Fakes:
 
     def secrets(self) -> FakeSecrets:
         return FakeSecrets(lambda: self._text, self.clock.now)
+
+    def letters(self) -> FakeDeadLetters:
+        return self._letters
+
+    def moved(self, body: str) -> None:
+        self._letters.moved(body)
+
+    def requests(self) -> FakeRequests:
+        return self._requests
+
+    def requested(self) -> list[tuple[str, int | None, int]]:
+        return [(each.body, each.generation, each.redrives) for each in self._requests.redriven]
 
     def put_secret(self, text: str) -> None:
         self._text = text
@@ -151,6 +175,24 @@ class RealOnes:
 
     def secrets(self) -> SecretsManagerBots:
         return SecretsManagerBots(self._aws.secrets_manager, self._aws.secret, self.clock.now)
+
+    def letters(self) -> DeadLettersQueue:
+        # moto's queue goes by our clock, too, and has nothing to wait for then.
+        self._monkeypatch.setattr(queues, "LONG_POLL_SECONDS", 0)
+        self._monkeypatch.setattr(moto_queues, "unix_time", self.clock.now)
+        self._monkeypatch.setattr(moto_queues, "unix_time_millis", lambda: 1000 * self.clock.now())
+        return DeadLettersQueue(self._aws.sqs, self._aws.dead_letters_url, self.clock.now)
+
+    def moved(self, body: str) -> None:
+        self._aws.sqs.send_message(QueueUrl=self._aws.dead_letters_url, MessageBody=body)
+
+    def requests(self) -> RequestsQueue:
+        return RequestsQueue(self._aws.sqs, self._aws.requests_url)
+
+    def requested(self) -> list[tuple[str, int | None, int]]:
+        stack = Stack(self._aws, cast("Any", None))
+        queued = [queued_request(record) for record in stack.receive()]
+        return [(each.body, each.generation, each.redrives) for each in queued]
 
     def put_secret(self, text: str) -> None:
         self._aws.put_bots(text)
@@ -1782,6 +1824,247 @@ def test_one_thread_fetches_the_secret_for_all(real: RealOnes, aws: Aws) -> None
 
     assert {bot.key for bot in fresh if isinstance(bot, Bot)} == {OTHER_KEY}
     assert [name for name, _ in aws.calls] == ["GetSecretValue"]
+
+
+# --- Dead letters that are looked at and put back -------------------------------------------------
+
+
+def lay_down(letters: Any, body: str, **changes: Any) -> None:
+    given: dict[str, Any] = {
+        "reason": Reason.UNDELIVERED,
+        "failure": {"detail": "ação", "template": "order_shipped", "redrives": 1},
+        "bot": "default",
+        "notification_id": "a:1",
+        "generation": 3,
+    } | changes
+    letters.put(body, given.pop("reason"), given.pop("failure"), **given)
+
+
+def test_a_letter_is_read_with_all_that_was_put_down(backend: Backend) -> None:
+    letters = backend.letters()
+    lay_down(letters, ' {"any": "thing" }\n')
+    failed_at = backend.clock.now()
+    backend.clock.advance(HOUR)
+
+    (letter,) = letters.receive(60)
+
+    assert letter == DeadLetter(
+        letter_id=letter.letter_id,
+        receipt_handle=letter.receipt_handle,
+        body=' {"any": "thing" }\n',
+        reason="undelivered",
+        failed_at=failed_at,
+        bot="default",
+        notification_id="a:1",
+        generation=3,
+        redrives=1,
+        failure={"detail": "ação", "template": "order_shipped", "redrives": 1},
+    )
+
+
+def test_what_sqs_has_moved_says_nothing_but_when(backend: Backend) -> None:
+    letters = backend.letters()
+    backend.moved("a body")
+
+    (letter,) = letters.receive(60)
+
+    assert (letter.body, letter.reason, letter.failure) == ("a body", None, {})
+    assert (letter.bot, letter.notification_id, letter.generation) == (None, None, None)
+    assert (letter.failed_at, letter.redrives) == (backend.clock.now(), 0)
+
+
+def test_letters_come_by_ten_and_are_hidden_for_a_time(backend: Backend) -> None:
+    letters = backend.letters()
+    for number in range(13):
+        lay_down(letters, f"letter {number}")
+
+    assert letters.hidden() == 0
+    first = letters.receive(60)
+    assert (len(first), letters.hidden()) == (10, 10)
+    assert len(letters.receive(60)) == 3
+    assert letters.receive(60) == []
+    backend.clock.advance(61)
+    assert letters.hidden() == 0
+    assert len(letters.receive(60)) == 10
+
+
+def test_letters_are_given_back_at_once_or_later(backend: Backend) -> None:
+    letters = backend.letters()
+    for number in range(25):
+        lay_down(letters, f"letter {number}")
+    handles = [letter.receipt_handle for _ in range(3) for letter in letters.receive(60)]
+
+    letters.hide(handles[:13], 0)
+    letters.hide(handles[13:], 900)
+
+    backend.clock.advance(0.001)  # moto's "from now on" begins after now
+    assert letters.hidden() == 12
+    assert len([letter for _ in range(3) for letter in letters.receive(60)]) == 13
+    backend.clock.advance(899)
+    assert letters.hidden() == 12
+    backend.clock.advance(2)
+    assert letters.hidden() == 0
+
+
+def test_letters_that_are_done_are_gone_and_no_others(backend: Backend) -> None:
+    letters = backend.letters()
+    for number in range(25):
+        lay_down(letters, f"letter {number}")
+    received = [letter for _ in range(3) for letter in letters.receive(60)]
+
+    letters.delete(received[:13])
+
+    backend.clock.advance(61)
+    left = {letter.body for _ in range(3) for letter in letters.receive(60)}
+    assert left == {letter.body for letter in received[13:]}
+    letters.delete([])
+    letters.hide([], 0)
+
+
+def test_letters_are_put_back_as_they_came_and_marked(backend: Backend) -> None:
+    letters = backend.letters()
+    for number in range(12):
+        lay_down(letters, f" letter {number}\n", generation=number or None)
+    backend.moved("moved by SQS")
+    received = [letter for _ in range(2) for letter in letters.receive(60)]
+
+    assert backend.requests().redrive(received) == received
+    assert backend.requests().redrive([]) == []
+
+    assert sorted(backend.requested(), key=str) == sorted(
+        [
+            ("moved by SQS", None, 1),
+            *((f" letter {number}\n", number or None, 2) for number in range(12)),
+        ],
+        key=str,
+    )
+
+
+def test_letters_are_put_back_into_the_group_of_their_bot(real: RealOnes, aws: Aws) -> None:
+    letters = real.letters()
+    lay_down(letters, "one", bot="clinic")
+    lay_down(letters, "two", bot=None)
+    aws.calls.clear()
+
+    real.requests().redrive(letters.receive(60))
+
+    (sent,) = [parameters for name, parameters in aws.calls if name == "SendMessageBatch"]
+    assert [entry["MessageGroupId"] for entry in sent["Entries"]] == ["clinic", "default"]
+
+
+def test_large_letters_are_put_back_by_as_many_as_sqs_takes(real: RealOnes, aws: Aws) -> None:
+    letters = real.letters()
+    for _ in range(9):
+        lay_down(letters, "ç" * 128 * 1024)  # 256 KiB
+    received = letters.receive(60)
+    aws.calls.clear()
+
+    assert real.requests().redrive(received) == received
+
+    batches = [parameters["Entries"] for name, parameters in aws.calls if name != "ReceiveMessage"]
+    assert [len(entries) for entries in batches] == [3, 3, 3]
+
+
+class PartlyRefusing:
+    """SQS that refuses of each batch what an entry says, or the whole of it."""
+
+    def __init__(self, sqs: Any, refused: Callable[[Any], bool], *, whole: bool = False) -> None:
+        self._sqs = sqs
+        self._refused = refused
+        self._whole = whole
+
+    def __getattr__(self, name: str) -> Any:
+        def call(**parameters: Any) -> Any:
+            entries = parameters["Entries"]
+            refused = [entry for entry in entries if self._refused(entry)]
+            if self._whole and refused:
+                raise ClientError({"Error": {"Code": "ServiceUnavailable"}}, name)
+            taken = [entry for entry in entries if entry not in refused]
+            answer = getattr(self._sqs, name)(**parameters | {"Entries": taken}) if taken else {}
+            failed = [{"Id": entry["Id"], "Code": "InternalError"} for entry in refused]
+            return answer | {"Failed": failed}
+
+        return call
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_letters_that_sqs_does_not_take_are_told_apart(
+    real: RealOnes, aws: Aws, whole: bool
+) -> None:
+    letters = real.letters()
+    for number in range(20):
+        lay_down(letters, f"letter {number}")
+    received = [letter for _ in range(2) for letter in letters.receive(60)]
+    sqs: Any = PartlyRefusing(
+        aws.sqs, lambda entry: entry["MessageBody"] == "letter 3", whole=whole
+    )
+
+    taken = RequestsQueue(sqs, aws.requests_url).redrive(received)
+
+    lost = 10 if whole else 1
+    assert len(taken) == 20 - lost
+    assert {letter.body for letter in taken} == {body for body, _, _ in real.requested()}
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_cannot_be_given_back_or_deleted_is_seen_again_anyway(
+    real: RealOnes, aws: Aws, whole: bool
+) -> None:
+    letters = real.letters()
+    lay_down(letters, "one")
+    (letter,) = letters.receive(60)
+    sqs: Any = PartlyRefusing(aws.sqs, lambda _: True, whole=whole)
+    failing = DeadLettersQueue(sqs, aws.dead_letters_url, real.clock.now)
+
+    failing.hide([letter.receipt_handle], 0)
+    failing.delete([letter])
+
+    real.clock.advance(61)
+    assert [again.body for again in letters.receive(60)] == ["one"]
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"reason": "", "failed_at": "yesterday", "failure": "{"},
+        {"failed_at": "0001-01-01T00:00:00", "failure": "[]"},
+        {"failure": '{"redrives": "2"}', "generation": "first"},
+        {"failure": "[" * 3000},
+        {"failure": '{"redrives": true}', "failed_at": ""},
+    ],
+)
+def test_what_others_have_put_there_does_no_harm(
+    real: RealOnes, aws: Aws, attributes: dict[str, str]
+) -> None:
+    letters = real.letters()
+    written: Any = {
+        name: {"DataType": "String", "StringValue": value or "x"}
+        for name, value in attributes.items()
+    }
+    written["picture"] = {"DataType": "Binary", "BinaryValue": b"\xff"}
+    aws.sqs.send_message(
+        QueueUrl=aws.dead_letters_url, MessageBody="a body", MessageAttributes=written
+    )
+
+    (letter,) = letters.receive(60)
+
+    assert (letter.body, letter.generation, letter.redrives) == ("a body", None, 0)
+    assert letter.failed_at <= real.clock.now()
+    assert real.requests().redrive([letter]) == [letter]
+
+
+def test_what_sqs_has_moved_after_a_redrive_counts_on(real: RealOnes, aws: Aws) -> None:
+    letters = real.letters()
+    count: Any = {"DataType": "Number", "StringValue": "2"}
+    aws.sqs.send_message(
+        QueueUrl=aws.dead_letters_url,
+        MessageBody="a body",
+        MessageAttributes={"redrives": count, "generation": count},
+    )
+
+    (letter,) = letters.receive(60)
+
+    assert (letter.reason, letter.generation, letter.redrives) == (None, 2, 2)
 
 
 # --- The queues (the real ones only) --------------------------------------------------------------

@@ -44,6 +44,7 @@ class DeadLetter:
         failed_at: since when, in epoch seconds.
         bot: what is known of it, as the two below; None where nothing is.
         generation: the one that failed.
+        redrives: how often the request had been put back when it failed.
         failure: the details, as they were put down.
     """
 
@@ -55,13 +56,8 @@ class DeadLetter:
     bot: str | None = None
     notification_id: str | None = None
     generation: int | None = None
+    redrives: int = 0
     failure: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def redrives(self) -> int:
-        """How often the request had been put back when it failed."""
-        told = self.failure.get("redrives")
-        return told if isinstance(told, int) else 0
 
 
 @dataclass(frozen=True, slots=True)

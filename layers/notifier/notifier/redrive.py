@@ -141,7 +141,9 @@ def read_order(event: object) -> Order:
         return _ORDER.validate_python(event)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
-        path = ".".join(map(str, problem["loc"][1:]))
+        path = "".join(
+            f"[{step}]" if isinstance(step, int) else step for step in problem["loc"][1:]
+        )
         match problem["type"]:
             case "union_tag_not_found" | "union_tag_invalid":
                 sentence = "action: must be list or redrive"
@@ -294,7 +296,9 @@ class Redrive:
                     report.more = True
                     break
                 received = self.dead_letters.receive(HIDDEN_SECONDS)
-                new = [letter for letter in received if letter.letter_id not in seen]
+                # SQS may show a letter twice, although it is hidden.
+                by_id = {letter.letter_id: letter for letter in received}
+                new = [letter for letter_id, letter in by_id.items() if letter_id not in seen]
                 seen |= {letter.letter_id: letter.receipt_handle for letter in received}
                 if not new:
                     break

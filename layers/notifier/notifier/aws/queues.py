@@ -265,6 +265,9 @@ def _dead_letter(message: "MessageTypeDef") -> DeadLetter:
     }
     text = {name: value["stringValue"] or None for name, value in attributes.items()}
     published_at = int(message["Attributes"]["SentTimestamp"]) / 1000
+    failure = _failure(text.get("failure"))
+    # What SQS has moved here after a redrive still has the request's own count.
+    redrives = failure.get("redrives", _number(attributes, "redrives"))
     return DeadLetter(
         letter_id=message["MessageId"],
         receipt_handle=message["ReceiptHandle"],
@@ -274,7 +277,8 @@ def _dead_letter(message: "MessageTypeDef") -> DeadLetter:
         bot=text.get("bot"),
         notification_id=text.get("notification_id"),
         generation=_number(attributes, "generation"),
-        failure=_failure(text.get("failure")),
+        redrives=redrives if type(redrives) is int else 0,
+        failure=failure,
     )
 
 

@@ -1,18 +1,17 @@
 """Builds the function RedriveFailures, which operators invoke."""
 
-import logging
 from typing import TYPE_CHECKING, Any
+
+from aws_lambda_powertools.metrics import MetricUnit
 
 from notifier import telemetry
 from notifier.aws.queues import DeadLettersQueue, RequestsQueue
-from notifier.redrive import OrderError, Redrive, read_order
+from notifier.redrive import Fate, OrderError, Redrive, read_order
 from notifier.runtime import AWS, SystemClock, boto3
 from notifier.settings import RedriveFailuresSettings
 
 if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.typing import LambdaContext
-
-logger = logging.getLogger(__name__)
 
 
 class RedriveFailures:
@@ -27,10 +26,11 @@ class RedriveFailures:
         try:
             order = read_order(event)
         except OrderError as error:
+            telemetry.metrics.add_metric(Fate.REDRIVEN, MetricUnit.Count, 0)
             return {"error": str(error)}
         report = self._redrive.run(order, deadline)
-        for fate, number in report.fates.items():
-            telemetry.count([f"letter_{fate}"] * number)
+        redriven = report.fates.get(Fate.REDRIVEN, 0)
+        telemetry.metrics.add_metric(Fate.REDRIVEN, MetricUnit.Count, redriven)
         return report.as_json()
 
 

@@ -1,0 +1,332 @@
+"""The function redrive_failures whole, and what becomes of what it puts back."""
+
+import json
+import runpy
+from collections import Counter
+from collections.abc import Iterator
+from itertools import batched
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import boto3
+import pytest
+from moto.sqs import models as moto_queues
+
+from notifier import redrive, telemetry
+from notifier.aws.ledger import DynamoDbLedger
+from notifier.aws.queues import DeadLettersQueue
+from notifier.aws.table import Table
+from notifier.failures import Reason
+from notifier.lifecycle import Status
+from notifier.records import Claim, QueuedRequest
+from notifier.request import ledger_key
+from notifier.runtime.redriving import RedriveFailures, redrive_failures
+from notifier.settings import RedriveFailuresSettings
+from tests.fakes import a_notification
+from tests.integration.conftest import Aws, Stack, a_request
+from tests.integration.receipts_stack import Json, ReceiptsStack, SimulatedClock, a_receipt
+
+ROOT = Path(__file__).parents[2]
+CONTEXT: Any = SimpleNamespace(
+    get_remaining_time_in_millis=lambda: 50_000,
+    function_name="redrive-failures",
+    memory_limit_in_mb=512,
+    invoked_function_arn="arn:aws:lambda:us-east-1:123456789012:function:redrive-failures",
+    aws_request_id="request",
+)
+
+
+@pytest.fixture
+def function(aws: Aws) -> RedriveFailures:
+    return redrive_failures(RedriveFailuresSettings(aws.requests_url, aws.dead_letters_url))
+
+
+def order(function: RedriveFailures, **event: Any) -> Json:
+    answer = function.handle(event, CONTEXT)
+    assert "error" not in answer, answer
+    return answer
+
+
+def fates(answer: Json) -> dict[tuple[str, str], int]:
+    return {(group["fate"], group["reason"]): group["count"] for group in answer["groups"]}
+
+
+def depth(aws: Aws, url: str) -> int:
+    answer = aws.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
+    return sum(
+        int(answer[name])
+        for name in ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible")
+    )
+
+
+# --- One letter's way -----------------------------------------------------------------------------
+
+
+def test_what_was_not_delivered_goes_out_again_once_its_cause_is_mended(
+    stack: Stack, receipts: ReceiptsStack, function: RedriveFailures
+) -> None:
+    request = a_request(id="order-1", valid_until="2101-01-01T00:00:00Z")
+    key = ledger_key("default", "order-1")
+    stack.deliver(request)
+    receipts.record(a_receipt(key, "failed", 132_001))
+
+    dry = order(function, action="redrive", each=True)
+    assert fates(dry) == {("would_go", "undelivered"): 1}
+    assert dry["letters"][0]["code"] == 132_001
+    assert stack.receive() == []
+
+    assert fates(order(function, action="redrive", dry_run=False)) == {
+        ("redriven", "undelivered"): 1
+    }
+    (record,) = records = stack.receive()
+    assert record["body"] == json.dumps(request)
+    assert record["attributes"]["MessageGroupId"] == "default"
+    assert stack.handle(records) == []
+    assert [message["id"] for message in stack.blip.inbox()] == [key, f"{key}:2"]
+    assert depth(stack.aws, stack.aws.dead_letters_url) == 0
+
+
+def test_a_letter_that_fails_again_says_how_often_it_was_put_back(
+    stack: Stack, receipts: ReceiptsStack, function: RedriveFailures
+) -> None:
+    """Also after a retry, whoever makes the letter."""
+    stack.deliver(a_request(id="order-1"))
+    key = ledger_key("default", "order-1")
+    message_id = key
+    for redrives in range(3):
+        receipts.record(a_receipt(message_id, "failed", 132_001))
+        (letter,) = order(function, action="list", each=True)["letters"]
+        assert (letter["redrives"], letter["generation"]) == (redrives, redrives + 1)
+        order(function, action="redrive", dry_run=False)
+        stack.handle(stack.receive())
+        message_id = f"{key}:{redrives + 2}"
+
+    # The rate limit's own next generation counts on, too.
+    receipts.record(a_receipt(message_id, "failed", 131_056))
+    put_back = [params for name, params in stack.aws.calls if name == "SendMessage"][-1]
+    assert put_back["DelaySeconds"]
+    assert put_back["MessageAttributes"]["redrives"]["StringValue"] == "3"
+
+    stack.deliver(a_request(id="order-2", bot="nobody"))
+    order(function, action="redrive", dry_run=False)
+    stack.handle(stack.receive())
+    (letter,) = order(function, action="list", each=True)["letters"]
+    assert (letter["id"], letter["reason"], letter["redrives"]) == ("order-2", "unknown_bot", 1)
+
+
+def test_the_console_s_own_redrive_works_as_well(
+    stack: Stack, receipts: ReceiptsStack, function: RedriveFailures
+) -> None:
+    """It copies a letter with all of its attributes, also one that the function puts back."""
+    key = ledger_key("default", "order-1")
+    stack.deliver(a_request(id="order-1"))
+    receipts.record(a_receipt(key, "failed", 132_001))
+    (letter,) = stack.aws.sqs.receive_message(
+        QueueUrl=stack.aws.dead_letters_url, MessageAttributeNames=["All"], VisibilityTimeout=0
+    )["Messages"]
+    order(function, action="redrive", dry_run=False)
+    attributes: Any = letter["MessageAttributes"]
+    assert set(attributes) >= {"reason", "failure", "failed_at", "generation"}
+
+    for _ in range(2):
+        stack.aws.sqs.send_message(
+            QueueUrl=stack.aws.requests_url,
+            MessageBody=letter["Body"],
+            MessageAttributes=attributes,
+        )
+    stack.handle(stack.receive())
+
+    assert [message["id"] for message in stack.blip.inbox()] == [key, f"{key}:2"]
+    assert stack.aws.dead_letters() == []
+
+
+# --- A thousand letters ---------------------------------------------------------------------------
+
+
+class Death(BaseException):
+    """The process is gone."""
+
+
+class Killer:
+    """Kills the process at its n-th call to SQS, before the call or after it."""
+
+    def __init__(self, session: boto3.Session) -> None:
+        self._events = session.events
+        self._left = 10_000
+        self._after = False
+        self._events.register("before-call.sqs.*", self._before)
+        self._events.register("after-call.sqs.*", self._then)
+
+    def close(self) -> None:
+        self._events.unregister("before-call.sqs.*", self._before)
+        self._events.unregister("after-call.sqs.*", self._then)
+
+    def at(self, call: int, *, after: bool) -> None:
+        self._left, self._after = call, after
+
+    def _before(self, **_: Any) -> None:
+        self._left -= 1
+        self._die(now=not self._after)
+
+    def _then(self, **_: Any) -> None:
+        self._die(now=self._after)
+
+    def _die(self, *, now: bool) -> None:
+        # Once dead it stays dead: whatever it wants to clean up does not happen either.
+        if self._left < 0 or (self._left == 0 and now):
+            raise Death
+
+
+@pytest.fixture
+def killer(session: boto3.Session) -> Iterator[Killer]:
+    """Knows of the calls of every client that is made after it."""
+    killer = Killer(session)
+    yield killer
+    killer.close()
+
+
+REASONS = [
+    Reason.UNDELIVERED,
+    Reason.REJECTED,
+    Reason.EXPIRED,
+    Reason.INVALID,
+    Reason.RETRIES_EXHAUSTED,
+]
+
+
+@pytest.fixture
+def thousand(aws: Aws) -> list[Json]:
+    """A thousand dead letters of five reasons, in any order; the requests that were undelivered.
+
+    The ledger knows what was tried, as it does after the functions have made such letters.
+    """
+    now = 1_800_000_000.0
+    ledger = DynamoDbLedger(Table(aws.dynamodb, "ledger"), lambda: now)
+    undelivered = []
+    pattern: dict[str, Any] = {}
+    items: list[Any] = []
+    entries: list[Any] = []
+    for number in range(1000):
+        reason = REASONS[number % 5]
+        body = a_request(id=f"order-{number}", to=f"+553198{number:07}")
+        text = json.dumps(body)
+        if reason is Reason.UNDELIVERED:
+            undelivered.append(body)
+            notification = a_notification(QueuedRequest("record", "receipt", text, now))
+            if not pattern:
+                claim = ledger.claim(notification, Status.SENDING, now + 30)
+                assert isinstance(claim, Claim)
+                ledger.end(claim, Status.FAILED, reason, 132_001)
+                (pattern,) = aws.dynamodb.scan(TableName="ledger")["Items"]
+            own = {
+                "key": notification.key,
+                "id": body["id"],
+                "content_hash": notification.content_hash,
+                "request": text,
+            }
+            items.append(pattern | {name: {"S": value} for name, value in own.items()})
+        letter = {
+            "reason": reason,
+            "bot": "default",
+            "notification_id": body["id"],
+            "failure": '{"template": "order_shipped"}',
+        }
+        attributes = {
+            name: {"DataType": "String", "StringValue": value} for name, value in letter.items()
+        }
+        attributes["generation"] = {"DataType": "Number", "StringValue": "1"}
+        entries.append({"Id": str(number), "MessageBody": text, "MessageAttributes": attributes})
+    for some in batched(items, 25, strict=False):
+        puts: Any = [{"PutRequest": {"Item": item}} for item in some]
+        aws.dynamodb.batch_write_item(RequestItems={"ledger": puts})
+    for letters in batched(entries, 10, strict=False):
+        aws.sqs.send_message_batch(QueueUrl=aws.dead_letters_url, Entries=letters)
+    return undelivered
+
+
+def test_a_thousand_letters_and_a_redrive_that_is_killed_three_times(
+    stack: Stack,
+    killer: Killer,
+    thousand: list[Json],
+    clock: SimulatedClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    function = redrive_failures(
+        RedriveFailuresSettings(stack.aws.requests_url, stack.aws.dead_letters_url)
+    )
+    monkeypatch.setattr(moto_queues, "unix_time", clock.now)
+    monkeypatch.setattr(moto_queues, "unix_time_millis", lambda: 1000 * clock.now())
+
+    listed = order(function, action="list")
+    assert fates(listed) == {("listed", reason): 200 for reason in REASONS}
+    assert (listed["looked_at"], listed["more"], listed["hidden"]) == (1000, False, 0)
+    dry = order(function, action="redrive", reasons=["undelivered"])
+    assert fates(dry) == {("would_go", "undelivered"): 200}
+
+    # In the middle of looking, after a sending, before a deletion; then of giving back.
+    for call, after in ((30, True), (60, True), (121, False), (250, False)):
+        killer.at(call, after=after)
+        with pytest.raises(Death):
+            order(function, action="redrive", reasons=["undelivered"], dry_run=False)
+        clock.advance(redrive.HIDDEN_SECONDS)
+    killer.at(10_000, after=False)
+    order(function, action="redrive", reasons=["undelivered"], dry_run=False)
+
+    records = stack.receive()
+    put_back = Counter(json.loads(record["body"])["id"] for record in records)
+    assert set(put_back) == {body["id"] for body in thousand}
+    assert sum(put_back.values()) > 200  # some twice, by a death between the queues
+    while records:
+        for batch in batched(records, 10, strict=False):
+            stack.handle(list(batch))
+        clock.advance(60)  # for what found no slot free
+        records = stack.receive()
+    sent = Counter(message["id"] for message in stack.blip.inbox())
+    assert sent == {f"{ledger_key('default', body['id'])}:2": 1 for body in thousand}
+
+    left = order(function, action="list")
+    assert fates(left) == {("listed", reason): 200 for reason in REASONS[1:]}
+    assert left["hidden"] == 0
+
+
+# --- The handler ----------------------------------------------------------------------------------
+
+
+def test_the_function_as_lambda_calls_it(
+    aws: Aws, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REQUESTS_QUEUE_URL", aws.requests_url)
+    monkeypatch.setenv("DEAD_LETTERS_QUEUE_URL", aws.dead_letters_url)
+    handler = runpy.run_path(str(ROOT / "functions" / "redrive_failures" / "app.py"))["handler"]
+    letters = DeadLettersQueue(aws.sqs, aws.dead_letters_url, lambda: 1_600_000_000.0)
+    request = a_request(id="order-1")
+    for reason in (Reason.UNDELIVERED, Reason.EXPIRED):
+        letters.put(
+            json.dumps(request), reason, {}, bot="default", notification_id="order-1", generation=1
+        )
+    telemetry.metrics.clear_metrics()
+
+    event = json.loads((ROOT / "events/lambda/redrive_failures.json").read_text(encoding="utf-8"))
+    dry = handler(event, CONTEXT)
+    answer = handler(event | {"dry_run": False}, CONTEXT)
+
+    assert fates(dry) == {("would_go", "undelivered"): 1}
+    assert fates(answer) == {("redriven", "undelivered"): 1}
+    assert json.loads(json.dumps(answer)) == answer
+    output = capsys.readouterr().out
+    lines = [json.loads(line) for line in output.splitlines()]
+    assert [line["redriven"] for line in lines if "_aws" in line] == [[0.0], [1.0]]
+    for private in ("99999888", "Maria"):
+        assert private not in output + json.dumps([dry, answer])
+
+
+def test_an_order_that_cannot_be_understood_is_no_error_of_the_function(
+    function: RedriveFailures, aws: Aws
+) -> None:
+    aws.calls.clear()
+
+    assert function.handle({"action": "redrive", "dryrun": False}, CONTEXT) == {
+        "error": "dryrun: unknown field"
+    }
+    assert aws.calls == []
