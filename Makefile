@@ -10,7 +10,7 @@ PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export SAM_CLI_TELEMETRY := 0
 
-.PHONY: help setup run failures redrive pause resume check-bot restore-ledger test unit integration faults faults-short template e2e check audit format schemas lock build clean
+.PHONY: help setup run failures redrive pause resume check-bot restore-ledger test unit integration faults faults-short template e2e bench cost check audit format schemas lock build clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
@@ -70,6 +70,12 @@ template: setup ## the transformed template: lint and what no linter checks
 
 e2e: setup ## the template built and deployed into the local AWS
 	$(PYTHON) -m pytest -q tests/e2e $(ARGS)
+
+bench: setup ## against a textbook handler and the floor: time, CPU, calls, memory (ten minutes; leave the machine alone)
+	@PYTHONPATH=layers/notifier $(PYTHON) -m tests.benchmarks $(ARGS)
+
+cost: .venv/.done ## dollars per million, and what a day's volume needs, from the last bench
+	@PYTHONPATH=layers/notifier $(PYTHON) -m tests.benchmarks.cost
 
 check: .venv/.done ## ruff, mypy, import rules, formatting, generated files up to date
 	$(PYTHON) -m ruff check .

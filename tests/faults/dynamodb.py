@@ -107,7 +107,7 @@ class SimTable(Table):
 
     def query(self, index: str, condition: str, values: _Values, most: int) -> list[Item]:
         assert index == "polls"
-        holds = _condition(condition)
+        holds = parse_condition(condition)
 
         def read() -> list[Item]:
             found = [self.items[key] for key in self.polled if holds(self.items[key], values)]
@@ -116,8 +116,8 @@ class SimTable(Table):
         return self._aws.call(f"{self._table}.query", read)
 
     def update(self, key: str, update: str, condition: str, values: _Values) -> tuple[bool, Item]:
-        holds = _condition(condition) if condition else None
-        changes = _changes(update)
+        holds = parse_condition(condition) if condition else None
+        changes = parse_changes(update)
         plain = {name: _plain(value) for name, value in values.items()}
         unused = plain.keys() - set(re.findall(r":\w+", f"{update} {condition}"))
         assert not unused, f"DynamoDB refuses values that no expression uses: {unused}"
@@ -213,7 +213,8 @@ class _Tokens:
 
 
 @cache
-def _condition(text: str) -> _Condition:
+def parse_condition(text: str) -> _Condition:
+    """Read a condition expression once: a function of an item and the expression's values."""
     tokens = _Tokens(text)
     condition = _either(tokens)
     assert not tokens.peek(), text
@@ -288,7 +289,8 @@ def _operand(tokens: _Tokens) -> _Operand:
 
 
 @cache
-def _changes(text: str) -> list[_Change]:
+def parse_changes(text: str) -> list[_Change]:
+    """Read an update expression once: functions of the item before, after, and the values."""
     tokens = _Tokens(text)
     changes: list[_Change] = []
     while tokens.peek():

@@ -101,18 +101,17 @@ class Slots:
                 reservation = self._reserve(max(1, self._expected))
                 if not reservation.slots:
                     raise PutOff(reservation.come_back_in)
-                self._free.extend(_still_to_come(reservation.slots, self._clock.now()))
+                self._free.extend(_usable(reservation.slots, self._clock.now()))
             self._expected = max(0, self._expected - 1)
             return self._free.popleft()
 
 
-def _still_to_come(slots: tuple[float, ...], now: float) -> list[float]:
-    """Leave out the slots that passed while the answer was on its way, but for one, used now.
+def _usable(slots: tuple[float, ...], now: float) -> list[float]:
+    """Leave out the slots that passed while the answer was on its way.
 
-    With none of them a slow answer would let nobody ever send; with all, they would go out at once.
+    If all did, one is used now: else a slow answer would let nobody ever send.
     """
-    coming = [slot for slot in slots if slot >= now]
-    return coming if len(coming) == len(slots) else [now, *coming]
+    return [slot for slot in slots if slot >= now - SLOT_GRACE_SECONDS] or [now]
 
 
 class Turn:

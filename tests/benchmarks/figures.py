@@ -1,0 +1,66 @@
+"""What was measured, and how it is compared."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+RESULTS = Path(__file__).with_name("results.json")
+
+
+@dataclass
+class Figures:
+    """What one competitor needed for one case; lists have an entry per round.
+
+    Attributes:
+        calls: to AWS per notification, by operation.
+        read_units, write_units: of DynamoDB, per notification.
+        peak_bytes: the most memory that its process has held so far.
+    """
+
+    case: str
+    latency: float
+    competitor: str
+    size: int
+    seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
+    calls: dict[str, float] = field(default_factory=dict)
+    read_units: float = 0
+    write_units: float = 0
+    logged_bytes: float = 0
+    peak_bytes: int = 0
+    largest_item: int = 0
+
+    @property
+    def p50(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def p95(self) -> float:
+        return statistics.quantiles(self.seconds, n=20, method="inclusive")[-1]
+
+    @property
+    def cpu(self) -> float:
+        return statistics.median(self.cpu_seconds) / self.size
+
+    @property
+    def calls_in_all(self) -> float:
+        return sum(self.calls.values())
+
+
+def quartiles(ratios: Sequence[float]) -> str:
+    """Write a ratio as its median and the quartiles around it."""
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return f"{middle:.2f} ({low:.2f}-{high:.2f})"
+
+
+def ratio(one: Sequence[float], other: Sequence[float]) -> str:
+    """Compare round by round: what disturbs a round disturbs both."""
+    return quartiles([mine / theirs for mine, theirs in zip(one, other, strict=True)])
+
+
+def last_run(what: str) -> list[Figures]:
+    """Read what `make bench` wrote: of the batches, or of the receipts."""
+    document = json.loads(RESULTS.read_text(encoding="utf-8"))
+    return [Figures(**figures) for figures in document[what]]
