@@ -527,13 +527,10 @@ def test_what_a_batch_of_ten_new_recipients_costs(stack: Stack) -> None:
     """Per notification also the start of its send, and the look-up's lease and its end."""
     cost = cost_of_ten(stack, known=False)
 
-    # One reservation for all look-ups, and one for all sends.
-    assert cost == {
-        "BatchGetItem": 1,
-        "UpdateItem ledger": 30,
-        "UpdateItem identities": 20 + 2,
-        "PutEvents": 1,
-    }
+    reserved = cost.pop("UpdateItem identities") - 20
+    assert cost == {"BatchGetItem": 1, "UpdateItem ledger": 30, "PutEvents": 1}
+    # One for all look-ups, and one for all sends; one more wherever a thread came late.
+    assert 2 <= reserved <= 6
 
 
 def test_a_look_up_that_hangs_delays_nobody(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
