@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import boto3
 import botocore.session
@@ -29,6 +29,11 @@ from botocore.config import Config
 from notifier.bots import BrokenBot, parse_bots
 from tests.local.blip import Bot, Simulator
 from tests.local.metrics import Metrics, fit_for_ministack
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+    from mypy_boto3_secretsmanager import SecretsManagerClient
+    from mypy_boto3_sqs import SQSClient
 
 ROOT = Path(__file__).resolve().parents[2]
 STATE = ROOT / ".local"
@@ -85,15 +90,19 @@ class Aws:
         )
         session.set_credentials("local", "local")
         self._session = boto3.session.Session(botocore_session=session, region_name=REGION)
-        options = Config(
+        self._options = Config(
             retries={"mode": "standard", "total_max_attempts": 5}, max_pool_connections=32
         )
-        self.sqs = self._session.client("sqs", endpoint_url=url, config=options)
-        self.dynamodb = self._session.client("dynamodb", endpoint_url=url, config=options)
-        self.secrets = self._session.client("secretsmanager", endpoint_url=url, config=options)
-        self.functions: Any = self._session.client("lambda", endpoint_url=url, config=options)
-        self.cloudwatch: Any = self._session.client("cloudwatch", endpoint_url=url, config=options)
-        self.stacks: Any = self._session.client("cloudformation", endpoint_url=url, config=options)
+        self.sqs: SQSClient = self.client("sqs")
+        self.dynamodb: DynamoDBClient = self.client("dynamodb")
+        self.secrets: SecretsManagerClient = self.client("secretsmanager")
+        self.functions = self.client("lambda")
+        self.cloudwatch = self.client("cloudwatch")
+        self.stacks = self.client("cloudformation")
+
+    def client(self, service: str) -> Any:
+        """Make boto3's client of a service."""
+        return self._session.client(service, endpoint_url=self.url, config=self._options)  # type: ignore[call-overload] # any
 
 
 class Ministack:
