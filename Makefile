@@ -10,7 +10,7 @@ PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export SAM_CLI_TELEMETRY := 0
 
-.PHONY: help setup run failures redrive pause resume check-bot restore-ledger test unit integration faults faults-short template e2e bench cost check audit format schemas lock build clean
+.PHONY: help setup run publish failures redrive pause resume check-bot restore-ledger test unit integration faults faults-short template e2e bench cost check audit format schemas lock build clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
@@ -41,6 +41,9 @@ failures: setup ## what lies on the dead-letter queue (STACK=name: of a deployed
 
 redrive: setup ## put dead letters back; without ARGS=--execute a dry run (STACK=name; ARGS=--help)
 	@$(PYTHON) -m functions redrive $(STACK_OPTION) $(ARGS)
+
+publish: setup ## put requests on the queue (FILE=my-request.json; STACK=name)
+	@$(PYTHON) -m functions publish $(FILE) $(STACK_OPTION)
 
 pause: ## keep a bot still (BOT=name; STACK=name)
 resume: ## let a paused bot go on (BOT=name; STACK=name)

@@ -307,6 +307,13 @@ def _seconds(text: str) -> int:
 # --- upkeep ---------------------------------------------------------------------------------------
 
 
+def publish(stack: Stack, options: argparse.Namespace) -> int:
+    """Put requests on the queue as they stand, valid or not."""
+    count = upkeep.publish(stack, options.files)
+    console.print(f"{count} published")
+    return 0
+
+
 def pause(stack: Stack, options: argparse.Namespace) -> int:
     """Let nothing of a bot be looked up, sent or asked until it is resumed."""
     upkeep.pause(stack, options.bot)
@@ -339,6 +346,11 @@ def restore_ledger(stack: Stack, options: argparse.Namespace) -> int:
     return 0
 
 
+def _files_argument(parser: argparse.ArgumentParser) -> None:
+    help_ = "a .json file is one request, every line of a .jsonl file is one"
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help=help_)
+
+
 def _bot_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bot", help="its name in the bots' secret")
 
@@ -356,6 +368,7 @@ type _Command = tuple[
 COMMANDS: dict[str, _Command] = {
     "failures": (failures, _selection_arguments),
     "redrive": (redrive, _redrive_arguments),
+    "publish": (publish, _files_argument),
     "pause": (pause, _bot_argument),
     "resume": (resume, _bot_argument),
     "check-bot": (check_bot, _bot_argument),

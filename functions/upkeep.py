@@ -1,9 +1,10 @@
-"""What an operator does to a stack's tables and secret, with rights of their own."""
+"""What people do to a stack's queue, tables and secret, with rights of their own."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from notifier.aws.pacing import DynamoDbPacing
@@ -25,6 +26,29 @@ class Resources(Protocol):
 
 class UpkeepError(Exception):
     """It cannot be done. The text tells a person why."""
+
+
+def publish(stack: Resources, files: Iterable[Path]) -> int:
+    """Put requests on the queue as they stand; give how many.
+
+    Args:
+        stack: where to.
+        files: each is one request; of a `.jsonl` file each line is one.
+
+    Raises:
+        UpkeepError: a file cannot be read.
+    """
+    sqs, queue = stack.client("sqs"), stack.physical_id("RequestsQueue")
+    published = 0
+    for file in files:
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UpkeepError(f"{file} cannot be read: {error}") from None
+        for body in text.splitlines() if file.suffix == ".jsonl" else [text]:
+            sqs.send_message(QueueUrl=queue, MessageBody=body)
+            published += 1
+    return published
 
 
 def pause(stack: Resources, bot: str) -> None:

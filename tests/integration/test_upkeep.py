@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
 
-from functions.upkeep import UpkeepError, check_bot, pause, restore_ledger, resume
+from functions.upkeep import UpkeepError, check_bot, pause, publish, restore_ledger, resume
 from tests.integration.conftest import Aws, Stack, a_request
 from tests.local.blip import Bot, Simulator
 
@@ -26,7 +27,24 @@ class Deployed:
             "LedgerTable": "ledger",
             "IdentitiesTable": "identities",
             "BotsSecret": self.aws.secret,
+            "RequestsQueue": self.aws.requests_url,
         }[logical_id]
+
+
+def test_files_are_published_as_they_stand(stack: Stack, tmp_path: Path) -> None:
+    one, several = tmp_path / "one.json", tmp_path / "several.jsonl"
+    one.write_text('{"id":\n "order-1"}\n')
+    several.write_text('{"id": "order-2"}\nnot JSON\n')
+
+    assert publish(Deployed(stack.aws), [one, several]) == 3
+
+    bodies = [record["body"] for record in stack.receive()]
+    assert sorted(bodies) == sorted(['{"id":\n "order-1"}\n', '{"id": "order-2"}', "not JSON"])
+
+
+def test_a_file_that_cannot_be_read_is_named(stack: Stack, tmp_path: Path) -> None:
+    with pytest.raises(UpkeepError, match="cannot be read"):
+        publish(Deployed(stack.aws), [tmp_path / "nowhere.json"])
 
 
 def test_a_bot_is_paused_and_resumed(stack: Stack) -> None:
