@@ -6,6 +6,7 @@ function with `sam remote invoke` and show its answer as a table, or see to tabl
 
 import argparse
 import json
+import math
 import os
 import re
 import subprocess
@@ -229,12 +230,15 @@ def _selection(options: argparse.Namespace) -> Json:
 
 def _all_of(stack: Stack, order: Json) -> Json:
     """Invoke the function until it has seen everything; give its answers as one."""
-    whole = stack.invoke("RedriveFailuresFunction", order)
-    last = whole
+    began = time.time()
+    youngest = order.get("minimum_age_seconds", 0)
+    whole = last = stack.invoke("RedriveFailuresFunction", order)
     while last["more"]:
         gone = sum(g["count"] for g in last["groups"] if g["fate"] not in {"listed", "refused"})
         if "limit" in order:
             order["limit"] -= gone
+        # What has failed since then belongs to the next command.
+        order["minimum_age_seconds"] = max(youngest, math.ceil(time.time() - began))
         last = stack.invoke("RedriveFailuresFunction", order)
         whole = _together(whole, last)
     return whole
@@ -280,9 +284,12 @@ def _row(told: Json, columns: list[str]) -> list[str]:
 def _table(columns: list[str], rows: list[list[str]]) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
-        number = column in {"count", "code", "generation", "redrives"}
         table.add_column(
-            column.replace("_", " "), justify="right" if number else "left", overflow="fold"
+            column.replace("_", " "),
+            justify="right" if column in {"count", "code", "generation", "redrives"} else "left",
+            overflow="fold",
+            # What somebody copies stays in one piece; what somebody reads may be folded.
+            no_wrap=column not in {"detail", "why", "found"},
         )
     for cells in rows:
         table.add_row(*map(escape, cells))
@@ -299,7 +306,7 @@ def _beside(answer: Json) -> str:
         return ""
     return (
         f"; about {answer['hidden']} more are being looked at by somebody else, or were by a run"
-        " that broke off: they can be seen again within two minutes"
+        " that broke off: they can be seen again within five minutes"
     )
 
 

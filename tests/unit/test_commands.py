@@ -323,6 +323,10 @@ def test_the_function_is_invoked_until_it_has_seen_everything(sam: Sam, run: Run
     _, text = run("redrive", "--execute", "--limit", "20")
 
     assert [event["limit"] for event in sam.events] == [20, 17, 12]
+    # What fails meanwhile is not put back again and again.
+    youngest = [event.get("minimum_age_seconds") for event in sam.events]
+    assert youngest[0] is None
+    assert 1 <= youngest[1] <= youngest[2]
     assert "put back undelivered default order_shipped 8 9d ago 30s ago" in text
     assert "refused expired default order_shipped 4" in text
     assert "put back: 8 of 13 dead letters; about 1 more" in text
