@@ -6,18 +6,21 @@ function with `sam remote invoke` and show its answer as a table, or see to tabl
 
 import argparse
 import json
+import math
 import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import boto3
+import botocore.session
+from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
 from rich.console import Console
 from rich.markup import escape
@@ -33,6 +36,7 @@ SAM = str(ROOT / ".venv-sam/bin/sam")
 LOCAL_STACK = "blip-notifier"
 LOCAL_PORT = 4566
 LOCAL_REGION = "us-east-1"
+HINT = ": start it with `make run`, or name one with --stack"
 
 type Json = dict[str, Any]
 
@@ -92,7 +96,9 @@ class Stack:
             check=False,
         )
         if sam.returncode:
-            raise CommandError(f"{function} cannot be invoked: {sam.stderr.strip()}")
+            why = sam.stderr.rpartition("Error: ")[2].strip()
+            hint = HINT if self.endpoint and "connect to the endpoint" in why else ""
+            raise CommandError(f"{function} cannot be invoked: {why}{hint}")
         response = json.loads(sam.stdout)
         answer: Json = json.loads(response["Payload"])
         if "FunctionError" in response:
@@ -129,8 +135,21 @@ def _stack(options: argparse.Namespace) -> Stack:
         "no_proxy": "127.0.0.1",
     }
     arguments = ["--stack-name", LOCAL_STACK, "--region", LOCAL_REGION]
-    session = boto3.Session("local", "local", region_name=LOCAL_REGION)
-    return Stack(LOCAL_STACK, tuple(arguments), environment, session, endpoint)
+    return Stack(LOCAL_STACK, tuple(arguments), environment, _local_session(), endpoint)
+
+
+def _local_session() -> boto3.Session:
+    """Give a session that reads no profile of this machine, and asks no proxy for 127.0.0.1."""
+    session = botocore.session.Session(
+        session_vars={
+            "profile": (None, None, None, None),
+            "config_file": (None, None, os.devnull, None),
+            "credentials_file": (None, None, os.devnull, None),
+        }
+    )
+    session.set_credentials("local", "local")
+    session.set_default_client_config(Config(proxies={}))
+    return boto3.Session(botocore_session=session, region_name=LOCAL_REGION)
 
 
 # --- failures and redrive -------------------------------------------------------------------------
@@ -211,12 +230,15 @@ def _selection(options: argparse.Namespace) -> Json:
 
 def _all_of(stack: Stack, order: Json) -> Json:
     """Invoke the function until it has seen everything; give its answers as one."""
-    whole = stack.invoke("RedriveFailuresFunction", order)
-    last = whole
+    began = time.time()
+    youngest = order.get("minimum_age_seconds", 0)
+    whole = last = stack.invoke("RedriveFailuresFunction", order)
     while last["more"]:
         gone = sum(g["count"] for g in last["groups"] if g["fate"] not in {"listed", "refused"})
         if "limit" in order:
             order["limit"] -= gone
+        # What has failed since then belongs to the next command.
+        order["minimum_age_seconds"] = max(youngest, math.ceil(time.time() - began))
         last = stack.invoke("RedriveFailuresFunction", order)
         whole = _together(whole, last)
     return whole
@@ -241,34 +263,33 @@ def _together(one: Json, other: Json) -> Json:
 
 
 def _show(answer: Json, columns: list[str]) -> None:
-    def row(of: Json) -> Iterator[str]:
-        for column in columns:
-            match column:
-                case "what":
-                    yield FATES[of["fate"]]
-                case "oldest" | "newest":
-                    yield _ago(of[column])
-                case _:
-                    yield str(of[column] if of[column] is not None else "-")
-
     if not answer["groups"]:
         return
-    _table(columns, [list(row(group)) for group in answer["groups"]])
+    _table(columns, [_row(group, columns) for group in answer["groups"]])
     if "letters" in answer:
-        columns = EACH if "what" not in columns else ["what", *EACH, "why"]
+        each = ["what", *EACH, "why"] if "what" in columns else EACH
         console.print()
-        _table(columns, [list(row(letter)) for letter in answer["letters"]])
+        _table(each, [_row(letter, each) for letter in answer["letters"]])
         if answer["not_told"]:
             console.print(f"and {answer['not_told']} more: choose fewer to see them")
     console.print()
 
 
+def _row(told: Json, columns: list[str]) -> list[str]:
+    shown = told | {"what": FATES.get(told["fate"])}
+    shown |= {name: _ago(told[name]) for name in ("oldest", "newest") if name in told}
+    return ["-" if shown[column] is None else str(shown[column]) for column in columns]
+
+
 def _table(columns: list[str], rows: list[list[str]]) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
-        number = column in {"count", "code", "generation", "redrives"}
         table.add_column(
-            column.replace("_", " "), justify="right" if number else "left", overflow="fold"
+            column.replace("_", " "),
+            justify="right" if column in {"count", "code", "generation", "redrives"} else "left",
+            overflow="fold",
+            # What somebody copies stays in one piece; what somebody reads may be folded.
+            no_wrap=column not in {"detail", "why", "found"},
         )
     for cells in rows:
         table.add_row(*map(escape, cells))
@@ -285,7 +306,7 @@ def _beside(answer: Json) -> str:
         return ""
     return (
         f"; about {answer['hidden']} more are being looked at by somebody else, or were by a run"
-        " that broke off: they can be seen again within two minutes"
+        " that broke off: they can be seen again within five minutes"
     )
 
 
@@ -382,8 +403,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return int(options.run(_stack(options), options))
     except EndpointConnectionError as error:
-        hint = "" if options.stack else ": start it with `make run`, or name one with --stack"
-        print(f"error: {error}{hint}", file=sys.stderr)
+        print(f"error: {error}{'' if options.stack else HINT}", file=sys.stderr)
     except (CommandError, upkeep.UpkeepError, BotoCoreError, ClientError) as error:
         print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:

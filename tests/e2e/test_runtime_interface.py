@@ -48,6 +48,7 @@ PSEUDO_PARAMETERS = {
     "AWS::Partition": "aws",
     "AWS::Region": REGION,
 }
+MANY_AT_ONCE = {"sqs:SendMessage", "sqs:DeleteMessage", "sqs:ChangeMessageVisibility"}
 WEBHOOK_SECRET = "what BLiP shows at the webhook"  # noqa: S105
 RECIPIENT = "+5531999998888"
 TEMPLATE = {"name": "order_shipped", "language": "pt_BR", "body": ["Maria", "981"]}
@@ -252,10 +253,9 @@ class GuardedAws:
             document = json.loads(json.dumps(policy["PolicyDocument"]))
             for statement in document["Statement"]:
                 actions = {action for action in as_list(statement["Action"]) if action != without}
-                if "sqs:ChangeMessageVisibility" in actions:
-                    # On AWS it is the right to change several at once, too.
-                    actions.add("sqs:ChangeMessageVisibilityBatch")
-                statement["Action"] = sorted(actions)
+                # On AWS each of these is the right to do it to several at once, too.
+                several = {f"{action}Batch" for action in actions & MANY_AT_ONCE}
+                statement["Action"] = sorted(actions | several)
                 statement["Resource"] = [
                     self._arn(resource) for resource in as_list(statement["Resource"])
                 ]
@@ -510,6 +510,29 @@ def test_it_answers_producers_with_the_rights_of_its_role(
     assert [answer["statusCode"] for answer in answers] == [404, 200, 200]
     assert json.loads(answers[-1]["body"])["status"] == "cancelled"
     assert "AccessDenied" not in log
+
+
+def test_it_puts_dead_letters_back_with_the_rights_of_its_role(
+    artefacts: Path, aws: GuardedAws, tmp_path: Path
+) -> None:
+    sqs = aws.client("sqs")
+    for name in ("goes", "stays"):
+        sqs.send_message(QueueUrl=aws.names["DeadLettersQueue"], MessageBody=a_request(name))
+    order = {"action": "redrive", "ids": ["goes"], "dry_run": False}
+
+    with function("RedriveFailuresFunction", artefacts, aws, tmp_path) as redrive_failures:
+        answer = redrive_failures.invoke(order)
+        listed = redrive_failures.invoke({"action": "list", "ids": ["goes", "stays"]})
+        log = redrive_failures.log()
+
+    assert [(g["fate"], g["reason"], g["count"]) for g in answer["groups"]] == [
+        ("redriven", "receives_exhausted", 1)
+    ]
+    assert [group["count"] for group in listed["groups"]] == [1]
+    (request,) = aws.receive("RequestsQueue")
+    assert request["Body"] == a_request("goes")
+    assert "AccessDenied" not in log
+    assert "not given back" not in log
 
 
 # Used by Lambda itself.

@@ -105,6 +105,9 @@ def _stay(stack: LocalStack, letters: DeadLetters, console: Console) -> NoReturn
     if stack.simulator:
         hints = {"BLiP's inbox": f"{stack.simulator.url}/_simulator/"} | hints
     if stack.ministack:
+        port = stack.ministack.port
+        moved = "" if port == DEFAULT_PORT_BASE else f' ARGS="--port-base {port}"'
+        hints["dead letters"] = f"make failures{moved}"
         hints["logs"] = f"tail -f {shlex.quote(os.path.relpath(stack.ministack.log))}"
     console.print()
     for title, hint in hints.items():

@@ -417,6 +417,28 @@ def test_each_letter_that_goes_is_logged_by_its_name(
     assert line["key"]
 
 
+def test_what_fails_again_at_once_goes_round_only_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(15):
+        put(world, id=f"order-{number}")
+    world.clock.advance(1)
+    redrive = world.requests.redrive
+
+    def fail_again(letters: Any) -> Any:
+        world.clock.advance(0.1)
+        for letter in letters:
+            put(world, id=letter.notification_id, generation=2)
+        return redrive(letters)
+
+    monkeypatch.setattr(world.requests, "redrive", fail_again)
+
+    answer = execute(world)
+
+    assert (answer["looked_at"], fates(answer)) == (15, {("redriven", "undelivered"): 15})
+    assert run(world, "list")["looked_at"] == 15
+
+
 # --- Time -----------------------------------------------------------------------------------------
 
 

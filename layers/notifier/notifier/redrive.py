@@ -36,7 +36,7 @@ REASONS = (*(reason.value for reason in Reason), RECEIVES_EXHAUSTED)
 # the run dies, the letter is back after that.
 HIDDEN_SECONDS = 120
 # What one run could not get through, the next one does: the letters seen stay hidden until then.
-PUT_ASIDE_SECONDS = 900
+PUT_ASIDE_SECONDS = 300
 # What a run still needs at its end: for a batch under way, and to give back each letter.
 ENDING_SECONDS = 10.0
 GIVING_BACK_SECONDS = 0.01
@@ -281,10 +281,14 @@ class Redrive:
     def run(self, order: Order, deadline: float) -> Report:
         """Look at every letter that can be seen, once, and do with it what was asked for.
 
+        What fails while the run is under way is left to the next one: a letter that is put back
+        and fails again at once would go round and round.
+
         Args:
             order: what was asked for.
             deadline: when the sandbox will be stopped, in epoch seconds.
         """
+        began = self.clock.now()
         report = Report(self.dead_letters.hidden(), order.each)
         # All letters by what SQS wants back; for those that are still on the queue.
         seen: dict[str, str] = {}
@@ -302,8 +306,9 @@ class Redrive:
                 seen |= {letter.letter_id: letter.receipt_handle for letter in received}
                 if not new:
                     break
-                report.looked_at += len(new)
-                done |= self._handle(new, order, report)
+                old = [letter for letter in new if letter.failed_at <= began]
+                report.looked_at += len(old)
+                done |= self._handle(old, order, report)
         finally:
             handles = [handle for letter_id, handle in seen.items() if letter_id not in done]
             self.dead_letters.hide(handles, PUT_ASIDE_SECONDS if report.more else 0)

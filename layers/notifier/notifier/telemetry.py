@@ -7,7 +7,8 @@
     look_up, look_up_without_send   how often BLiP was asked, and how often no send followed:
                            many of those get a number banned
 
-and every outcome of `delivery`, every effect of `receipts`, `webhook_…` and `receipts_polled`.
+and every outcome of `delivery`, every effect of `receipts`, `webhook_…`,
+`receipts_polled` and `redriven`.
 """
 
 from collections import Counter

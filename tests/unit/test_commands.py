@@ -1,0 +1,332 @@
+"""The operator's commands: what they ask of SAM CLI, and what a person reads."""
+
+import json
+import os
+import re
+import stat
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from functions import __main__ as commands
+from tests.local import stack as local
+
+# A SAM CLI that notes what it is asked, and answers what the test has written down.
+SAM = """#!{python}
+import json, os, pathlib, sys
+folder = pathlib.Path({folder!r})
+calls = sorted(folder.glob("call-*"))
+(folder / f"call-{{len(calls)}}").write_text(json.dumps(
+    {{"arguments": sys.argv[1:], "environment": dict(os.environ), "event": json.load(sys.stdin)}}))
+answer = json.loads((folder / f"answer-{{len(calls)}}").read_text())
+print(answer["stdout"])
+print(answer.get("stderr", ""), file=sys.stderr)
+sys.exit(answer.get("code", 0))
+"""
+
+
+@dataclass
+class Sam:
+    """Stands in for SAM CLI, in a process of its own."""
+
+    folder: Path
+    answers: int = 0
+
+    def answers_with(self, payload: Any, **response: Any) -> None:
+        self.says(json.dumps({"StatusCode": 200, "Payload": json.dumps(payload)} | response))
+
+    def says(self, stdout: str, stderr: str = "", code: int = 0) -> None:
+        answer = {"stdout": stdout, "stderr": stderr, "code": code}
+        (self.folder / f"answer-{self.answers}").write_text(json.dumps(answer))
+        self.answers += 1
+
+    @property
+    def calls(self) -> list[Any]:
+        return [json.loads(file.read_text()) for file in sorted(self.folder.glob("call-*"))]
+
+    @property
+    def events(self) -> list[Any]:
+        return [call["event"] for call in self.calls]
+
+
+@pytest.fixture
+def sam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sam:
+    program = tmp_path / "sam"
+    program.write_text(SAM.format(python=sys.executable, folder=str(tmp_path)))
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr(commands, "SAM", str(program))
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    return Sam(tmp_path)
+
+
+type Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command; its exit code, and what it printed with white space as single spaces."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(commands, "console", Console(width=200))
+        code = commands.main(list(arguments))
+        captured = capsys.readouterr()
+        return code, re.sub(r"\s+", " ", captured.out + captured.err)
+
+    return run
+
+
+def ago(**time: float) -> str:
+    return (datetime.now(UTC) - timedelta(**time)).isoformat()
+
+
+def group(fate: str = "listed", **changes: Any) -> dict[str, Any]:
+    return {
+        "fate": fate,
+        "reason": "undelivered",
+        "bot": "default",
+        "template": "order_shipped",
+        "why": None,
+        "count": 3,
+        "oldest": ago(days=3, hours=1),
+        "newest": ago(minutes=5),
+    } | changes
+
+
+def answer(*groups: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    found = {"looked_at": sum(each["count"] for each in groups), "hidden": 0, "more": False}
+    return found | {"groups": list(groups)} | changes
+
+
+# --- Which stack ----------------------------------------------------------------------------------
+
+
+def test_the_local_stack_is_asked_for_where_make_run_keeps_it() -> None:
+    assert commands.LOCAL_STACK == local.STACK
+    assert commands.LOCAL_PORT == local.DEFAULT_PORT_BASE
+    assert commands.LOCAL_REGION == local.REGION
+
+
+def test_without_a_stack_no_account_can_be_reached(
+    sam: Sam, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "production")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a real one")
+    sam.answers_with(answer())
+
+    assert run("failures", "--port-base", "4600")[0] == 0
+
+    (call,) = sam.calls
+    assert call["arguments"] == [
+        *("remote", "invoke", "RedriveFailuresFunction"),
+        *("--stack-name", "blip-notifier", "--region", "us-east-1"),
+        *("--event-file", "-", "--output", "json", "--parameter", "Qualifier=live"),
+    ]
+    environment = {k: v for k, v in call["environment"].items() if k.startswith("AWS_")}
+    assert environment == {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:4600",
+        "AWS_ACCESS_KEY_ID": "local",
+        "AWS_SECRET_ACCESS_KEY": "local",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    }
+    assert call["environment"]["NO_PROXY"] == "127.0.0.1"
+
+
+def test_a_deployed_stack_is_reached_as_sam_reaches_it(
+    sam: Sam, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = tmp_path / "config"
+    config.write_text("[profile on-call]\nregion = sa-east-1\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    sam.answers_with(answer())
+
+    run("failures", "--stack", "blip-notifier-dev", "--profile", "on-call", "--region", "sa-east-1")
+
+    (call,) = sam.calls
+    assert call["arguments"][3:9] == [
+        *("--stack-name", "blip-notifier-dev", "--profile", "on-call", "--region", "sa-east-1"),
+    ]
+    assert call["environment"]["AWS_CONFIG_FILE"] == str(config)
+    assert "AWS_ENDPOINT_URL" not in call["environment"]
+
+
+def test_what_goes_wrong_is_said_in_a_sentence(sam: Sam, run: Run) -> None:
+    sam.says("", "Reading event from stdin\nError: Stack 'x' does not exist", 1)
+    sam.says("", 'Error: Could not connect to the endpoint URL: "http://127.0.0.1:4566/"', 1)
+    sam.answers_with({"errorType": "Timeout", "errorMessage": "50 s"}, FunctionError="Unhandled")
+    sam.answers_with({"error": "limit: must be 1 or more"})
+
+    assert [run("failures") for _ in range(4)] == [
+        (1, "error: RedriveFailuresFunction cannot be invoked: Stack 'x' does not exist "),
+        (
+            1,
+            "error: RedriveFailuresFunction cannot be invoked: Could not connect to the endpoint"
+            ' URL: "http://127.0.0.1:4566/": start it with `make run`, or name one with --stack ',
+        ),
+        (1, "error: RedriveFailuresFunction failed: Timeout: 50 s "),
+        (1, "error: limit: must be 1 or more "),
+    ]
+
+
+# --- failures -------------------------------------------------------------------------------------
+
+
+def test_failures_are_shown_by_reason_bot_and_template(sam: Sam, run: Run) -> None:
+    sam.answers_with(
+        answer(group(), group(reason="malformed", bot=None, template=None, count=1), hidden=7)
+    )
+
+    code, text = run("failures")
+
+    assert code == 0
+    assert "reason bot template count oldest newest" in text
+    assert "undelivered default order_shipped 3 3d ago 5m ago" in text
+    assert "malformed - - 1" in text
+    assert "4 of 4 dead letters; about 7 more are being looked at by somebody else" in text
+    assert sam.events == [{"action": "list", "each": False}]
+
+
+def test_no_failures_are_no_table(sam: Sam, run: Run) -> None:
+    sam.answers_with(answer())
+
+    assert run("failures") == (0, "0 of 0 dead letters ")
+
+
+LETTER = {
+    "fate": "listed",
+    "why": None,
+    "id": "order-1",
+    "bot": "default",
+    "template": "order_shipped",
+    "reason": "undelivered",
+    "code": 132_001,
+    "detail": "the template [pt_BR] is unknown",
+    "failed_at": "2026-11-24T19:24:02Z",
+    "generation": 2,
+    "redrives": 1,
+}
+
+
+def test_each_letter_is_shown_if_asked_for(sam: Sam, run: Run) -> None:
+    sam.answers_with(answer(group(), letters=[LETTER, LETTER], not_told=4))
+
+    _, text = run("failures", "--each")
+
+    row = (
+        "order-1 default order_shipped undelivered 132001 the template [pt_BR] is unknown"
+        " 2026-11-24T19:24:02Z 2 1"
+    )
+    assert text.count(row) == 2
+    assert "and 4 more: choose fewer to see them" in text
+    assert sam.events == [{"action": "list", "each": True}]
+
+
+def test_the_answer_can_be_had_as_json(sam: Sam, run: Run) -> None:
+    found = answer(group())
+    sam.answers_with(found)
+
+    code, text = run("failures", "--json")
+
+    assert (code, json.loads(text)) == (0, found)
+
+
+FILTERS = ["--reason", "undelivered", "rejected", "--bot", "clinic", "--template", "other"]
+FILTERS += ["--id", "a", "--id", "b", "c", "--older-than", "90m", "--newer-than", "2d"]
+FILTERED = {
+    "reasons": ["undelivered", "rejected"],
+    "bot": "clinic",
+    "template": "other",
+    "ids": ["a", "b", "c"],
+    "minimum_age_seconds": 5400,
+    "maximum_age_seconds": 172_800,
+    "each": False,
+}
+
+
+def test_filters_go_to_the_function(sam: Sam, run: Run) -> None:
+    sam.answers_with(answer())
+    sam.answers_with(answer())
+
+    run("failures", *FILTERS)
+    run("redrive", *FILTERS)
+
+    assert sam.events == [
+        {"action": "list"} | FILTERED,
+        {"action": "redrive", "dry_run": True, "force": False} | FILTERED,
+    ]
+
+
+@pytest.mark.parametrize("age", ["2", "h", "-1h", "1.5h", "2w", "1h30m", ""])
+def test_an_age_that_is_none_is_refused(
+    age: str, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run("failures", f"--older-than={age}")
+
+    assert "is no age: write it as in 90s, 30m, 2h or 3d" in capsys.readouterr().err
+
+
+# --- redrive --------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_says_that_it_is_one(sam: Sam, run: Run) -> None:
+    refused = group("refused", reason="expired", count=2, why="it has expired")
+    sam.answers_with(answer(group("would_go"), refused))
+
+    code, text = run("redrive")
+
+    assert code == 0
+    assert "would go undelivered default order_shipped 3 3d ago 5m ago -" in text
+    assert "refused expired default order_shipped 2 3d ago 5m ago it has expired" in text
+    assert "would go: 3 of 5 dead letters" in text
+    assert "Nothing was put back: this was a dry run. --execute puts them back." in text
+
+
+def test_what_was_put_back_is_shown(sam: Sam, run: Run) -> None:
+    letter = LETTER | {"fate": "redriven"}
+    sam.answers_with(answer(group("redriven"), letters=[letter], not_told=0))
+
+    code, text = run("redrive", "--execute", "--force", "--each")
+
+    assert code == 0
+    assert "put back undelivered default order_shipped 3" in text
+    assert "put back order-1 default" in text
+    assert "put back: 3 of 3 dead letters" in text
+    assert "dry run" not in text
+    assert sam.events == [{"action": "redrive", "dry_run": False, "force": True, "each": True}]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_what_sqs_did_not_take_is_a_failure_of_the_command(
+    sam: Sam, run: Run, arguments: list[str]
+) -> None:
+    sam.answers_with(answer(group("redriven"), group("not_taken", count=1)))
+
+    assert run("redrive", "--execute", *arguments)[0] == 1
+
+
+def test_the_function_is_invoked_until_it_has_seen_everything(sam: Sam, run: Run) -> None:
+    refused = group("refused", reason="expired", count=2, why="it has expired")
+    first, last = ago(days=9), ago(seconds=30)
+    sam.answers_with(answer(group("redriven", oldest=first), refused, more=True, hidden=1))
+    sam.answers_with(answer(group("redriven", count=4), group("not_taken", count=1), more=True))
+    sam.answers_with(answer(group("redriven", count=1, newest=last), refused))
+
+    _, text = run("redrive", "--execute", "--limit", "20")
+
+    assert [event["limit"] for event in sam.events] == [20, 17, 12]
+    # What fails meanwhile is not put back again and again.
+    youngest = [event.get("minimum_age_seconds") for event in sam.events]
+    assert youngest[0] is None
+    assert 1 <= youngest[1] <= youngest[2]
+    assert "put back undelivered default order_shipped 8 9d ago 30s ago" in text
+    assert "refused expired default order_shipped 4" in text
+    assert "put back: 8 of 13 dead letters; about 1 more" in text
