@@ -72,7 +72,8 @@ def running(stack: LocalStack, *arguments: object) -> Iterator[str]:
         wait_until(answers, 60, "sam local")
         yield url
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
         server.wait()
 
 

@@ -33,6 +33,9 @@ if __name__ == "__main__":
 from tests.local.stack import DEFAULT_PORT_BASE, HOST, STACK, STATE, Aws  # noqa: E402
 
 WRITTEN = STATE / "sam-local.yaml"
+INVOCATIONS = (
+    "arn:aws:apigateway:us-east-1:lambda:path/2015-03-31/functions/${{{}.Arn}}/invocations"
+)
 # The address under which containers see this machine. SAM CLI brings the engine's library along.
 ASK_FOR_GATEWAY = """
 import docker
@@ -71,24 +74,54 @@ def main() -> int:
 
 
 def _as_deployed(template: dict[str, Any], aws: Aws, gateway: str) -> dict[str, Any]:
+    """Give a built template in CloudFormation's own words, with what deployed functions were told.
+
+    In SAM's words `sam local start-api` looks for SAM's kind of API only.
+    """
     for name, resource in template["Resources"].items():
         properties = resource["Properties"]
-        for folder in {"CodeUri", "ContentUri"} & properties.keys():
-            properties[folder] = str(STATE / "build" / properties[folder])
-        if resource["Type"] == "AWS::Serverless::Function":
-            detail = aws.stacks.describe_stack_resource(StackName=STACK, LogicalResourceId=name)
-            deployed = aws.functions.get_function_configuration(
-                FunctionName=detail["StackResourceDetail"]["PhysicalResourceId"]
-            )
-            variables = deployed["Environment"]["Variables"]
-            if "BOTS_SECRET_ARN" in variables:
-                variables["BOTS_SECRET_ARN"] = _reachable(
-                    variables["BOTS_SECRET_ARN"], aws, gateway
-                )
-            variables["AWS_ENDPOINT_URL"] = aws.url.replace(HOST, gateway)
-            properties["Architectures"] = deployed["Architectures"]
-            properties["Environment"] = {"Variables": variables}
+        match resource["Type"]:
+            case "AWS::Serverless::LayerVersion":
+                folder = str(STATE / "build" / properties["ContentUri"])
+                resource |= {
+                    "Type": "AWS::Lambda::LayerVersion",
+                    "Properties": {"Content": folder},
+                }
+            case "AWS::Serverless::Function":
+                function = template["Globals"]["Function"] | properties
+                kept = ("Handler", "Runtime", "Layers", "MemorySize", "Timeout")
+                resource |= {
+                    "Type": "AWS::Lambda::Function",
+                    "Properties": {
+                        **{one: function[one] for one in kept},
+                        "Code": str(STATE / "build" / properties["CodeUri"]),
+                        **_as_told(name, aws, gateway),
+                    },
+                }
+            case "AWS::ApiGatewayV2::Integration":
+                # Nor does it know which function an alias belongs to.
+                called = properties["IntegrationUri"]["Ref"].removesuffix(".Alias")
+                properties["IntegrationUri"] = {"Fn::Sub": INVOCATIONS.format(called)}
+            case _:
+                pass
+    del template["Globals"], template["Transform"]
     return template
+
+
+def _as_told(function: str, aws: Aws, gateway: str) -> dict[str, Any]:
+    """Give what the deployed function was told, in a form that holds inside a container."""
+    detail = aws.stacks.describe_stack_resource(StackName=STACK, LogicalResourceId=function)
+    deployed = aws.functions.get_function_configuration(
+        FunctionName=detail["StackResourceDetail"]["PhysicalResourceId"]
+    )
+    variables = deployed["Environment"]["Variables"]
+    if "BOTS_SECRET_ARN" in variables:
+        variables["BOTS_SECRET_ARN"] = _reachable(variables["BOTS_SECRET_ARN"], aws, gateway)
+    variables["AWS_ENDPOINT_URL"] = aws.url.replace(HOST, gateway)
+    return {
+        "Architectures": deployed["Architectures"],
+        "Environment": {"Variables": variables},
+    }
 
 
 def _reachable(secret: str, aws: Aws, gateway: str) -> str:
