@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -359,6 +360,57 @@ def _table_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("table", help="the name of the restored table")
 
 
+# --- one notification -----------------------------------------------------------------------------
+
+
+def notification(stack: Stack, options: argparse.Namespace) -> int:
+    """Tell how it goes with a notification."""
+    return _ask(stack, "GET", options)
+
+
+def cancel(stack: Stack, options: argparse.Namespace) -> int:
+    """Take a notification back that has not gone out."""
+    return _ask(stack, "DELETE", options)
+
+
+def _notification_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("id", metavar="ID", help="the request's id")
+    parser.add_argument("--bot", default="default", help="its bot (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the function's answer instead")
+
+
+def _ask(stack: Stack, method: str, options: argparse.Namespace) -> int:
+    """Ask the function as the HTTP API does, which is for whoever has a role to sign with."""
+    path = f"/notifications/{options.id}"
+    response = stack.invoke(
+        "GetNotificationFunction",
+        {
+            "version": "2.0",
+            "rawPath": path,
+            "queryStringParameters": {"bot": options.bot},
+            "headers": {},
+            "requestContext": {"http": {"method": method, "path": path}, "stage": "$default"},
+        },
+    )
+    if response["statusCode"] != HTTPStatus.OK:
+        raise CommandError(response["body"].strip())
+    answer = json.loads(response["body"])
+    if options.json:
+        console.print_json(data=answer)
+        return 0
+    timeline = answer.pop("timeline")
+    metadata = answer.pop("metadata")
+    facts = {name.replace("_", " "): str(fact) for name, fact in answer.items() if fact is not None}
+    facts |= {f"metadata {name}": value for name, value in metadata.items()}
+    _table(["", ""], [list(fact) for fact in facts.items()])
+    console.print()
+    _table(
+        ["time", "status", "generation"],
+        [[change["time"], change["status"], str(change["generation"])] for change in timeline],
+    )
+    return 0
+
+
 # --- the command line -----------------------------------------------------------------------------
 
 type _Command = tuple[
@@ -369,6 +421,8 @@ COMMANDS: dict[str, _Command] = {
     "failures": (failures, _selection_arguments),
     "redrive": (redrive, _redrive_arguments),
     "publish": (publish, _files_argument),
+    "notification": (notification, _notification_arguments),
+    "cancel": (cancel, _notification_arguments),
     "pause": (pause, _bot_argument),
     "resume": (resume, _bot_argument),
     "check-bot": (check_bot, _bot_argument),
