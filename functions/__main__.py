@@ -411,6 +411,49 @@ def _ask(stack: Stack, method: str, options: argparse.Namespace) -> int:
     return 0
 
 
+# --- forgetting -----------------------------------------------------------------------------------
+
+
+def forget(stack: Stack, options: argparse.Namespace) -> int:
+    """Find what is held about a phone number, and erase it."""
+    if not options.to:
+        raise CommandError("which number? TO=+55… names it")
+    order: Json = {"to": options.to, "dry_run": not options.yes}
+    whole = last = stack.invoke("ForgetRecipientFunction", order)
+    while last["continue_from"] is not None:
+        print(f"\r{whole['looked_at']} looked at", end="", file=sys.stderr)
+        again = order | {"continue_from": last["continue_from"]}
+        last = stack.invoke("ForgetRecipientFunction", again)
+        whole = {
+            "looked_at": whole["looked_at"] + last["looked_at"],
+            "possible": whole["possible"] + last["possible"],
+            "found": {what: count + last["found"][what] for what, count in whole["found"].items()},
+            "erased": {what: n + last["erased"][what] for what, n in whole["erased"].items()},
+        }
+    found, erased = whole["found"], whole["erased"]
+    _table(
+        ["what", "found", "erased"],
+        [[what.replace("_", " "), str(n), str(erased[what])] for what, n in found.items()],
+    )
+    console.print(f"\n{whole['looked_at']} notifications and dead letters were looked at.")
+    if whole["possible"]:
+        console.print(
+            f"{whole['possible']} delivered ones went to a number with the same last four digits:"
+            " nothing more of the number is left of them, and they stay."
+        )
+    if not options.yes:
+        console.print("Nothing was erased: this was a dry run. --yes erases.")
+        return 0
+    console.print("Run it again in a quarter of an hour: functions/README.md says why.")
+    return 0 if erased == found else 1
+
+
+def _forget_arguments(parser: argparse.ArgumentParser) -> None:
+    # From the environment, so that no list of processes shows it.
+    parser.set_defaults(to=os.environ.get("TO"))
+    parser.add_argument("--yes", action="store_true", help="erase; without it nothing changes")
+
+
 # --- the command line -----------------------------------------------------------------------------
 
 type _Command = tuple[
@@ -423,6 +466,7 @@ COMMANDS: dict[str, _Command] = {
     "publish": (publish, _files_argument),
     "notification": (notification, _notification_arguments),
     "cancel": (cancel, _notification_arguments),
+    "forget": (forget, _forget_arguments),
     "pause": (pause, _bot_argument),
     "resume": (resume, _bot_argument),
     "check-bot": (check_bot, _bot_argument),
