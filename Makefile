@@ -10,7 +10,7 @@ PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export SAM_CLI_TELEMETRY := 0
 
-.PHONY: help setup run publish failures redrive pause resume check-bot restore-ledger test unit integration faults faults-short template e2e bench cost check audit format schemas lock build clean
+.PHONY: help setup run publish failures redrive notification cancel forget pause resume check-bot restore-ledger test unit integration faults faults-short template e2e bench cost check audit format schemas lock build clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
@@ -44,6 +44,16 @@ redrive: setup ## put dead letters back; without ARGS=--execute a dry run (STACK
 
 publish: setup ## put requests on the queue (FILE=my-request.json; STACK=name)
 	@$(PYTHON) -m functions publish $(FILE) $(STACK_OPTION)
+
+notification: setup ## how it goes with a notification (ID=id BOT=name; STACK=name)
+	@$(PYTHON) -m functions notification $(ID) $(if $(BOT),--bot $(BOT)) $(STACK_OPTION) $(ARGS)
+
+cancel: setup ## take a notification back that has not gone out (ID=id BOT=name; STACK=name)
+	@$(PYTHON) -m functions cancel $(ID) $(if $(BOT),--bot $(BOT)) $(STACK_OPTION) $(ARGS)
+
+# The number goes through the environment, to which make exports it.
+forget: setup ## find what is held about a number; ARGS=--yes erases it (TO=+55…; STACK=name)
+	@$(PYTHON) -m functions forget $(STACK_OPTION) $(ARGS)
 
 pause: ## keep a bot still (BOT=name; STACK=name)
 resume: ## let a paused bot go on (BOT=name; STACK=name)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -380,6 +381,100 @@ def _table_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("table", help="the name of the restored table")
 
 
+# --- one notification -----------------------------------------------------------------------------
+
+
+def notification(stack: Stack, options: argparse.Namespace) -> int:
+    """Tell how it goes with a notification."""
+    return _ask(stack, "GET", options)
+
+
+def cancel(stack: Stack, options: argparse.Namespace) -> int:
+    """Take a notification back that has not gone out."""
+    return _ask(stack, "DELETE", options)
+
+
+def _notification_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("id", metavar="ID", help="the request's id")
+    parser.add_argument("--bot", default="default", help="its bot (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the function's answer instead")
+
+
+def _ask(stack: Stack, method: str, options: argparse.Namespace) -> int:
+    """Ask the function as the HTTP API does, which is for whoever has a role to sign with."""
+    path = f"/notifications/{options.id}"
+    response = stack.invoke(
+        "GetNotificationFunction",
+        {
+            "version": "2.0",
+            "rawPath": path,
+            "queryStringParameters": {"bot": options.bot},
+            "headers": {},
+            "requestContext": {"http": {"method": method, "path": path}, "stage": "$default"},
+        },
+    )
+    if response["statusCode"] != HTTPStatus.OK:
+        raise CommandError(response["body"].strip())
+    answer = json.loads(response["body"])
+    if options.json:
+        console.print_json(data=answer)
+        return 0
+    timeline = answer.pop("timeline")
+    metadata = answer.pop("metadata")
+    facts = {name.replace("_", " "): str(fact) for name, fact in answer.items() if fact is not None}
+    facts |= {f"metadata {name}": value for name, value in metadata.items()}
+    _table(["", ""], [list(fact) for fact in facts.items()])
+    console.print()
+    _table(
+        ["time", "status", "generation"],
+        [[change["time"], change["status"], str(change["generation"])] for change in timeline],
+    )
+    return 0
+
+
+# --- forgetting -----------------------------------------------------------------------------------
+
+
+def forget(stack: Stack, options: argparse.Namespace) -> int:
+    """Find what is held about a phone number, and erase it."""
+    if not options.to:
+        raise CommandError("which number? TO=+55… names it")
+    order: Json = {"to": options.to, "dry_run": not options.yes}
+    whole = last = stack.invoke("ForgetRecipientFunction", order)
+    while last["continue_from"] is not None:
+        print(f"\r{whole['looked_at']} looked at", end="", file=sys.stderr)
+        again = order | {"continue_from": last["continue_from"]}
+        last = stack.invoke("ForgetRecipientFunction", again)
+        whole = {
+            "looked_at": whole["looked_at"] + last["looked_at"],
+            "possible": whole["possible"] + last["possible"],
+            "found": {what: count + last["found"][what] for what, count in whole["found"].items()},
+            "erased": {what: n + last["erased"][what] for what, n in whole["erased"].items()},
+        }
+    found, erased = whole["found"], whole["erased"]
+    _table(
+        ["what", "found", "erased"],
+        [[what.replace("_", " "), str(n), str(erased[what])] for what, n in found.items()],
+    )
+    console.print(f"\n{whole['looked_at']} notifications and dead letters were looked at.")
+    if whole["possible"]:
+        console.print(
+            f"{whole['possible']} delivered ones went to a number with the same last four digits:"
+            " nothing more of the number is left of them, and they stay."
+        )
+    if not options.yes:
+        console.print("Nothing was erased: this was a dry run. --yes erases.")
+        return 0
+    console.print("Run it again in a quarter of an hour: functions/README.md says why.")
+    return 0 if erased == found else 1
+
+
+def _forget_arguments(parser: argparse.ArgumentParser) -> None:
+    # From the environment, so that no list of processes shows it.
+    parser.set_defaults(to=os.environ.get("TO"))
+    parser.add_argument("--yes", action="store_true", help="erase; without it nothing changes")
+
+
 # --- the command line -----------------------------------------------------------------------------
 
 type _Command = tuple[
@@ -390,6 +485,9 @@ COMMANDS: dict[str, _Command] = {
     "failures": (failures, _selection_arguments),
     "redrive": (redrive, _redrive_arguments),
     "publish": (publish, _files_argument),
+    "notification": (notification, _notification_arguments),
+    "cancel": (cancel, _notification_arguments),
+    "forget": (forget, _forget_arguments),
     "pause": (pause, _bot_argument),
     "resume": (resume, _bot_argument),
     "check-bot": (check_bot, _bot_argument),

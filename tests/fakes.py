@@ -14,6 +14,7 @@ from threading import RLock
 from typing import Any
 from uuid import uuid4
 
+from notifier.aws.identities import forgotten_key
 from notifier.bots import Bot, Bots, BrokenBot, parse_bots
 from notifier.delivery import Delivery, Policy, Verdict
 from notifier.failures import Failure, Reason
@@ -26,9 +27,11 @@ from notifier.records import (
     Claim,
     ClaimLost,
     DeadLetter,
+    Held,
     Identity,
     LookUpLease,
     Notification,
+    Page,
     Plan,
     QueuedRequest,
     Receipt,
@@ -118,7 +121,9 @@ POLLS = ("poll_bot", "poll_at", "poll_since")
 
 
 class FakeLedger:
-    """See `notifier.aws.ledger`."""
+    """See `notifier.aws.ledger`. `page_size` is how many items one page has."""
+
+    page_size = 3
 
     def __init__(self, table: FakeTable, now: Callable[[], float]) -> None:
         self._table = table
@@ -166,6 +171,34 @@ class FakeLedger:
 
         _, item = self._table.update(ledger_key(bot, notification_id), free, take_back)
         return _account(bot, notification_id, item)
+
+    def held(self, recipient: str, after: str | None) -> Page:
+        keys = sorted(key for key in self._table.items if after is None or key > after)
+        some = keys[: self.page_size]
+        items = [self._table.items[key] for key in some]
+        held = [
+            Held(item["key"], item["bot"], item.get("request", ""))
+            for item in items
+            if item.get("recipient") == mask(recipient)
+        ]
+        return Page(held, len(some), some[-1] if len(keys) > len(some) else None)
+
+    def forget(self, key: str) -> None:
+        now = self._now()
+
+        def forget(item: Item) -> None:
+            generation = item["generation"]
+            item.clear()
+            item |= {
+                "key": key,
+                "status": "cancelled",
+                "forgotten": True,
+                "generation": generation,
+                "updated_at": _ms(now),
+                "expires_at": round(now) + 45 * 86_400,
+            }
+
+        self._table.update(key, bool, forget)
 
     def claim(
         self, notification: Notification, status: Status, lease_until: float
@@ -463,6 +496,8 @@ class FakeIdentities:
                 known[recipient] = identity
             elif (found := self.get(recipient)) is not None:
                 known[recipient] = found
+            if mark := self._table.get(forgotten_key(recipient[1])):
+                known[recipient] = Identity(None, forgotten_at=mark["forgotten_at"] / 1000)
         items = {bot: self._table.get(f"bot:{bot}") for bot in bots}
         states = {
             bot: BotState(
@@ -527,6 +562,20 @@ class FakeIdentities:
 
         self._memory.pop(recipient, None)
         self._table.update("/".join(recipient), bool, drop)
+
+    def holds(self, recipient: Recipient) -> bool:
+        return bool(self._table.get("/".join(recipient)))
+
+    def erase(self, recipient: Recipient) -> None:
+        self._table.items.pop("/".join(recipient), None)
+
+    def mark_forgotten(self, phone: str) -> None:
+        now = self._now()
+
+        def mark(item: Item) -> None:
+            item |= {"forgotten_at": _ms(now), "expires_at": round(now) + 15 * 86_400}
+
+        self._table.update(forgotten_key(phone), lambda _: True, mark)
 
     @staticmethod
     def _held(lease: LookUpLease) -> Callable[[Item], bool]:
@@ -849,9 +898,11 @@ class FakeDeadLetters:
         for kept in self._handled(handles):
             kept.visible_at = self.now() + seconds
 
-    def delete(self, letters: Iterable[DeadLetter]) -> None:
-        for kept in self._handled(letter.receipt_handle for letter in letters):
-            del self._kept[kept.letter_id]
+    def delete(self, letters: Iterable[DeadLetter]) -> list[DeadLetter]:
+        gone = {kept.letter_id for kept in self._handled(each.receipt_handle for each in letters)}
+        for letter_id in gone:
+            del self._kept[letter_id]
+        return [letter for letter in letters if letter.letter_id in gone]
 
     def _handled(self, handles: Iterable[str]) -> list[_Kept]:
         by_handle = {kept.handle: kept for kept in self._kept.values()}
@@ -1018,6 +1069,16 @@ class Sandbox:
         self.identities = FakeIdentities(world.identities_table, now=now)
         self.pacing = FakePacing(world.identities_table, now)
         self.secrets = FakeSecrets(world.secret, now)
+        self.receipts = Receipts(
+            self.ledger,
+            self.identities,
+            self.pacing,
+            world.requests,
+            world.dead_letters,
+            world.events,
+            world.meter,
+            now,
+        )
         self.delivery = Delivery(
             ledger=self.ledger,
             identities=self.identities,
@@ -1025,16 +1086,7 @@ class Sandbox:
             secrets=self.secrets,
             blip=world.blip,
             dead_letters=world.dead_letters,
-            receipts=Receipts(
-                self.ledger,
-                self.identities,
-                self.pacing,
-                world.requests,
-                world.dead_letters,
-                world.events,
-                world.meter,
-                now,
-            ),
+            receipts=self.receipts,
             events=world.events,
             meter=world.meter,
             clock=world.clock,

@@ -3,6 +3,8 @@
 import contextlib
 import http.client
 import json
+import os
+import re
 import signal
 import socket
 import subprocess
@@ -377,6 +379,51 @@ def test_a_producer_asks_for_a_notification_and_takes_one_back(
     wait_until(lambda: queue_depth(stack) == 0, 60, "the request to be taken off the queue")
     assert inbox(stack, id=ledger_key("default", waiting["id"])) == []
     assert json.loads(ask(stack, "GET", waiting["id"])[1])["status"] == "cancelled"
+
+
+def test_an_operator_looks_at_a_notification_and_forgets_a_person(
+    stack: LocalStack, tmp_path: Path
+) -> None:
+    number = "+5531900002077"
+    failed = request(to=number, template={"name": "nobody_approved_it", "language": "pt_BR"})
+    cancelled = str(uuid.uuid4())
+    [row] = publish(stack, tmp_path, failed).rows
+    assert row.reason == "undelivered"
+
+    shown = operate(stack, "notification", failed["id"])
+    assert "undelivered" in shown
+    assert "nobody_approved_it" in shown
+    assert "cancelled" in operate(stack, "cancel", cancelled)
+
+    assert "Nothing was erased" in operate(stack, "forget", to=number)
+    shown = operate(stack, "forget", "--yes", to=number)
+    assert re.search(r"notifications +1 +1\n *identities +1 +1\n *dead letters +1 +1\n", shown)
+    for table in (stack.ledger_table, stack.identities_table):
+        assert "5531900002077" not in str(stack.aws.dynamodb.scan(TableName=table)["Items"])
+    assert re.search(r"status +cancelled\n", operate(stack, "notification", failed["id"]))
+    publish_again = stack.aws.sqs.send_message(
+        QueueUrl=stack.requests_queue, MessageBody=json.dumps(failed)
+    )
+    assert publish_again["MessageId"]
+    wait_until(lambda: queue_depth(stack) == 0, 60, "the request to be taken off the queue")
+    assert inbox(stack, phone=number) == []
+
+
+def operate(stack: LocalStack, *arguments: str, to: str = "") -> str:
+    """Run an operator's command; give what it shows."""
+    assert stack.ministack
+    run = subprocess.run(  # noqa: S603 - our own command
+        [sys.executable, "-m", "functions", *arguments, "--port-base", str(stack.ministack.port)],
+        cwd=ROOT,
+        env=os.environ | {"TO": to},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "5531900002077" not in run.stdout + run.stderr
+    return run.stdout
 
 
 def ask(stack: LocalStack, method: str, path: str, *, signed: bool = True) -> tuple[int, str]:

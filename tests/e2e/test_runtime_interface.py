@@ -535,6 +535,28 @@ def test_it_puts_dead_letters_back_with_the_rights_of_its_role(
     assert "not given back" not in log
 
 
+def test_it_forgets_with_the_rights_of_its_role(
+    artefacts: Path, aws: GuardedAws, tmp_path: Path
+) -> None:
+    number = "+5531900001077"
+    batch = aws.batch_of(a_request("to-be-forgotten", to=number))
+    with function("SendNotificationFunction", artefacts, aws, tmp_path) as send_notification:
+        assert send_notification.invoke(batch) == {"batchItemFailures": []}
+    for queue in ("DeadLettersQueue", "ReceiptsDeadLettersQueue"):
+        body = a_request("a-letter", to=number)
+        aws.client("sqs").send_message(QueueUrl=aws.names[queue], MessageBody=body)
+
+    with function("ForgetRecipientFunction", artefacts, aws, tmp_path) as forget_recipient:
+        looked = forget_recipient.invoke({"to": number})
+        erased = forget_recipient.invoke({"to": number, "dry_run": False})
+        log = forget_recipient.log()
+
+    assert looked["found"] == {"notifications": 1, "identities": 1, "dead_letters": 2}
+    assert erased["erased"] == looked["found"]
+    assert "AccessDenied" not in log
+    assert number.removeprefix("+") not in log
+
+
 # Used by Lambda itself.
 OF_THE_POLLER = {"sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes"}
 OF_THE_LOGS = {"logs:CreateLogStream", "logs:PutLogEvents"}

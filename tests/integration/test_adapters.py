@@ -22,7 +22,7 @@ from moto.sqs import models as moto_queues
 
 from notifier.aws import identities as identities_module
 from notifier.aws import queues
-from notifier.aws.identities import DynamoDbIdentities
+from notifier.aws.identities import DynamoDbIdentities, forgotten_key
 from notifier.aws.ledger import DynamoDbLedger
 from notifier.aws.pacing import DynamoDbPacing
 from notifier.aws.queues import DeadLettersQueue, RequestsQueue, queued_request
@@ -37,6 +37,7 @@ from notifier.records import (
     Claim,
     ClaimLost,
     DeadLetter,
+    Held,
     Identity,
     LookUpLease,
     Notification,
@@ -1050,6 +1051,95 @@ def test_nothing_is_told_of_what_is_not_known_or_has_outlived_its_time(backend: 
     assert ledger.account("default", "order-1") is None
 
 
+# --- The ledger: forgetting -----------------------------------------------------------------------
+
+
+def test_what_may_be_a_recipient_s_is_found_by_its_last_digits(backend: Backend) -> None:
+    ledger = backend.ledger()
+    waiting, delivered = a_notification(id="waiting"), a_notification(id="delivered", bot="clinic")
+    same_digits = a_notification(id="same", to="+5521977778888")
+    other = a_notification(id="other", to="+5521977770000")
+    for notification in (waiting, same_digits, other):
+        bring_to(backend, notification, Status.SENT)
+    bring_to(backend, delivered, Status.RECEIVED)
+
+    found: list[Held] = []
+    looked_at, last = 0, None
+    while True:
+        page = ledger.held("+5531999998888", last)
+        found += page.held
+        looked_at += page.looked_at
+        if (last := page.last) is None:
+            break
+
+    assert looked_at == 4
+    assert sorted(found, key=lambda held: held.key) == sorted(
+        [
+            Held(waiting.key, "default", waiting.queued.body),
+            Held(delivered.key, "clinic", ""),
+            Held(same_digits.key, "default", same_digits.queued.body),
+        ],
+        key=lambda held: held.key,
+    )
+
+
+@pytest.mark.parametrize("status", sorted(Status))
+def test_of_what_is_forgotten_only_a_tombstone_is_left(backend: Backend, status: Status) -> None:
+    notification, ledger = a_notification(metadata={"name": "Maria"}), backend.ledger()
+    bring_to(backend, notification, status)
+    backend.change("ledger", notification.key, postponed=1, poll_bot="default", poll_at=1)
+    backend.change("ledger", notification.key, poll_since=1, in_flight_until=1, denials=1)
+
+    for _ in range(2):
+        backend.clock.advance(DAY)
+        ledger.forget(notification.key)
+
+    tombstone = {
+        "key": notification.key,
+        "status": "cancelled",
+        "forgotten": True,
+        "generation": 1,
+        "updated_at": round(backend.clock.now() * 1000),
+        "expires_at": round(backend.clock.now() + 45 * DAY),
+    }
+    assert entry(backend, notification) == tombstone
+    assert ledger.read(notification.key) is None
+    account = ledger.account("default", "order-1")
+    assert (account.status, account.template, account.recipient) == (Status.CANCELLED, None, None)
+    assert cancel(backend, notification).status is Status.CANCELLED
+    for receipt in (Status.ACCEPTED, Status.RECEIVED, Status.CONSUMED, Status.FAILED):
+        assert not ledger.advance(Receipt(notification.key, 1, receipt))
+    failed = Receipt(notification.key, 1, Status.FAILED)
+    assert not ledger.fail(failed, Reason.UNDELIVERED, postponed=True)
+    assert ledger.held("+5531999998888", None).held == []
+    assert entry(backend, notification) == tombstone
+    found = claim(backend, of_generation(notification, 1))
+    assert isinstance(found, Standing)
+    assert (found.status, found.forgotten) == (Status.CANCELLED, True)
+
+
+@pytest.mark.parametrize("settle", ["settle_sent", "settle_unknown", "release", "end", "deny"])
+def test_a_sandbox_that_was_at_it_writes_nothing_back(backend: Backend, settle: str) -> None:
+    notification, ledger = a_notification(), backend.ledger()
+    taken = claimed(backend, notification, Status.SENDING)
+    ledger.forget(notification.key)
+    tombstone = entry(backend, notification)
+
+    more: dict[str, Any] = {"attempted": False} if settle == "release" else {}
+    arguments = {"settle_sent": (None,), "end": (Status.FAILED, Reason.REJECTED, 21)}
+    getattr(ledger, settle)(taken, *arguments.get(settle, ()), **more)
+    with pytest.raises(ClaimLost):
+        ledger.start_sending(taken, backend.clock.now() + LEASE)
+
+    assert entry(backend, notification) == tombstone
+
+
+def test_to_forget_what_is_not_there_leaves_nothing(backend: Backend) -> None:
+    backend.ledger().forget("nothing")
+
+    assert backend.item("ledger", "nothing") == {}
+
+
 # --- The ledger: the fake and the real one, side by side ------------------------------------------
 
 
@@ -1061,13 +1151,16 @@ def test_fake_and_real_ledger_cannot_be_told_apart(real: RealOnes) -> None:
     claims: list[tuple[Claim, Claim]] = []
     seen: Counter[str] = Counter()
 
-    for _ in range(120):
+    for step in range(160):
         seconds = rng.choice([0, 0, 0.5, 1, 31, 100, 86_400.25, 20 * DAY])
         fakes.clock.advance(seconds)
         real.clock.advance(seconds)
         until = fakes.clock.now() + rng.choice([0.5, LEASE])
         generation = rng.choice([None, None, 1, 2])
-        notification = of_generation(a_notification(**rng.choice(contents)), generation)
+        content = rng.choice(contents)
+        # What is cancelled or forgotten stays so: others take its place.
+        content = content | {"id": f"{content['id']}-{step // 20}"}
+        notification = of_generation(a_notification(**content), generation)
         receipt = Receipt(
             notification.key,
             rng.choice([1, 1, 2, 3]),
@@ -1098,7 +1191,7 @@ def test_fake_and_real_ledger_cannot_be_told_apart(real: RealOnes) -> None:
 
 
 MOVES = ["question", "advance", "fail", "start", "sent", "unknown", "release", "give back"]
-MOVES += ["end", "deny", "put back", "cancel"]
+MOVES += ["end", "deny", "put back", "cancel", "forget"]
 
 
 def act(
@@ -1138,6 +1231,8 @@ def act(
             return ledger.end(taken, Status.FAILED, Reason.REJECTED, None)
         case "deny":
             return ledger.deny(taken)
+        case "forget":
+            return ledger.forget(notification.key)
         case "cancel":
             return ledger.cancel(notification.request.bot, notification.request.id)
         case _:
@@ -1449,6 +1544,49 @@ def test_to_forget_somebody_unknown_leaves_nothing(backend: Backend) -> None:
     assert backend.item("identities", "/".join(RECIPIENT)) == {}
 
 
+def test_what_is_erased_is_gone_for_that_bot_and_recipient(backend: Backend) -> None:
+    learn(backend)
+    learn(backend, recipient=("clinic", RECIPIENT[1]))
+    identities = backend.identities()
+    assert identities.holds(RECIPIENT)
+
+    for _ in range(2):
+        identities.erase(RECIPIENT)
+
+    assert not identities.holds(RECIPIENT)
+    assert identities.holds(("clinic", RECIPIENT[1]))
+    assert backend.item("identities", "/".join(RECIPIENT)) == {}
+
+
+def test_a_look_up_that_was_under_way_stores_nothing_of_who_was_erased(backend: Backend) -> None:
+    lease = backend.identities().lease(RECIPIENT, LEASE)
+    assert isinstance(lease, LookUpLease)
+    backend.identities().erase(RECIPIENT)
+
+    backend.identities().store(lease, Identity(ADDRESS))
+
+    assert not backend.identities().holds(RECIPIENT)
+
+
+def test_that_somebody_was_forgotten_counts_for_all_bots_and_is_not_remembered(
+    backend: Backend,
+) -> None:
+    learn(backend)
+    other = ("default", "+5511988887777")
+    reader = backend.identities()
+    assert reader.read([RECIPIENT], [])[0][RECIPIENT].address == ADDRESS
+    backend.identities().mark_forgotten(RECIPIENT[1])
+
+    of_clinic = ("clinic", RECIPIENT[1])
+    known, _ = reader.read([RECIPIENT, of_clinic, other], ["default"])
+
+    mark = Identity(None, forgotten_at=backend.clock.now())
+    assert known == {RECIPIENT: mark, of_clinic: mark}
+    item = backend.item("identities", forgotten_key(RECIPIENT[1]))
+    assert item["expires_at"] == round(backend.clock.now() + 15 * DAY)
+    assert RECIPIENT[1].removeprefix("+") not in str(item)
+
+
 def test_a_lease_whose_answer_was_lost_is_a_lease(real: RealOnes, aws: Aws) -> None:
     identities = real.identities(dynamodb=LostAnswers(aws.dynamodb))
 
@@ -1506,7 +1644,7 @@ def test_more_keys_than_dynamodb_takes_at_once(real: RealOnes, aws: Aws) -> None
     found, _ = real.identities().read(recipients, ["default"])
 
     assert set(found) == {recipients[0], recipients[129]}
-    assert [name for name, _ in aws.calls] == ["BatchGetItem", "BatchGetItem"]
+    assert [name for name, _ in aws.calls] == ["BatchGetItem"] * 3
 
 
 # --- The bot's item -------------------------------------------------------------------------------

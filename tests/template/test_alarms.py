@@ -27,6 +27,7 @@ ALARMS = [
     "PollReceiptsNewVersionErrorsAlarm",
     "RedriveFailuresNewVersionErrorsAlarm",
     "GetNotificationNewVersionErrorsAlarm",
+    "ForgetRecipientNewVersionErrorsAlarm",
 ]
 
 

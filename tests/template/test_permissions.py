@@ -67,6 +67,21 @@ ROLES = {
         EVENT_BUS: {"events:PutEvents"},
         "GetNotificationLogs": {"logs:CreateLogStream", "logs:PutLogEvents"},
     },
+    "ForgetRecipientRole": {
+        "LedgerTable": {"dynamodb:Scan", "dynamodb:UpdateItem"},
+        "IdentitiesTable": {"dynamodb:GetItem", "dynamodb:DeleteItem", "dynamodb:UpdateItem"},
+        "DeadLettersQueue": {
+            "sqs:ReceiveMessage",
+            "sqs:DeleteMessage",
+            "sqs:ChangeMessageVisibility",
+        },
+        "ReceiptsDeadLettersQueue": {
+            "sqs:ReceiveMessage",
+            "sqs:DeleteMessage",
+            "sqs:ChangeMessageVisibility",
+        },
+        "ForgetRecipientLogs": {"logs:CreateLogStream", "logs:PutLogEvents"},
+    },
 }
 
 

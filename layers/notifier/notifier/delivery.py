@@ -301,6 +301,11 @@ class Delivery:
         claiming = []
         for notification in notifications:
             identity = identities.get(notification.recipient)
+            if identity is not None and identity.forgotten_at is not None:
+                if notification.queued.published_at <= identity.forgotten_at:
+                    verdicts.append(self._verdict(notification, Outcome.CANCELLED))
+                    continue
+                identity = None
             try:
                 turn.needs(CALL_SECONDS + SETTLE_SECONDS)
                 bot = self._may_start(bots[notification.request.bot], states, turn)

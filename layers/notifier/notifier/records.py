@@ -161,16 +161,45 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """A notification that may be a recipient's, by the last four digits of the number.
+
+    Attributes:
+        body: the request as it came; empty once it has been delivered.
+    """
+
+    key: str
+    bot: str
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of the ledger.
+
+    Attributes:
+        looked_at: how many notifications it has.
+        last: where it ended; None if nothing follows it.
+    """
+
+    held: list[Held]
+    looked_at: int
+    last: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Identity:
     """What BLiP says of a recipient: how WhatsApp calls it, or that it is no phone number.
 
     Attributes:
         address: the identity, opaque; None where BLiP refused the number.
         code: BLiP's reason code for the refusal.
+        forgotten_at: when the recipient was forgotten; nothing else is known then.
     """
 
     address: str | None
     code: int | None = None
+    forgotten_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

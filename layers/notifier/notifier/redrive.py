@@ -50,7 +50,7 @@ class DeadLetters(Protocol):
     def hidden(self) -> int: ...
     def receive(self, hidden_seconds: int) -> list[DeadLetter]: ...
     def hide(self, handles: Sequence[str], seconds: int) -> None: ...
-    def delete(self, letters: Sequence[DeadLetter]) -> None: ...
+    def delete(self, letters: Sequence[DeadLetter]) -> list[DeadLetter]: ...
 
 
 class Requests(Protocol):
@@ -347,7 +347,7 @@ class Redrive:
             fate = Fate.REDRIVEN if chosen.letter.letter_id in done else Fate.NOT_TAKEN
             report.add(replace(chosen, fate=fate))
             _log(chosen, fate)
-        self.dead_letters.delete(taken)
+        self.dead_letters.delete(taken)  # one that stays there does no harm
         return done
 
 

@@ -87,6 +87,16 @@ class GetNotificationSettings:
     event_bus: str
 
 
+@dataclass(frozen=True, slots=True)
+class ForgetRecipientSettings:
+    """Of the function ForgetRecipient."""
+
+    ledger_table: str
+    identities_table: str
+    dead_letters_queue_url: str
+    receipts_dead_letters_queue_url: str
+
+
 def release() -> str:
     """Name the release that runs."""
     return os.environ.get("RELEASE", "unknown")

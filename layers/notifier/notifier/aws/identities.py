@@ -7,9 +7,16 @@
     token, lease_until  of the sandbox that is looking it up
     expires_at   epoch seconds, time to live
 
+Of a recipient who was forgotten there is for a while, so that no older request is sent:
+
+    key           forgotten: and a digest of the number, which is no secret to who tries them all
+    forgotten_at  epoch milliseconds
+    expires_at    epoch seconds, time to live: until SQS has deleted whatever was published before
+
 The bots' items lie in the same table (see `pacing`), so that one call reads all that a batch needs.
 """
 
+import hashlib
 import random
 from collections import OrderedDict
 from threading import Lock
@@ -25,6 +32,8 @@ if TYPE_CHECKING:
 
 MEMORY_SECONDS = 300.0
 MEMORY_ENTRIES = 10_000
+# A day longer than SQS keeps a request.
+FORGOTTEN_SECONDS = 15 * 86_400
 
 type Recipient = tuple[str, str]
 
@@ -55,22 +64,29 @@ class DynamoDbIdentities:
         """Give what is known of these recipients and bots, with one call to the table.
 
         What the table leaves unread is simply not known: a lease, or a reservation, finds it.
+        Whether somebody was forgotten is never remembered, but read each time.
         """
         known: dict[Recipient, Identity] = {}
         wanted: dict[str, Recipient] = {}
+        marks: dict[str, list[Recipient]] = {}
         for recipient in recipients:
+            marks.setdefault(forgotten_key(recipient[1]), []).append(recipient)
             if (remembered := self._remembered(recipient)) is not None:
                 known[recipient] = remembered
             else:
                 wanted[_key(recipient)] = recipient
         states = {bot_key(bot): bot for bot in bots}
         found: dict[str, BotState] = {}
-        for item in self._table.get_many([*states, *wanted]):
+        forgotten: dict[Recipient, Identity] = {}
+        for item in self._table.get_many([*states, *wanted, *marks]):
             if item["key"] in states:
                 found[states[item["key"]]] = bot_state(item)
+            elif item["key"] in marks:
+                mark = Identity(None, forgotten_at=item["forgotten_at"] / 1000)
+                forgotten |= dict.fromkeys(marks[item["key"]], mark)
             elif (identity := self._good(wanted[item["key"]], item)) is not None:
                 known[wanted[item["key"]]] = identity
-        return known, found
+        return known | forgotten, found
 
     def get(self, recipient: Recipient) -> Identity | None:
         """Read one recipient from the table, as it stands now."""
@@ -140,6 +156,24 @@ class DynamoDbIdentities:
             _key(recipient), "REMOVE address, code, good_until", "attribute_exists(#key)", {}
         )
 
+    def holds(self, recipient: Recipient) -> bool:
+        """Tell whether the table has anything on a recipient."""
+        return bool(self._table.get(_key(recipient)))
+
+    def erase(self, recipient: Recipient) -> None:
+        """Delete whatever the table has on a recipient."""
+        self._table.delete(_key(recipient))
+
+    def mark_forgotten(self, phone: str) -> None:
+        """Let nothing be sent to a number that was published until now."""
+        now = self._now()
+        self._table.update(
+            forgotten_key(phone),
+            "SET forgotten_at = :now, expires_at = :expires_at",
+            "",
+            {":now": milliseconds(now), ":expires_at": round(now) + FORGOTTEN_SECONDS},
+        )
+
     def _good(self, recipient: Recipient, item: Item) -> Identity | None:
         good_until = item.get("good_until", 0) / 1000
         if good_until <= self._now():
@@ -159,6 +193,11 @@ class DynamoDbIdentities:
             self._memory.move_to_end(recipient)
             if len(self._memory) > MEMORY_ENTRIES:
                 self._memory.popitem(last=False)
+
+
+def forgotten_key(phone: str) -> str:
+    """Name the item that says that a number was forgotten, without the number."""
+    return f"forgotten:{hashlib.sha256(phone.encode()).hexdigest()}"
 
 
 def _key(recipient: Recipient) -> str:

@@ -36,7 +36,17 @@ from notifier.aws.table import Item, Table, milliseconds
 from notifier.failures import Reason
 from notifier.lifecycle import UNDELIVERED, Status, before
 from notifier.phone import mask
-from notifier.records import Account, Claim, ClaimLost, Notification, Poll, Receipt, Standing
+from notifier.records import (
+    Account,
+    Claim,
+    ClaimLost,
+    Held,
+    Notification,
+    Page,
+    Poll,
+    Receipt,
+    Standing,
+)
 from notifier.request import ledger_key
 
 if TYPE_CHECKING:
@@ -78,6 +88,12 @@ SET #status = :status, #id = :id, bot = :bot, generation = :generation, updated_
     created_at = if_not_exists(created_at, :now), expires_at = :expires_at,
     timeline = list_append(if_not_exists(timeline, :none), :event)
 REMOVE #token, lease_until, #request, reason, code, in_flight_until, postponed
+"""
+_FORGET = """
+SET #status = :status, forgotten = :forgotten, updated_at = :now, expires_at = :expires_at
+REMOVE #id, bot, content_hash, #request, template, recipient, metadata, correlation_id, attempts,
+    redrives, #token, lease_until, in_flight_until, denials, postponed, reason, code, timeline,
+    poll_bot, poll_since, poll_at, created_at
 """
 _AS_FOUND = (
     "#status = :found_status AND generation = :found_generation AND updated_at = :found_update"
@@ -132,6 +148,37 @@ class DynamoDbLedger:
                 key, _CANCEL, _AS_FOUND, values(found["generation"]) | _as_found(found)
             )
         return _account(bot, notification_id, found)
+
+    def held(self, recipient: str, after: str | None) -> Page:
+        """Look through a page of the ledger for what may be a recipient's.
+
+        Args:
+            recipient: the number.
+            after: where the page before ended.
+        """
+        items, looked_at, last = self._table.scan(
+            "#recipient = :mask",
+            {":mask": mask(recipient)},
+            ["key", "bot", "request", "recipient"],
+            after,
+        )
+        held = [Held(item["key"], item["bot"], item.get("request", "")) for item in items]
+        return Page(held, looked_at, last)
+
+    def forget(self, key: str) -> None:
+        """Leave of a notification only that it must not be sent, for as long as it may come."""
+        now = self._now()
+        self._table.update(
+            key,
+            _FORGET,
+            "attribute_exists(#key)",
+            {
+                ":status": Status.CANCELLED,
+                ":forgotten": True,
+                ":now": milliseconds(now),
+                ":expires_at": round(now) + KEPT_SECONDS,
+            },
+        )
 
     def claim(
         self, notification: Notification, status: Status, lease_until: float

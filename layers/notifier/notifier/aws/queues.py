@@ -208,8 +208,9 @@ class DeadLettersQueue:
             else:
                 _warn_of_refused("letters not given back", answer)
 
-    def delete(self, letters: "Sequence[DeadLetter]") -> None:
-        """Take letters that are done off their queue. One that stays there does no harm."""
+    def delete(self, letters: "Sequence[DeadLetter]") -> list[DeadLetter]:
+        """Take letters off their queue; give those that are gone."""
+        gone = []
         for batch in batched(letters, BATCH, strict=False):
             try:
                 answer = self._sqs.delete_message_batch(
@@ -223,6 +224,8 @@ class DeadLettersQueue:
                 logger.error("letters not deleted", extra=crash_facts(error))
             else:
                 _warn_of_refused("letters not deleted", answer)
+                gone += [batch[int(entry["Id"])] for entry in answer.get("Successful", [])]
+        return gone
 
 
 def _warn_of_refused(what: str, answer: "Mapping[str, Any]") -> None:

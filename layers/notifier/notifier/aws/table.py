@@ -59,6 +59,39 @@ class Table:
                     break
         return items
 
+    def scan(
+        self, condition: str, values: dict[str, Any], attributes: list[str], after: str | None
+    ) -> tuple[list[Item], int, str | None]:
+        """Look through about a megabyte of the table, as it stands now.
+
+        Args:
+            condition: which items to give.
+            values: of the condition.
+            attributes: what to give of them.
+            after: the key that the page before ended with.
+
+        Returns:
+            The items, how many were looked at, and the key that the page ended with; None if
+            nothing follows it.
+        """
+        start: Any = {"ExclusiveStartKey": {"key": {"S": after}}} if after is not None else {}
+        answer = self._dynamodb.scan(
+            TableName=self._name,
+            ConsistentRead=True,
+            FilterExpression=condition,
+            ProjectionExpression=", ".join(f"#{name}" for name in attributes),
+            ExpressionAttributeNames={f"#{name}": name for name in attributes},
+            **_values(values),
+            **start,
+        )
+        last: Any = answer.get("LastEvaluatedKey", {})
+        items = [_item(item) for item in answer["Items"]]
+        return items, answer["ScannedCount"], last.get("key", {}).get("S")
+
+    def delete(self, key: str) -> None:
+        """Delete an item, if there is one."""
+        self._dynamodb.delete_item(TableName=self._name, Key={"key": {"S": key}})
+
     def query(self, index: str, condition: str, values: dict[str, Any], most: int) -> list[Item]:
         """Give up to `most` items of an index, in its order."""
         answer = self._dynamodb.query(
