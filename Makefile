@@ -72,8 +72,9 @@ unit: .venv/.done ## rules, transitions, the outcome tables
 integration: .venv/.done ## conditions, timeouts, handlers whole; moto and the simulator
 	$(PYTHON) -m pytest -q -n auto tests/integration $(ARGS)
 
-faults-short: .venv/.done ## nothing lost, nothing twice: simulated faults, in a short form
-	$(PYTHON) -m pytest -q -n auto tests/faults $(ARGS)
+faults-short: setup ## nothing lost, nothing twice: simulated faults and real ones, in a short form
+	$(PYTHON) -m pytest -q -n auto tests/faults --ignore tests/faults/test_deployed.py $(ARGS)
+	$(PYTHON) -m pytest -q -n 2 tests/faults/test_deployed.py $(ARGS)
 
 faults: .venv/.done ## the same at full size; prints a table
 	PYTHONPATH=layers/notifier $(PYTHON) -m tests.faults

@@ -651,7 +651,7 @@ class FakePacing:
 
     def close_breaker(self, bot: str) -> None:
         def close(item: Item) -> None:
-            for name in ("broken", "failing", "probe_until"):
+            for name in ("broken", "failing"):
                 item.pop(name, None)
 
         self._table.update(f"bot:{bot}", lambda _: True, close)

@@ -1822,6 +1822,18 @@ def test_one_at_a_time_probes_an_open_breaker(backend: Backend) -> None:
     assert backend.pacing().probe("default")
 
 
+def test_a_breaker_that_opens_again_at_once_is_not_probed_any_sooner(backend: Backend) -> None:
+    pacing = backend.pacing()
+    pacing.open_breaker("default", "a wrong key")
+    assert pacing.probe("default")
+    pacing.close_breaker("default")
+    pacing.open_breaker("default", "a wrong key")
+
+    assert not pacing.probe("default")
+    backend.clock.advance(30)
+    assert pacing.probe("default")
+
+
 def test_five_different_notifications_in_a_row_open_the_breaker(backend: Backend) -> None:
     pacing = backend.pacing()
 

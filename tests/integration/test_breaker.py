@@ -352,7 +352,7 @@ def test_only_a_definite_answer_closes_it(stack: Stack, answer: Json, closes: bo
     assert back == [] if closes else len(back) == 1
     if closes:
         stack.blip.clear_faults()
-        assert not bot_item(stack).keys() & {"broken", "failing", "probe_until"}
+        assert not bot_item(stack).keys() & {"broken", "failing"}
         assert stack.handle(batch(stack, 5)) == []
 
 

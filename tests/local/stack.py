@@ -50,7 +50,9 @@ class StackError(Exception):
     """The local stack cannot go on. The text tells a person why, and what to do."""
 
 
-def wait_until[T](condition: Callable[[], T], seconds: float, what: str) -> T:
+def wait_until[T](
+    condition: Callable[[], T], seconds: float, what: str, *, every: float = 0.02
+) -> T:
     """Give the first true value of a condition.
 
     Raises:
@@ -60,7 +62,7 @@ def wait_until[T](condition: Callable[[], T], seconds: float, what: str) -> T:
     while not (value := condition()):
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {seconds:g} s for {what}")
-        time.sleep(0.02)
+        time.sleep(every)
     return value
 
 
@@ -113,11 +115,19 @@ class Ministack:
         log: what it and the functions in it print.
     """
 
-    def __init__(self, port: int, home: Path) -> None:
+    def __init__(self, port: int, home: Path, functions_call: str | None = None) -> None:
+        """Make it.
+
+        Args:
+            port: where it listens.
+            home: its folder.
+            functions_call: what its functions take for AWS instead of it.
+        """
         self.port = port
         self.url = f"http://{HOST}:{port}"
         self.home = home
         self.log = home / "ministack.log"
+        self._functions_call = functions_call
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -143,6 +153,8 @@ class Ministack:
             "NO_PROXY": f"{HOST},localhost",
             "no_proxy": f"{HOST},localhost",
         }
+        if self._functions_call:
+            environment["AWS_ENDPOINT_URL"] = self._functions_call
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and script
                 [ROOT / ".venv-ministack/bin/python", "-P", ROOT / "tests/local/run_ministack.py"],
@@ -215,12 +227,14 @@ class LocalStack:
         blip: tuple[str, str] | None = None,
         aws_url: str | None = None,
         parameters: Mapping[str, str] | None = None,
+        functions_call: str | None = None,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.home = STATE / str(port_base)
         self._port_base = port_base
         self._blip = blip
         self._aws_url = aws_url
+        self._functions_call = functions_call
         self._parameters = {"Architecture": _architecture()} | dict(parameters or {})
         self._tell = tell
         self._cleanup = contextlib.ExitStack()
@@ -245,7 +259,9 @@ class LocalStack:
         secret = self._bots_secret()
         self.bots = _checked(secret)
         if self._aws_url is None:
-            self.ministack = self._cleanup.enter_context(Ministack(self._port_base, self.home))
+            self.ministack = self._cleanup.enter_context(
+                Ministack(self._port_base, self.home, self._functions_call)
+            )
         self.home.mkdir(parents=True, exist_ok=True)
         self.aws = Aws(self.ministack.url if self.ministack else str(self._aws_url))
         content = self.deploy()

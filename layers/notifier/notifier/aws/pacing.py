@@ -7,7 +7,7 @@
     broken             why the breaker is open; absent while it is closed
     paused             epoch milliseconds: since when an operator keeps it still; absent otherwise
     failing            the notifications that failed in a row without a definite answer
-    probe_until        epoch milliseconds: until then somebody probes the open breaker
+    probe_until        epoch milliseconds: nobody probes an open breaker before
 
 Slots are evenly spaced and never made up for when missed, so no second holds more of them than the
 plan allows, however many sandboxes there are.
@@ -116,8 +116,11 @@ class DynamoDbPacing:
         self._table.update(bot_key(bot), "SET broken = :why REMOVE failing", "", {":why": why})
 
     def close_breaker(self, bot: str) -> None:
-        """Let the bot's requests go again, and forget what failed in a row."""
-        self._table.update(bot_key(bot), "REMOVE broken, failing, probe_until", "", {})
+        """Let the bot's requests go again, and forget what failed in a row.
+
+        But not when it was probed: it may break again within seconds.
+        """
+        self._table.update(bot_key(bot), "REMOVE broken, failing", "", {})
 
     def failed(self, bot: str, keys: "Iterable[str]") -> bool:
         """Count notifications that failed without a definite answer; tell whether it was enough.
