@@ -261,7 +261,8 @@ class FakeLedger:
         self._settle(claim, Status.RETRYING, give_back)
 
     def end(self, claim: Claim, status: Status, reason: Reason, code: int | None) -> None:
-        self._settle(claim, status, lambda item: item.update(reason=reason.value, code=code))
+        facts = {"reason": reason.value, "code": code, "attempts": claim.attempts}
+        self._settle(claim, status, lambda item: item.update(facts))
 
     def question(self, standing: Standing, lease_until: float) -> Claim | None:
         def open_question(item: Item) -> bool:

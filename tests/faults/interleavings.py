@@ -315,6 +315,10 @@ class Interleavings(RuleBasedStateMachine):
             self.world.__exit__(None, None, None)
 
 
+# hypothesis remembers all that it has tried: so many at a time fit into memory.
+ROUND = 500
+
+
 def run(examples: int, *, steps: int = 50, anew: bool = True, shrink: bool = True) -> None:
     """Try so many interleavings.
 
@@ -327,19 +331,20 @@ def run(examples: int, *, steps: int = 50, anew: bool = True, shrink: bool = Tru
     Raises:
         AssertionError: one breaks something; it is told.
     """
-    run_state_machine_as_test(
-        Interleavings,
-        settings=hypothesis_settings(
-            max_examples=examples,
-            stateful_step_count=steps,
-            derandomize=not anew,
-            database=None,
-            deadline=None,
-            phases=[Phase.generate, *([Phase.shrink] if shrink else [])],
-            report_multiple_bugs=False,
-            suppress_health_check=[HealthCheck.too_slow],
-        ),
-    )
+    for start in range(0, examples, ROUND):
+        run_state_machine_as_test(
+            Interleavings,
+            settings=hypothesis_settings(
+                max_examples=min(ROUND, examples - start),
+                stateful_step_count=steps,
+                derandomize=not anew,
+                database=None,
+                deadline=None,
+                phases=[Phase.generate, *([Phase.shrink] if shrink else [])],
+                report_multiple_bugs=False,
+                suppress_health_check=[HealthCheck.too_slow],
+            ),
+        )
 
 
 def overlooked(examples: int) -> list[str]:
