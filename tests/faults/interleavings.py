@@ -90,6 +90,7 @@ EVENTS = st.one_of(
         kind=st.sampled_from(["messages", "messages", "messages", "lookups", "history"]),
         fault=st.sampled_from(FAULTS),
     ),
+    _event("cancel", number=st.integers(0, NOTIFICATIONS - 1)),
     _event("show_again", which=one),
     _event("redrive", which=one, with_attributes=st.booleans(), died=st.booleans()),
     _event(
@@ -172,6 +173,10 @@ class Interleavings(RuleBasedStateMachine):
         if other:
             body = json.dumps(json.loads(body) | {"metadata": {"other": "content"}})
         self._world.publish(body)
+
+    def cancel(self, number: int) -> None:
+        """Its producer takes a notification back; perhaps before it was published."""
+        self._world.cancel(f"order-{number}")
 
     def redrive(self, which: int, *, with_attributes: bool, died: bool) -> None:
         """Put a dead letter back; twice, if whoever did so died before he had deleted it."""

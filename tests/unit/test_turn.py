@@ -87,13 +87,22 @@ def test_without_a_slot_soon_one_comes_back_when_the_bot_says() -> None:
     assert put_off.value.seconds == 7
 
 
-def test_of_the_slots_that_pass_while_the_answer_is_on_its_way_one_is_used_now() -> None:
+def test_slots_that_pass_while_the_answer_is_on_its_way_are_left_out() -> None:
     clock = Clock(NOW)
-    reserved = Reserved((NOW, NOW + 1, NOW + 2, NOW + 3))
+    reserved = Reserved((NOW, NOW + 1.9, NOW + 1.98, NOW + 2, NOW + 3))
     reserved.before = lambda: clock.advance(2)
     slots = Slots(reserved, clock)
 
-    assert [slots.take() for _ in range(3)] == [NOW + 2, NOW + 2, NOW + 3]
+    assert [slots.take() for _ in range(3)] == [NOW + 1.98, NOW + 2, NOW + 3]
+    assert reserved.asked == [1]
+
+
+def test_if_all_slots_pass_while_the_answer_is_on_its_way_one_is_used_now() -> None:
+    clock = Clock(NOW)
+    reserved = Reserved((NOW, NOW + 1))
+    reserved.before = lambda: clock.advance(2)
+
+    assert Slots(reserved, clock).take() == NOW + 2
 
 
 def test_what_is_stopped_while_it_waits_for_its_slot_does_not_start() -> None:
