@@ -10,7 +10,7 @@ PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export SAM_CLI_TELEMETRY := 0
 
-.PHONY: help setup run publish failures redrive notification cancel forget pause resume check-bot restore-ledger test unit integration faults faults-short template e2e bench cost check audit format schemas lock build clean
+.PHONY: help setup run publish failures redrive notification cancel forget pause resume check-bot restore-ledger test unit integration faults faults-short template e2e bench cost check audit format schemas lock build clean mutants
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
@@ -79,6 +79,9 @@ faults-short: setup ## nothing lost, nothing twice: simulated faults and real on
 faults: .venv/.done ## the same at full size; prints a table
 	PYTHONPATH=layers/notifier $(PYTHON) -m tests.faults
 
+mutants: .venv/.done ## mutation testing of the use cases; a quarter of an hour, not part of test
+	@nice -n 19 $(PYTHON) -m tests.mutants
+
 template: setup ## the transformed template: lint and what no linter checks
 	$(PYTHON) -m pytest -q tests/template $(ARGS)
 
@@ -119,4 +122,4 @@ build: setup ## sam build
 	.venv-sam/bin/sam build
 
 clean: ## remove what the other targets made
-	rm -rf .aws-sam .local .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .aws-sam .local .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .mutants

@@ -294,7 +294,8 @@ class FakeLedger:
         self._settle(claim, Status.RETRYING, give_back)
 
     def end(self, claim: Claim, status: Status, reason: Reason, code: int | None) -> None:
-        self._settle(claim, status, lambda item: item.update(reason=reason.value, code=code))
+        facts = {"reason": reason.value, "code": code, "attempts": claim.attempts}
+        self._settle(claim, status, lambda item: item.update(facts))
 
     def question(self, standing: Standing, lease_until: float) -> Claim | None:
         def open_question(item: Item) -> bool:
@@ -931,6 +932,7 @@ class FakeRequests:
 
     Attributes:
         put_backs: by the stack itself: body, generation and delay.
+        put_back_redrives: how often an operator had put each of those back before.
         redriven: by an operator, as requests on the queue.
         refuses: tells of which bodies this queue wants to know nothing.
     """
@@ -938,6 +940,7 @@ class FakeRequests:
     def __init__(self) -> None:
         self.now: Callable[[], float] = lambda: 0.0
         self.put_backs: list[tuple[str, int, int]] = []
+        self.put_back_redrives: list[int] = []
         self.redriven: list[QueuedRequest] = []
         self.refuses: Callable[[str], bool] = lambda _: False
 
@@ -947,11 +950,12 @@ class FakeRequests:
         *,
         bot: str,
         generation: int,
-        redrives: int,  # noqa: ARG002
+        redrives: int,
         delay_seconds: int,
     ) -> None:
         assert bot
         self.put_backs.append((body, generation, delay_seconds))
+        self.put_back_redrives.append(redrives)
 
     def redrive(self, letters: Sequence[DeadLetter]) -> list[DeadLetter]:
         taken = [letter for letter in letters if not self.refuses(letter.body)]

@@ -90,6 +90,7 @@ EVENTS = st.one_of(
         kind=st.sampled_from(["messages", "messages", "messages", "lookups", "history"]),
         fault=st.sampled_from(FAULTS),
     ),
+    _event("cancel", number=st.integers(0, NOTIFICATIONS - 1)),
     _event("show_again", which=one),
     _event("redrive", which=one, with_attributes=st.booleans(), died=st.booleans()),
     _event(
@@ -172,6 +173,10 @@ class Interleavings(RuleBasedStateMachine):
         if other:
             body = json.dumps(json.loads(body) | {"metadata": {"other": "content"}})
         self._world.publish(body)
+
+    def cancel(self, number: int) -> None:
+        """Its producer takes a notification back; perhaps before it was published."""
+        self._world.cancel(f"order-{number}")
 
     def redrive(self, which: int, *, with_attributes: bool, died: bool) -> None:
         """Put a dead letter back; twice, if whoever did so died before he had deleted it."""
@@ -315,6 +320,10 @@ class Interleavings(RuleBasedStateMachine):
             self.world.__exit__(None, None, None)
 
 
+# hypothesis remembers all that it has tried: so many at a time fit into memory.
+ROUND = 500
+
+
 def run(examples: int, *, steps: int = 50, anew: bool = True, shrink: bool = True) -> None:
     """Try so many interleavings.
 
@@ -327,19 +336,20 @@ def run(examples: int, *, steps: int = 50, anew: bool = True, shrink: bool = Tru
     Raises:
         AssertionError: one breaks something; it is told.
     """
-    run_state_machine_as_test(
-        Interleavings,
-        settings=hypothesis_settings(
-            max_examples=examples,
-            stateful_step_count=steps,
-            derandomize=not anew,
-            database=None,
-            deadline=None,
-            phases=[Phase.generate, *([Phase.shrink] if shrink else [])],
-            report_multiple_bugs=False,
-            suppress_health_check=[HealthCheck.too_slow],
-        ),
-    )
+    for start in range(0, examples, ROUND):
+        run_state_machine_as_test(
+            Interleavings,
+            settings=hypothesis_settings(
+                max_examples=min(ROUND, examples - start),
+                stateful_step_count=steps,
+                derandomize=not anew,
+                database=None,
+                deadline=None,
+                phases=[Phase.generate, *([Phase.shrink] if shrink else [])],
+                report_multiple_bugs=False,
+                suppress_health_check=[HealthCheck.too_slow],
+            ),
+        )
 
 
 def overlooked(examples: int) -> list[str]:

@@ -3,7 +3,7 @@
     never lost       every request ends sent, or as a dead letter, or is still on the queue
     never twice      BLiP takes one message per generation, unless its history denied the first one
                      and the producer wants it sent again
-    in time          nothing is sent after `valid_until`
+    in time          nothing is sent after `valid_until`, nor after it was taken back
     forward only     a status never goes back, and a new generation follows only a failed one that
                      was put back on the queue
     the right words  every dead letter has the reason it deserves, and upstream hears of each end
@@ -41,6 +41,7 @@ RANKS = {
     "failed": 4,
     "rejected": 4,
     "expired": 4,
+    "cancelled": 4,
     "received": 5,
     "consumed": 6,
 }
@@ -155,6 +156,8 @@ class Invariants:
         if len(wanted.contents) == 1 and late > self._world.faults.skew:
             self._break(f"{accepted.message_id} was sent {late:.3f} s after valid_until")
         standing = self._world.tables["ledger"].items.get(key, {})
+        if standing.get("status") == "cancelled":
+            self._break(f"{accepted.message_id} was sent, and is cancelled")
         if standing.get("generation", 0) < int(generation or 1):
             self._break(f"{accepted.message_id} was sent without its place in the ledger")
 
@@ -178,7 +181,7 @@ class Invariants:
             self._break(f"{key}: generation {after['generation']} begins while {was}")
         elif (after["request"], before["generation"]) not in self._put_back:
             self._break(f"{key}: generation {after['generation']} begins, and nobody wanted it")
-        if "request" in before and "request" not in after and now not in DELIVERED:
+        if "request" in before and "request" not in after and now not in DELIVERED | {"cancelled"}:
             self._break(f"{key} lost its request, and is {now}")
 
     # --- at the end -------------------------------------------------------------------------------
@@ -258,6 +261,10 @@ class Invariants:
                     broken.append(f"lost: {name} {status} at {generation} without a dead letter")
                 if (status, item["reason"]) not in told:
                     broken.append(f"{name} is {status}, and upstream never heard of it")
+            elif status == "cancelled":
+                if (status, None) not in told:
+                    broken.append(f"{name} is {status}, and upstream never heard of it")
+                continue  # other content under its id would not have been sent, either
             else:
                 broken.append(f"lost: {name} is still {status}")
             if len(wanted.contents) > 1 and not any(

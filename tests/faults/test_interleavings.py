@@ -21,7 +21,7 @@ def test_no_interleaving_loses_anything_or_sends_it_twice() -> None:
 )
 def test_interleavings_find_what_is_broken(name: str) -> None:
     with BREAKS[name].made(), pytest.raises(AssertionError):
-        interleavings.run(100, anew=False, shrink=False)
+        interleavings.run(500, anew=False, shrink=False)
 
 
 @pytest.mark.parametrize("name", BREAKS)

@@ -20,6 +20,9 @@ from types import SimpleNamespace, TracebackType
 from typing import Any, Self
 from unittest import mock
 
+from notifier.aws.events import EventBridgeStatusEvents
+from notifier.aws.ledger import DynamoDbLedger
+from notifier.notifications import Notifications, NotTold, TooLate
 from notifier.request import ledger_key
 from notifier.runtime import polling as polling_root
 from notifier.runtime import recording as recording_root
@@ -132,7 +135,7 @@ class World:
         self.told: dict[str, list[dict[str, Any]]] = {}
         self.unforeseen: list[str] = []
         self._aws = aws
-        self._clients = {
+        self._clients: dict[str, Any] = {
             "sqs": SimSqs(
                 aws,
                 {
@@ -238,6 +241,19 @@ class World:
         self.invariants.redriven(letter)
         attributes = letter.attributes if with_attributes else {}
         return self.requests.send(letter.body, attributes, group="default")
+
+    def cancel(self, notification_id: str, bot: str = "default") -> None:
+        """Take a notification back, as its producer may; too late or not."""
+        notifications = Notifications(
+            DynamoDbLedger(self.tables["ledger"], self.now),
+            EventBridgeStatusEvents(self._clients["events"], "bus"),
+        )
+
+        def cancel() -> None:
+            with suppress(TooLate, NotTold):
+                notifications.cancel(bot, notification_id)
+
+        self.simulation.spawn(self._process("producer"), cancel)
 
     def letters(self) -> list[Message]:
         """Give all dead letters."""

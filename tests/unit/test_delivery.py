@@ -657,6 +657,46 @@ def test_the_wait_grows_exponentially_with_full_jitter_up_to_a_quarter_of_an_hou
     assert waits == expected
 
 
+@pytest.mark.parametrize(
+    ("stage", "failure", "bounds"),
+    [
+        ("before_send", lambda: Transient("busy"), (0, 10)),
+        ("before_send", lambda: Throttled("slowly"), (120, 137)),
+        ("before_send", lambda: Throttled("slowly", retry_after_seconds=9999), (3600, 3965)),
+        ("before_send", lambda: Misconfigured("wrong key"), (600, 900)),
+        ("before_send", lambda: RuntimeError("nobody foresaw it"), (30, 60)),
+    ],
+)
+def test_every_wait_is_spread_between_its_bounds(
+    world: World,
+    stage: str,
+    failure: Callable[[], Exception],
+    bounds: tuple[float, float],
+) -> None:
+    fail(world, stage, failure)
+    asked: list[tuple[float, float]] = []
+
+    def uniform(low: float, high: float) -> float:
+        asked.append((low, high))
+        return high
+
+    (verdict,) = world.sandbox(uniform=uniform).deliver(request())
+
+    assert asked == [pytest.approx(bounds)]
+    assert verdict.come_back_in == pytest.approx(bounds[1])
+
+
+@pytest.mark.parametrize(("left", "wait"), [(0.5, 0.5), (7, 7), (100, 10)])
+def test_a_retry_waits_no_longer_than_the_request_is_valid(
+    world: World, left: float, wait: float
+) -> None:
+    fail(world, "before_send", lambda: Transient("busy"))
+
+    (verdict,) = world.sandbox().deliver(request(valid_until=at(world.clock.now() + left)))
+
+    assert verdict.come_back_in == pytest.approx(wait, abs=0.1)
+
+
 def test_the_last_attempt_ends_in_a_dead_letter(world: World) -> None:
     fail(world, "before_send", lambda: Transient("busy", code=503))
     body = request()
@@ -1338,6 +1378,108 @@ def test_a_question_that_fails_is_no_answer(world: World, failure: type[Failure]
         assert world.entry(body)["status"] == "unknown"
     assert len(world.blip.sent) == 1
     assert ends(world) == []
+
+
+def test_what_is_too_late_at_the_very_moment_it_is_denied_is_not_sent_again(world: World) -> None:
+    body = request(valid_until=at(world.clock.now() + WINDOW + 2))
+    unknown(world, body)
+    world.clock.advance(WINDOW + 2)
+
+    (verdict,) = world.sandbox().deliver(body)
+
+    assert verdict.reason is Reason.EXPIRED
+    assert len(world.blip.sent) == 1
+
+
+@pytest.mark.parametrize(("uniform", "wait"), [(max, WINDOW), (min, WINDOW / 3)])
+def test_an_unknown_of_a_bot_that_was_taken_away_waits_for_it(
+    world: World, uniform: Callable[[float, float], float], wait: float
+) -> None:
+    body = request()
+    unknown(world, body)
+    bots, world.bots = world.bots, {}
+    world.clock.advance(WINDOW + 2)
+
+    (verdict,) = world.sandbox(uniform=uniform).deliver(body)
+
+    assert (outcome(verdict), verdict.come_back_in) == ("unsettled", wait)
+    assert ends(world) == []
+    # Nobody has it meanwhile: whoever comes next may ask.
+    world.bots = bots
+    assert outcome(world.sandbox().deliver(body)[0]) == "denied"
+
+
+def test_a_question_waits_for_its_place_in_the_commands_plan(world: World) -> None:
+    bodies = [request(to=f"+55119888877{n:02}") for n in range(2)]
+    for body in bodies:
+        unknown(world, body)
+    world.clock.advance(WINDOW + 2)
+    sandbox = world.sandbox()
+
+    sandbox.deliver(*bodies)
+
+    assert sandbox.pacing.reservations == [("default", "commands", 1)] * 2
+
+
+def test_a_question_for_which_there_is_no_place_soon_is_asked_later(world: World) -> None:
+    body = request()
+    unknown(world, body)
+    world.clock.advance(WINDOW + 2)
+    later = round((world.clock.now() + 60) * 1e6)
+    world.identities_table.items["bot:default"] = {"next_commands_at": later}
+
+    (verdict,) = world.sandbox().deliver(body)
+
+    assert outcome(verdict) == "put_off"
+    assert verdict.come_back_in == pytest.approx(60, abs=1)
+    assert world.blip.asked == []
+    # Nobody has it meanwhile: whoever comes next may ask.
+    world.clock.advance(60)
+    assert outcome(world.sandbox().deliver(body)[0]) == "denied"
+
+
+def test_no_question_is_asked_whose_answer_could_come_too_late(world: World) -> None:
+    bodies = [request(to=f"+55119888877{n:02}") for n in range(2)]
+    for body in bodies:
+        unknown(world, body)
+    world.clock.advance(WINDOW + 2)
+    world.blip.call_seconds = 10
+
+    first, second = world.sandbox().deliver(*bodies, seconds=21)
+
+    assert (outcome(first), outcome(second)) == ("denied", "put_off")
+    assert second.come_back_in == 0
+    assert world.blip.asked == [key_of(bodies[0])]
+
+
+def test_a_question_is_asked_with_the_bots_own_key(world: World) -> None:
+    world.bots["clinic"] = {"key": OTHER_KEY}
+    body = request(bot="clinic")
+    unknown(world, body)
+    world.clock.advance(WINDOW + 2)
+    keys: list[str] = []
+    world.blip.before_history = lambda bot: keys.append(bot.key)
+
+    world.sandbox().deliver(body)
+
+    assert keys == [OTHER_KEY]
+
+
+@pytest.mark.parametrize(("receipts", "asked_for"), [("history", True), ("webhook", False)])
+def test_what_went_out_after_all_is_asked_for_its_receipts_if_none_come(
+    world: World, receipts: str, *, asked_for: bool
+) -> None:
+    world.bots["default"]["receipts"] = receipts
+    body = request()
+    unknown(world, body, stored=Status.ACCEPTED)
+    world.clock.advance(WINDOW + 2)
+
+    world.sandbox().deliver(body)
+
+    entry = world.entry(body)
+    assert entry["status"] == "accepted"
+    expected = round(1000 * (world.clock.now() + 300)) if asked_for else None
+    assert entry.get("poll_at") == expected
 
 
 def test_after_three_days_nobody_can_tell_any_more(world: World) -> None:

@@ -5,7 +5,7 @@ import json
 import pytest
 from botocore.exceptions import ClientError
 
-from notifier.failures import crash_facts
+from notifier.failures import Failure, Reason, Rejected, Throttled, Transient, crash_facts
 
 
 def test_a_refusal_by_aws_is_told_by_operation_and_code_without_its_message() -> None:
@@ -29,3 +29,15 @@ def test_any_other_crash_is_told_by_its_type_and_place() -> None:
 
     assert facts.keys() == {"error", "stack"}
     assert facts["error"] == "ValueError"
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        Transient("slowly", code=34),
+        Throttled("slowly", code=34, retry_after_seconds=17),
+        Rejected(Reason.REJECTED, "slowly", code=34),
+    ],
+)
+def test_every_failure_has_its_sentence_and_its_code(failure: Failure) -> None:
+    assert (str(failure), failure.detail, failure.code) == ("slowly", "slowly", 34)

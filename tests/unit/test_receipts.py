@@ -656,6 +656,16 @@ def test_a_redrive_may_meet_a_rate_limit_once_more() -> None:
     assert [generation for _, generation, _ in case.world.requests.put_backs] == [1, 3]
 
 
+def test_a_redrive_that_meets_a_rate_limit_says_how_often_it_was_put_back() -> None:
+    case = Case()
+    case.record("failed", 131049)
+    case.sandbox.deliver(replace(case.world.queued(case.body, generation=1), redrives=3))
+
+    case.record("failed", 131056, generation=2)
+
+    assert case.world.requests.put_back_redrives == [3]
+
+
 def test_a_redrive_after_another_failure_may_meet_a_rate_limit() -> None:
     case = Case()
     case.record("failed", 131049)
@@ -712,7 +722,7 @@ def test_only_who_cannot_be_reached_is_forgotten(code: int | None) -> None:
 
 
 def test_a_dead_letter_is_logged_with_what_finds_it(caplog: pytest.LogCaptureFixture) -> None:
-    case = Case()
+    case = Case(correlation_id="trace-1")
     case.record("failed", 131026)
 
     (line,) = [line for line in caplog.records if line.getMessage() == "dead letter"]
@@ -722,8 +732,26 @@ def test_a_dead_letter_is_logged_with_what_finds_it(caplog: pytest.LogCaptureFix
         "key": KEY,
         "reason": "undelivered",
         "code": 131026,
+        "correlation_id": "trace-1",
     }
     assert vars(line).items() >= facts.items()
+
+
+def test_upstream_hears_of_the_end_with_all_that_it_may_ask_for() -> None:
+    case = Case(correlation_id="trace-1")
+    case.record("failed", 131026)
+
+    assert case.world.events.told[-1] == StatusEvent(
+        key=KEY,
+        notification_id="order-1",
+        bot="default",
+        status=Status.FAILED,
+        generation=1,
+        time=case.world.clock.now(),
+        reason=Reason.UNDELIVERED,
+        metadata={"order": "1"},
+        correlation_id="trace-1",
+    )
 
 
 def test_who_is_forgotten_is_found_inside_a_wrapper() -> None:
@@ -828,7 +856,7 @@ def test_what_cannot_be_told_is_not_recorded(status: str, code: int | None) -> N
     case.world.events.refuses = lambda _: True
 
     for _ in range(3):
-        with pytest.raises(NotTold):
+        with pytest.raises(NotTold, match=KEY):
             case.record(status, code)
     assert case.item == before
     assert case.world.dead_letters.letters == []

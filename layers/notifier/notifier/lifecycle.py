@@ -66,7 +66,7 @@ def before(status: Status) -> list[Status]:
     return [other for other, rank in _RANKS.items() if rank < _RANKS[status]]
 
 
-def latest[Reported: "HasStatus"](reported: Iterable[Reported]) -> Reported:
+def latest[Reported: HasStatus](reported: Iterable[Reported]) -> Reported:
     """Give, of several reports about one message, the one that goes furthest."""
     return max(reported, key=lambda report: _RANKS[report.status])
 

@@ -1,0 +1,90 @@
+"""Runs mutmut over the use cases: what survives is a change of the code that no test minds.
+
+    make mutants
+
+mutmut wants the package beside its tests, so both are copied to `.mutants/`; `mutmut results` and
+`mutmut show NAME` there tell of the survivors. Ends with 1 if of any module fewer than LEAST_KILLED
+per cent of the mutants are killed.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+COPY = ROOT / ".mutants"
+
+MODULES = ["lifecycle", "failures", "turn", "delivery", "receipts"]
+TESTS = [
+    "test_lifecycle",
+    "test_failures",
+    "test_turn",
+    "test_delivery",
+    "test_told",
+    "test_receipts",
+]
+LEAST_KILLED = 85
+
+CONFIGURATION = f"""\
+[tool.mutmut]
+source_paths = ["notifier"]
+only_mutate = {json.dumps([f"notifier/{module}.py" for module in MODULES])}
+pytest_add_cli_args = ["-q", "-p", "no:cacheprovider"]
+pytest_add_cli_args_test_selection = {json.dumps([f"tests/unit/{test}.py" for test in TESTS])}
+use_git_change_detection = false
+
+[tool.pytest]
+pythonpath = ["."]
+addopts = ["--import-mode=importlib", "--strict-markers"]
+filterwarnings = ["error"]
+strict = true
+"""
+
+# pytest's exit codes for a test that fails and for an error of its own; the others are mutmut's for
+# a mutant that never ends.
+KILLED = {1, 3, 24, 36, 152, 255, -24}
+
+
+def copy() -> None:
+    """Put what mutmut needs where it wants it."""
+    shutil.rmtree(COPY, ignore_errors=True)
+    shutil.copytree(ROOT / "layers" / "notifier" / "notifier", COPY / "notifier")
+    (COPY / "tests" / "unit").mkdir(parents=True)
+    shutil.copy(ROOT / "tests" / "fakes.py", COPY / "tests")
+    for test in TESTS:
+        shutil.copy(ROOT / "tests" / "unit" / f"{test}.py", COPY / "tests" / "unit")
+    (COPY / "pyproject.toml").write_text(CONFIGURATION)
+
+
+def killed_of(module: str) -> tuple[int, int]:
+    """Tell how many of a module's mutants were killed, and of how many.
+
+    Raises:
+        ValueError: mutmut did not get to all of them.
+    """
+    results = json.loads((COPY / "mutants" / "notifier" / f"{module}.py.meta").read_text())
+    codes = results["exit_code_by_key"].values()
+    if not codes or None in codes:
+        raise ValueError(f"mutmut did not finish {module}")
+    return sum(code in KILLED for code in codes), len(codes)
+
+
+def main() -> int:
+    """Let mutmut run on a copy, and print what was killed of each module."""
+    copy()
+    mutmut = Path(sys.executable).with_name("mutmut")
+    subprocess.run([mutmut, "run", "--max-children", "2"], cwd=COPY, check=True)  # noqa: S603
+    enough = True
+    print()
+    for module in MODULES:
+        killed, mutants = killed_of(module)
+        share = 100 * killed / mutants
+        enough = enough and share >= LEAST_KILLED
+        print(f"{module:<10}{killed:>5} of {mutants:>4} mutants killed: {share:.1f} %")
+    return 0 if enough else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

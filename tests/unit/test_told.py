@@ -1,0 +1,499 @@
+"""What delivery tells: operators by dead letters and logs, upstream by events; word for word."""
+
+import json
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from notifier.bots import Bot
+from notifier.failures import (
+    Failure,
+    Misconfigured,
+    Reason,
+    Rejected,
+    Throttled,
+    Transient,
+    Unknown,
+)
+from notifier.lifecycle import Status
+from notifier.records import QueuedRequest, Receipt, StatusEvent
+from notifier.request import ledger_key
+from tests.fakes import World, a_request, always, raises
+
+type Request = dict[str, Any]
+
+NOW = 1_800_000_000.0
+WINDOW = 900
+REQUEST: Request = a_request(id="order-1", metadata={"order": "981"}, correlation_id="trace-1")
+KEY = ledger_key("default", "order-1")
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture(autouse=True)
+def everything_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "notifier")
+
+
+def deliver(world: World, body: str | Request = REQUEST, **how: Any) -> None:
+    world.sandbox().deliver(world.queued(body, **how))
+
+
+def at(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
+
+
+def logged(caplog: pytest.LogCaptureFixture, message: str) -> dict[str, Any]:
+    """The facts of the only log line with this message."""
+    (record,) = [record for record in caplog.records if record.getMessage() == message]
+    ordinary = vars(logging.makeLogRecord({})).keys() | {"message", "asctime"}
+    return {name: fact for name, fact in vars(record).items() if name not in ordinary}
+
+
+def an_event(status: Status, reason: Reason | None = None, **changes: Any) -> StatusEvent:
+    facts: dict[str, Any] = {
+        "key": KEY,
+        "notification_id": "order-1",
+        "bot": "default",
+        "status": status,
+        "generation": 1,
+        "time": NOW,
+        "reason": reason,
+        "metadata": {"order": "981"},
+        "correlation_id": "trace-1",
+    }
+    return StatusEvent(**facts | changes)
+
+
+# --- Dead letters and the events that go with them ------------------------------------------------
+
+
+def redriven(world: World, body: str | Request, redrives: int) -> QueuedRequest:
+    queued = world.queued(body)
+    return QueuedRequest(
+        queued.record_id,
+        queued.receipt_handle,
+        queued.body,
+        queued.published_at,
+        redrives=redrives,
+    )
+
+
+def test_of_a_broken_request(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    body = {"id": "order-1", "to": "+55", "template": {"name": "order_shipped", "language": "pt"}}
+    queued = redriven(world, body, 2)
+
+    (verdict,) = world.sandbox().deliver(queued)
+
+    assert verdict.reason is Reason.INVALID
+    (letter,) = world.dead_letters.letters
+    assert (letter.bot, letter.notification_id, letter.generation) == (
+        "default",
+        "order-1",
+        None,
+    )
+    detail = letter.failure.pop("detail")
+    assert "to" in detail
+    (field,) = letter.failure.pop("fields")
+    assert field.keys() == {"field", "problem"}
+    assert (field["field"], bool(field["problem"])) == ("to", True)
+    assert letter.failure == {
+        "template": "order_shipped",
+        "phase": "contract",
+        "attempts": 0,
+        "possibly_sent": False,
+        "redrives": 2,
+    }
+    event = an_event(
+        Status.REJECTED, Reason.INVALID, generation=0, metadata={}, correlation_id=None
+    )
+    assert world.events.told == [event]
+    assert logged(caplog, "dead letter") == {
+        "reason": "invalid",
+        "notification_id": "order-1",
+        "bot": "default",
+        "record_id": queued.record_id,
+        "correlation_id": None,
+        "detail": detail,
+    }
+
+
+def test_of_a_broken_request_of_another_bot(world: World) -> None:
+    deliver(world, {"id": "order-1", "bot": "clinic"})
+
+    assert world.dead_letters.letters[0].bot == "clinic"
+    (event,) = world.events.told
+    assert (event.bot, event.key) == ("clinic", ledger_key("clinic", "order-1"))
+
+
+def test_of_a_broken_request_whose_bot_is_none(world: World) -> None:
+    deliver(world, {"id": "order-1", "bot": 5})
+
+    assert world.dead_letters.letters[0].bot is None
+    (event,) = world.events.told
+    assert (event.bot, event.key) == ("default", KEY)
+
+
+def test_of_what_is_no_request_at_all_upstream_hears_nothing(world: World) -> None:
+    (verdict,) = world.sandbox().deliver("not JSON")
+
+    assert verdict.event is None
+    assert world.events.told == []
+
+
+def test_of_other_content_under_the_same_id(world: World) -> None:
+    world.blip.before_send = raises(Rejected(Reason.REJECTED, "no", code=21))
+    deliver(world)
+    deliver(world, generation=1)  # so that it is at its second generation
+    world.events.told.clear()
+
+    deliver(world, REQUEST | {"metadata": {"order": "982"}})
+
+    letter = world.dead_letters.letters[-1]
+    assert letter.generation == 2
+    assert letter.failure == {
+        "detail": (
+            "another request with other content has this id: use a new id for other content"
+        ),
+        "template": "order_shipped",
+        "phase": "claim",
+        "attempts": 0,
+        "possibly_sent": False,
+        "redrives": 0,
+    }
+    assert world.events.told == [
+        an_event(
+            Status.REJECTED,
+            Reason.ID_CONFLICT,
+            generation=2,
+            metadata={"order": "982"},
+            time=world.clock.now(),
+        )
+    ]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_of_what_was_never_tried(world: World, *, known: bool) -> None:
+    """It counts as no attempt, in the letter and in the ledger."""
+    if known:
+        world.know(REQUEST["to"])
+    body = REQUEST | {"valid_until": at(NOW)}
+
+    deliver(world, body)
+
+    (letter,) = world.dead_letters.letters
+    assert letter.failure == {
+        "detail": f"valid until {at(NOW)}, which has passed",
+        "template": "order_shipped",
+        "phase": "look-up",
+        "attempts": 0,
+        "possibly_sent": False,
+        "redrives": 0,
+    }
+    assert world.events.told == [an_event(Status.EXPIRED, Reason.EXPIRED)]
+    assert world.entry(body)["attempts"] == 0
+
+
+def test_of_what_lay_on_the_queue_for_a_week(world: World) -> None:
+    deliver(world, age=7 * 86_400)
+
+    (letter,) = world.dead_letters.letters
+    assert letter.failure["detail"] == "it lay on the queue for 7 days"
+
+
+def test_of_a_bot_that_nobody_knows(world: World) -> None:
+    deliver(world, REQUEST | {"bot": "clinic"})
+
+    (letter,) = world.dead_letters.letters
+    assert letter.failure["detail"] == (
+        "the bots' secret has no entry 'clinic': add it, or mend the request"
+    )
+
+
+def test_of_a_number_that_is_none(world: World) -> None:
+    """Asked for it was, so it counts as an attempt."""
+    world.blip.before_look_up = always(lambda: Rejected(Reason.NOT_A_PHONE_NUMBER, "no", code=61))
+    deliver(world)
+
+    (letter,) = world.dead_letters.letters
+    assert letter.failure == {
+        "detail": "no",
+        "code": 61,
+        "template": "order_shipped",
+        "phase": "look-up",
+        "attempts": 1,
+        "possibly_sent": False,
+        "redrives": 0,
+    }
+    assert world.events.told == [an_event(Status.REJECTED, Reason.NOT_A_PHONE_NUMBER)]
+    assert world.entry(REQUEST)["attempts"] == 1
+
+
+def test_of_a_number_that_is_remembered_to_be_none(world: World) -> None:
+    world.blip.before_look_up = always(lambda: Rejected(Reason.NOT_A_PHONE_NUMBER, "no", code=61))
+    sandbox = world.sandbox()
+    sandbox.deliver(a_request())
+
+    sandbox.deliver(REQUEST)
+
+    letter = world.dead_letters.letters[-1]
+    assert (letter.failure["detail"], letter.failure["code"]) == (
+        "BLiP's look-up says that the recipient is not a phone number on WhatsApp",
+        61,
+    )
+
+
+def test_of_a_message_that_blip_refused(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.blip.before_send = always(lambda: Rejected(Reason.REJECTED, "refused", code=21))
+    world.sandbox().deliver(redriven(world, REQUEST, 3))
+
+    (letter,) = world.dead_letters.letters
+    assert (letter.bot, letter.notification_id, letter.generation) == ("default", "order-1", 1)
+    assert letter.failure == {
+        "detail": "refused",
+        "code": 21,
+        "template": "order_shipped",
+        "phase": "send",
+        "attempts": 1,
+        "possibly_sent": False,
+        "redrives": 3,
+    }
+    assert world.events.told == [an_event(Status.REJECTED, Reason.REJECTED)]
+    entry = world.entry(REQUEST)
+    assert (entry["reason"], entry["code"], entry["attempts"]) == ("rejected", 21, 1)
+    assert logged(caplog, "dead_letter") == {
+        "notification_id": "order-1",
+        "bot": "default",
+        "key": KEY,
+        "reason": Reason.REJECTED,
+        "correlation_id": "trace-1",
+        "detail": "refused",
+    }
+
+
+def test_of_a_redrive_that_failed_again(world: World) -> None:
+    world.blip.before_send = always(lambda: Rejected(Reason.REJECTED, "refused", code=21))
+    deliver(world)
+
+    deliver(world, generation=1)
+
+    assert [letter.generation for letter in world.dead_letters.letters] == [1, 2]
+    event = an_event(Status.REJECTED, Reason.REJECTED, generation=2, time=world.clock.now())
+    assert world.events.told[-1] == event
+
+
+def test_of_attempts_that_all_failed(world: World) -> None:
+    world.blip.before_send = always(lambda: Transient("busy", code=51))
+    for _ in range(2):
+        world.sandbox(max_attempts=2).deliver(REQUEST)
+
+    (letter,) = world.dead_letters.letters
+    assert letter.failure["detail"] == "2 attempts failed, the last one: busy"
+    assert (letter.failure["code"], letter.failure["attempts"]) == (51, 2)
+
+
+def unknown(world: World, body: Request = REQUEST) -> None:
+    world.blip.before_send = raises(Unknown("no answer"))
+    deliver(world, body)
+    world.clock.advance(WINDOW + 2)
+
+
+def test_of_what_may_have_gone_out(world: World) -> None:
+    body = REQUEST | {"if_unknown": "fail"}
+    unknown(world, body)
+
+    deliver(world, body)
+
+    (letter,) = world.dead_letters.letters
+    assert letter.failure == {
+        "detail": "it may have been sent; BLiP's history did not show it within 15 minutes",
+        "template": "order_shipped",
+        "phase": "settle",
+        "attempts": 1,
+        "possibly_sent": True,
+        "redrives": 0,
+    }
+    (event,) = world.events.told
+    assert (event.status, event.reason) == (Status.FAILED, Reason.OUTCOME_UNKNOWN)
+
+
+def test_of_what_was_denied_too_late(world: World) -> None:
+    body = REQUEST | {"valid_until": at(NOW + 60)}
+    unknown(world, body)
+
+    deliver(world, body)
+
+    (letter,) = world.dead_letters.letters
+    assert letter.failure["detail"] == f"valid until {at(NOW + 60)}, never sent"
+    assert letter.failure["possibly_sent"] is False
+
+
+# --- Events ---------------------------------------------------------------------------------------
+
+
+def test_of_what_was_sent(world: World) -> None:
+    deliver(world)
+
+    assert world.events.told == [an_event(Status.SENT)]
+
+
+@pytest.mark.parametrize("receipt", [None, Status.ACCEPTED, Status.CONSUMED])
+def test_of_what_was_sent_is_told_again_if_its_record_comes_again(
+    world: World, receipt: Status | None
+) -> None:
+    """The first telling may have failed; the event's id is the same, so twice does no harm."""
+    sandbox = world.sandbox()
+    sandbox.deliver(REQUEST)
+    if receipt is not None:
+        sandbox.ledger.advance(Receipt(KEY, 1, receipt))
+    world.events.told.clear()
+
+    deliver(world, receives=2)
+
+    assert world.events.told == [an_event(Status.SENT)]
+
+
+def test_of_what_failed_is_told_again_if_its_record_comes_again(world: World) -> None:
+    world.blip.before_send = always(lambda: Rejected(Reason.REJECTED, "refused", code=21))
+    deliver(world)
+    deliver(world, generation=1)
+    world.events.told.clear()
+
+    deliver(world, generation=1, receives=2)
+
+    event = an_event(Status.REJECTED, Reason.REJECTED, generation=2, time=world.clock.now())
+    assert world.events.told == [event]
+
+
+@pytest.mark.parametrize(
+    ("stored", "told"),
+    [
+        (Status.ACCEPTED, [Status.SENT]),
+        (Status.DISPATCHED, [Status.SENT]),
+        (Status.RECEIVED, [Status.RECEIVED]),
+        (Status.CONSUMED, [Status.CONSUMED]),
+        (Status.FAILED, [Status.FAILED]),
+    ],
+)
+def test_of_what_the_history_knows_is_told_once(
+    world: World, stored: Status, told: list[Status]
+) -> None:
+    unknown(world)
+    world.blip.stored[KEY] = [Receipt(KEY, 1, stored)]
+
+    (verdict,) = world.sandbox().deliver(REQUEST)
+
+    assert [event.status for event in world.events.told] == told
+    if told == [Status.SENT]:
+        assert verdict.event == an_event(Status.SENT, time=world.clock.now())
+    else:
+        assert verdict.event is None
+
+
+# --- Logs -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        (Transient("busy"), "retrying"),
+        (Unknown("no answer"), "unknown"),
+        (Throttled("slowly"), "throttled"),
+    ],
+)
+def test_what_a_send_came_to_is_logged_with_its_reason(
+    world: World, caplog: pytest.LogCaptureFixture, failure: Failure, message: str
+) -> None:
+    world.blip.before_send = raises(failure)
+
+    (verdict,) = world.sandbox().deliver(REQUEST)
+
+    assert verdict.come_back_in is not None
+    assert logged(caplog, message) == {
+        "notification_id": "order-1",
+        "bot": "default",
+        "key": KEY,
+        "come_back_in": round(verdict.come_back_in, 1),
+        "correlation_id": "trace-1",
+        "detail": failure.detail,
+    }
+
+
+def test_a_question_that_failed_is_logged_with_its_reason(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    unknown(world)
+    world.blip.before_history = raises(Transient("busy"))
+
+    deliver(world)
+
+    assert logged(caplog, "unsettled")["detail"] == "busy"
+
+
+def test_a_misconfigured_bot_is_logged(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    def unauthorized(_: Bot) -> None:
+        raise Misconfigured("HTTP 401")
+
+    world.blip.before_send = unauthorized
+
+    deliver(world)
+
+    facts = {"bot": "default", "problem": "HTTP 401"}
+    assert logged(caplog, "the bot is misconfigured: its requests wait") == facts
+
+
+def test_a_broken_entry_is_logged(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.bots = {"default": {"key": "no key"}}
+
+    deliver(world)
+
+    facts = logged(caplog, "the bot cannot be used")
+    assert facts.keys() == {"bot", "problem"}
+    assert facts["bot"] == "default"
+    assert "key" in facts["problem"]
+
+
+def breaker_opens(world: World, failure: Callable[[], Failure]) -> None:
+    world.blip.before_send = always(failure)
+    for number in range(5):
+        deliver(world, a_request(to=f"+55119888877{number:02}"))
+    world.blip.before_send = raises()
+
+
+def test_the_breaker_is_logged_when_it_opens_stays_and_closes(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    breaker_opens(world, lambda: Transient("busy"))
+    assert logged(caplog, "the breaker is open") == {"bot": "default"}
+
+    world.blip.before_ping = raises(Transient("still busy"))
+    deliver(world)
+    facts = {"bot": "default", "problem": "still busy"}
+    assert logged(caplog, "the breaker stays open") == facts
+
+    world.clock.advance(31)
+    deliver(world)
+    assert logged(caplog, "the bot works again") == {"bot": "default"}
+
+
+def test_a_crash_is_logged_by_type_and_place(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    def crash(_: Bot) -> None:
+        raise RuntimeError(json.dumps(REQUEST))
+
+    world.blip.before_send = crash
+    queued = world.queued(REQUEST)
+
+    world.sandbox().deliver(queued)
+
+    facts = logged(caplog, "delivery crashed")
+    assert (facts["record_id"], facts["error"]) == (queued.record_id, "RuntimeError")
+    assert "test_told.py" in str(facts["stack"])
+    assert "order-1" not in str(facts)

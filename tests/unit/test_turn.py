@@ -1,0 +1,197 @@
+"""Slots of a bot's plan, and what else the notifications of a batch share."""
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from notifier.bots import Bot
+from notifier.records import Plan, Reservation
+from notifier.turn import SLOT_GRACE_SECONDS, PutOff, Slots, Turn
+from tests.fakes import KEY, Clock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NOW = 1_800_000_000.0
+BOT = Bot(name="default", key=KEY)
+
+
+class Reserved:
+    """Gives these reservations, one after the other; remembers how many slots were asked for."""
+
+    def __init__(self, *reservations: tuple[float, ...]) -> None:
+        self._left = list(reservations)
+        self.asked: list[int] = []
+        self.probing: list[bool] = []
+        self.before: Callable[[], None] = lambda: None
+
+    def __call__(self, count: int) -> Reservation:
+        self.before()
+        self.asked.append(count)
+        slots = self._left.pop(0) if self._left else ()
+        return Reservation(slots, None if slots else 7.0)
+
+    def turn(self, clock: Clock, *, seconds: float = 30) -> Turn:
+        def reserve(
+            bot: Bot, plan: Plan, count: int, horizon: float, *, probing: bool
+        ) -> Reservation:
+            assert (bot, plan, horizon) == (BOT, "messages", 3)
+            self.probing.append(probing)
+            return self(count)
+
+        return Turn(clock.now() + seconds, reserve, clock)
+
+
+def test_slots_are_reserved_for_all_that_will_come_and_given_one_by_one() -> None:
+    reserved = Reserved((NOW, NOW + 1, NOW + 2))
+    slots = Slots(reserved, Clock(NOW))
+    for _ in range(3):
+        slots.expect_one_more()
+
+    assert [slots.take() for _ in range(3)] == [NOW, NOW + 1, NOW + 2]
+    assert reserved.asked == [3]
+
+
+def test_as_many_are_reserved_again_as_are_still_expected() -> None:
+    reserved = Reserved((NOW,), (NOW + 1,), (NOW + 2,), (NOW + 3,))
+    slots = Slots(reserved, Clock(NOW))
+    for _ in range(3):
+        slots.expect_one_more()
+
+    for _ in range(4):
+        slots.take()
+
+    assert reserved.asked == [3, 2, 1, 1]
+
+
+def test_a_slot_may_be_used_a_moment_late_and_no_later() -> None:
+    clock = Clock(NOW)
+    at_the_limit, missed = NOW + 1, NOW + 0.999
+    reserved = Reserved((NOW, missed, at_the_limit, NOW + 9), (NOW + 10,))
+    slots = Slots(reserved, clock)
+    assert slots.take() == NOW
+
+    clock.advance(1 + SLOT_GRACE_SECONDS)
+
+    # Exactly so late, as far as a clock can say so.
+    assert clock.now() - SLOT_GRACE_SECONDS == at_the_limit
+    assert slots.take() == at_the_limit
+    assert slots.take() == NOW + 9
+    assert reserved.asked == [1]
+
+
+def test_without_a_slot_soon_one_comes_back_when_the_bot_says() -> None:
+    with pytest.raises(PutOff) as put_off:
+        Slots(Reserved(), Clock(NOW)).take()
+
+    assert put_off.value.seconds == 7
+
+
+def test_slots_that_pass_while_the_answer_is_on_its_way_are_left_out() -> None:
+    clock = Clock(NOW)
+    reserved = Reserved((NOW, NOW + 1.9, NOW + 1.98, NOW + 2, NOW + 3))
+    reserved.before = lambda: clock.advance(2)
+    slots = Slots(reserved, clock)
+
+    assert [slots.take() for _ in range(3)] == [NOW + 1.98, NOW + 2, NOW + 3]
+    assert reserved.asked == [1]
+
+
+def test_if_all_slots_pass_while_the_answer_is_on_its_way_one_is_used_now() -> None:
+    clock = Clock(NOW)
+    reserved = Reserved((NOW, NOW + 1))
+    reserved.before = lambda: clock.advance(2)
+
+    assert Slots(reserved, clock).take() == NOW + 2
+
+
+def test_what_is_stopped_while_it_waits_for_its_slot_does_not_start() -> None:
+    clock = Clock(NOW)
+    reserved = Reserved((NOW + 2,))
+    turn = reserved.turn(clock)
+    reserved.before = lambda: turn.stop("default", 120)
+
+    with pytest.raises(PutOff) as put_off:
+        turn.wait_for_slot(BOT, "messages", known=True)
+
+    assert put_off.value.seconds == 120
+    assert clock.now() == NOW + 2
+
+
+def test_what_was_stopped_before_reserves_nothing() -> None:
+    reserved = Reserved((NOW,))
+    turn = reserved.turn(Clock(NOW))
+    turn.stop("default", 120)
+
+    with pytest.raises(PutOff):
+        turn.wait_for_slot(BOT, "messages", known=True)
+
+    assert reserved.asked == []
+
+
+def test_a_stop_of_one_bot_stops_no_other() -> None:
+    turn = Reserved((NOW,)).turn(Clock(NOW))
+    turn.stop("clinic", 120)
+
+    turn.wait_for_slot(BOT, "messages", known=True)
+
+
+class Drowsy(Clock):
+    """Wakes up late."""
+
+    def __init__(self, late: float) -> None:
+        super().__init__(NOW)
+        self._late = late
+
+    def sleep(self, seconds: float) -> None:
+        super().sleep(seconds)
+        self.advance(self._late)
+
+
+def test_a_machine_too_slow_for_any_slot_leaves_the_notification_to_another() -> None:
+    clock = Drowsy(0.5)
+    reserved = Reserved(*[(NOW + second,) for second in range(1, 10)])
+    turn = reserved.turn(clock)
+
+    with pytest.raises(PutOff) as put_off:
+        turn.wait_for_slot(BOT, "messages", known=True)
+
+    assert put_off.value.seconds == 1
+    assert len(reserved.asked) == 5
+
+
+def test_a_slot_is_used_up_to_the_end_of_its_grace() -> None:
+    reserved = Reserved((NOW + 1,))
+    clock = Drowsy(SLOT_GRACE_SECONDS)
+
+    reserved.turn(clock).wait_for_slot(BOT, "messages", known=True)
+
+    assert len(reserved.asked) == 1
+
+
+@pytest.mark.parametrize("probing", [True, False])
+def test_only_who_probes_gets_a_slot_of_a_bot_whose_breaker_is_open(*, probing: bool) -> None:
+    reserved = Reserved((NOW,))
+    turn = reserved.turn(Clock(NOW))
+    if probing:
+        turn.probing.add("default")
+
+    turn.wait_for_slot(BOT, "messages", known=True)
+
+    assert reserved.probing == [probing]
+
+
+def test_time_is_left_until_exactly_as_much_as_is_needed() -> None:
+    clock = Clock(NOW)
+    turn = Reserved().turn(clock, seconds=30)
+
+    turn.needs(30)
+    clock.advance(0.5)
+    with pytest.raises(PutOff) as put_off:
+        turn.needs(30)
+
+    assert put_off.value.seconds == 0
+
+
+def test_a_claim_outlives_the_sandbox_by_what_clocks_may_differ() -> None:
+    assert Reserved().turn(Clock(NOW), seconds=30).lease_until == NOW + 32
