@@ -43,7 +43,7 @@ redrive: setup ## put dead letters back; without ARGS=--execute a dry run (STACK
 	@$(PYTHON) -m functions redrive $(STACK_OPTION) $(ARGS)
 
 publish: setup ## put requests on the queue (FILE=my-request.json; STACK=name)
-	@$(PYTHON) -m functions publish $(FILE) $(STACK_OPTION)
+	@$(PYTHON) -m functions publish $(FILE) $(STACK_OPTION) $(ARGS)
 
 notification: setup ## how it goes with a notification (ID=id BOT=name; STACK=name)
 	@$(PYTHON) -m functions notification $(ID) $(if $(BOT),--bot $(BOT)) $(STACK_OPTION) $(ARGS)
@@ -59,10 +59,10 @@ pause: ## keep a bot still (BOT=name; STACK=name)
 resume: ## let a paused bot go on (BOT=name; STACK=name)
 check-bot: ## try a bot's key, URL and channel (BOT=name; STACK=name)
 pause resume check-bot: setup
-	@$(PYTHON) -m functions $@ $(BOT) $(STACK_OPTION)
+	@$(PYTHON) -m functions $@ $(BOT) $(STACK_OPTION) $(ARGS)
 
 restore-ledger: setup ## copy what the ledger lacks from a restored table (FROM=table; STACK=name)
-	@$(PYTHON) -m functions restore-ledger $(FROM) $(STACK_OPTION)
+	@$(PYTHON) -m functions restore-ledger $(FROM) $(STACK_OPTION) $(ARGS)
 
 test: check unit integration faults-short template e2e ## everything that CI runs
 

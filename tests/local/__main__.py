@@ -107,8 +107,11 @@ def _stay(stack: LocalStack, letters: DeadLetters, console: Console) -> NoReturn
     if stack.ministack:
         port = stack.ministack.port
         moved = "" if port == DEFAULT_PORT_BASE else f' ARGS="--port-base {port}"'
-        hints["dead letters"] = f"make failures{moved}"
-        hints["logs"] = f"tail -f {shlex.quote(os.path.relpath(stack.ministack.log))}"
+        hints |= {
+            "publish one": f"make publish FILE=my-request.json{moved}",
+            "dead letters": f"make failures{moved}",
+            "logs": f"tail -f {shlex.quote(os.path.relpath(stack.ministack.log))}",
+        }
     console.print()
     for title, hint in hints.items():
         console.print(f"  {title:14}{hint}", markup=False, highlight=False)
