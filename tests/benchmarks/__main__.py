@@ -2,23 +2,25 @@
 
     make bench
 
-Writes results.json and batches.svg beside this file. About eight minutes.
+Writes results.json and batches.svg beside this file. About ten minutes.
 """
 
 import argparse
 import json
 import platform
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tests.benchmarks import plot
+from tests.benchmarks import cold_start, growth, plot, targets
 from tests.benchmarks.figures import RESULTS, Figures, ratio
 from tests.benchmarks.lab import (
     COMPETITORS,
@@ -170,7 +172,7 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console(width=165)
     results: list[Figures] = []
-    with lab() as running:
+    with lab() as running, tempfile.TemporaryDirectory() as folder:
         functions = [running.function(name) for name in COMPETITORS]
         plan = [(case, latency) for case in CASES for latency in LATENCIES]
         for case, latency in track(plan, "measuring", console=Console(file=sys.stderr)):
@@ -185,11 +187,18 @@ def main() -> None:
         if arguments.only or arguments.rounds:
             return
         of_receipts = measure_receipts(running, functions[0])
+        cold = cold_start.measure(running, Path(folder))
+        grown = growth.measure(running)
+    console.print(
+        cold_start.tables(cold), growth.tables(grown), targets.table(results, cold, grown)
+    )
     document = {
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
         "batches": [asdict(figures) for figures in results],
         "receipts": [asdict(figures) for figures in of_receipts],
+        "cold_start": cold,
+        "growth": grown,
     }
     RESULTS.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     RESULTS.with_name("batches.svg").write_text(plot.batches(results), encoding="utf-8")

@@ -222,6 +222,7 @@ class Aws:
             "AmazonSQS.ChangeMessageVisibilityBatch": self._change_message_visibility_batch,
             "AWSEvents.PutEvents": self._put_events,
             "Control.Put": self._put,
+            "Control.Fill": self._fill,
             "Control.Counts": self._counts,
         }
 
@@ -255,6 +256,14 @@ class Aws:
         for table, items in call.get("items", {}).items():
             for key, item in items.items():
                 self.tables.put(table, key, item)
+        return {}
+
+    def _fill(self, call: dict[str, Any]) -> dict[str, Any]:
+        """Let a table hold so many items, all like the one given."""
+        items = self.tables.items.setdefault(call["table"], {})
+        packed = marshal.dumps(call["item"])
+        for number in range(len(items), call["count"]):
+            items[f"filler-{number}"] = packed
         return {}
 
     def _counts(self, _: dict[str, Any]) -> dict[str, Any]:

@@ -103,12 +103,12 @@ class Lab:
         """Start a competitor."""
         log = self.folder / f"{name}-{len(list(self.folder.iterdir()))}.log"
         command = ("-m", "tests.benchmarks.worker", name, log)
-        environment = self._environment(RECEIPTS.get(name, "SendNotificationFunction"))
+        environment = self.environment(RECEIPTS.get(name, "SendNotificationFunction"))
         running = self.cleanup.enter_context(_process(*command, environment=environment))
         _line(running, name)
         return Function(name, running)
 
-    def _environment(self, function: str) -> dict[str, str]:
+    def environment(self, function: str) -> dict[str, str]:
         """Give the variables as the template sets them, with all its parameters as they are."""
         template = load()
         names = {
@@ -141,6 +141,10 @@ class Lab:
     def put(self, items: dict[str, dict[str, Any]], **other: Any) -> None:
         """Put items into tables by key, and perhaps secrets."""
         self._control("Put", {"items": items} | other)
+
+    def fill(self, table: str, item: dict[str, Any], count: int) -> None:
+        """Let a table hold so many items, all like this one."""
+        self._control("Fill", {"table": table, "item": item, "count": count})
 
     def counts(self) -> dict[str, Any]:
         """Give what AWS has counted since the last time."""

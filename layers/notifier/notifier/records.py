@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from notifier.failures import Reason
 from notifier.lifecycle import Status
-from notifier.request import NotificationRequest
+
+if TYPE_CHECKING:
+    # The webhook's function knows records, and nothing of the contract with its libraries.
+    from notifier.request import NotificationRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,7 @@ class Notification:
     """A valid request with its key in the ledger."""
 
     queued: QueuedRequest
-    request: NotificationRequest
+    request: "NotificationRequest"
     content_hash: str
     key: str
 

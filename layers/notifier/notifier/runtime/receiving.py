@@ -9,7 +9,7 @@ from typing import Any
 
 from notifier import telemetry
 from notifier.aws.queues import ReceiptsQueue
-from notifier.aws.secrets import WebhookSecret
+from notifier.aws.webhook import WebhookSecret
 from notifier.blip.receipts import Envelope, kind, receipt, reduced
 from notifier.runtime import AWS, SystemClock, boto3
 from notifier.settings import ReceiveReceiptSettings

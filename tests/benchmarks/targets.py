@@ -1,0 +1,80 @@
+"""What the benchmarks must show, and whether they do."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from tests.benchmarks.cost import sending
+from tests.benchmarks.figures import Figures
+from tests.benchmarks.lab import FLOOR, OURS, TEXTBOOK
+
+SLOW = 0.1
+KNOWN, NEW = "ten known", "ten new"
+
+
+def _median_ratio(one: Sequence[float], other: Sequence[float]) -> float:
+    return statistics.median(mine / theirs for mine, theirs in zip(one, other, strict=True))
+
+
+def table(results: Sequence[Figures], cold: dict[str, Any], grown: dict[str, Any]) -> Table:
+    """Compare what was measured with what is promised."""
+    found = {(f.case, f.latency, f.competitor): f for f in results}
+
+    def of(case: str, competitor: str = OURS) -> Figures:
+        return found[case, SLOW, competitor]
+
+    def time(case: str, competitor: str) -> float:
+        return _median_ratio(of(case).seconds, of(case, competitor).seconds)
+
+    def cpu(case: str, competitor: str) -> float:
+        return _median_ratio(of(case).cpu_seconds, of(case, competitor).cpu_seconds)
+
+    def dollars(case: str, competitor: str) -> float:
+        return sum(sending(of(case, competitor)).values())
+
+    starts = cold["starts"]
+    first, last = grown["items"][0], grown["items"][-1]
+    rows = [
+        (f"{KNOWN}: time, of the floor's", time(KNOWN, FLOOR), 1.25),
+        (f"{NEW}: time, of the floor's", time(NEW, FLOOR), 1.35),
+        (f"{KNOWN}: time, of the textbook's", time(KNOWN, TEXTBOOK), 1 / 6),
+        (f"{NEW}: time, of the textbook's", time(NEW, TEXTBOOK), 1 / 6),
+        (f"{KNOWN}: CPU, of the textbook's", cpu(KNOWN, TEXTBOOK), 0.9),
+        (f"{NEW}: CPU, of the textbook's", cpu(NEW, TEXTBOOK), 0.9),
+        (f"{KNOWN}: CPU, of the floor's", cpu(KNOWN, FLOOR), 1.2),
+        (f"{NEW}: CPU, of the floor's", cpu(NEW, FLOOR), 1.2),
+        (f"{KNOWN}: calls each", of(KNOWN).calls_in_all, 2.3),
+        (f"{NEW}: calls each", of(NEW).calls_in_all, 5.3),
+        (f"{KNOWN}: write units each", of(KNOWN).write_units, 2.3),
+        (f"{NEW}: write units each", of(NEW).write_units, 5.3),
+        (
+            "cold start: time, of the bare handler's",
+            _median_ratio(starts[OURS]["first_batch"], starts["bare"]["first_batch"]),
+            1.3,
+        ),
+        (
+            "cold start: memory, of the bare handler's",
+            _median_ratio(starts[OURS]["peak_bytes"], starts["bare"]["peak_bytes"]),
+            1.2,
+        ),
+        ("layers, MB", sum(cold["layer_bytes"].values()) / 1e6, 24),
+        (f"{KNOWN}: dollars per million", dollars(KNOWN, OURS), 5),
+        (f"{NEW}: dollars per million", dollars(NEW, OURS), 5),
+        (
+            f"{KNOWN}: dollars, of the textbook's",
+            dollars(KNOWN, OURS) / dollars(KNOWN, TEXTBOOK),
+            1,
+        ),
+        (f"{NEW}: dollars, of the textbook's", dollars(NEW, OURS) / dollars(NEW, TEXTBOOK), 1),
+        ("a million items: calls, of a thousand's", last["calls"] / first["calls"], 1.1),
+        ("a million items: time, of a thousand's", last["seconds"] / first["seconds"], 1.1),
+    ]
+    shown = Table(title="What it must show")
+    for heading in ("", "measured", "at most", ""):
+        shown.add_column(heading, justify="left" if not heading else "right")
+    for what, measured, most in rows:
+        reached = "reached" if round(measured, 2) <= round(most, 2) else "NOT reached"
+        shown.add_row(what, f"{measured:.2f}", f"{most:.2f}", reached)
+    return shown

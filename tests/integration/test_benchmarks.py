@@ -1,0 +1,73 @@
+"""The benchmarks measure what they say: a short run of everybody, and how units are counted."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.benchmarks.__main__ import Case, measure, measure_receipts
+from tests.benchmarks.aws import Tables, item_size
+from tests.benchmarks.lab import COMPETITORS, FLOOR, OURS, TEXTBOOK, Function, Lab, lab
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Lab]:
+    with lab() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def functions(running: Lab) -> list[Function]:
+    return [running.function(name) for name in COMPETITORS]
+
+
+def test_everybody_does_the_work_and_every_call_is_counted(
+    running: Lab, functions: list[Function]
+) -> None:
+    """Whoever sends less than was asked fails the run."""
+    case = Case("mixed", known=5, new=5, refused=1, rounds=2)
+
+    figures = {f.competitor: f for f in measure(running, functions, case, latency=0)}
+
+    # Slower machines need more reservations than one per group.
+    assert figures[OURS].calls["UpdateItem"] >= 3.7
+    assert figures[FLOOR].calls["UpdateItem"] >= 3.6
+    assert figures[TEXTBOOK].calls == pytest.approx(
+        {"PutItem": 1.5, "GetItem": 1, "UpdateItem": 1, "SendMessage": 0.1}
+    )
+    assert figures[TEXTBOOK].write_units == pytest.approx(2.5)
+    assert figures[TEXTBOOK].read_units == pytest.approx(0.5)
+    assert all(f.cpu > 0 and f.p95 >= f.p50 > 0 and f.peak_bytes > 10e6 for f in figures.values())
+
+
+def test_receipts_are_counted(running: Lab, functions: list[Function]) -> None:
+    received, recorded = measure_receipts(running, functions[0])
+
+    assert received.calls["SendMessage"] == pytest.approx(1)
+    assert recorded.calls["UpdateItem"] == pytest.approx(1)
+
+
+def test_an_item_s_size_is_that_of_its_names_and_values() -> None:
+    assert item_size({"key": "abc"}) == 6
+    assert item_size({"é": "é"}) == 4
+    assert item_size({"n": 0, "m": 1234, "o": -1}) == 3 + 2 + 3 + 3
+    assert item_size({"a": None, "b": True}) == 4
+    assert item_size({"l": ["x", {"y": "z"}]}) == 1 + 3 + (1 + 1) + (1 + 3 + 1 + 1 + 1)
+
+
+def test_units_go_by_size_and_kind_of_read() -> None:
+    tables = Tables()
+    tables.put("t", "small", {"key": "small"})
+    tables.put("t", "large", {"key": "large", "text": "x" * 5000})
+
+    def units(**call: object) -> float:
+        tables.units["read"] = 0.0
+        tables.get_item({"TableName": "t"} | call)
+        return tables.units["read"]
+
+    assert units(Key={"key": {"S": "small"}}) == 0.5
+    assert units(Key={"key": {"S": "small"}}, ConsistentRead=True) == 1
+    assert units(Key={"key": {"S": "large"}}, ConsistentRead=True) == 2
+    assert units(Key={"key": {"S": "not there"}}) == 0.5
+    tables.put_item({"TableName": "t", "Item": {"key": {"S": "large"}}})
+    # What is replaced counts, where it is larger.
+    assert tables.units["write"] == 5
