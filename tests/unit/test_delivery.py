@@ -1382,6 +1382,18 @@ def test_a_question_waits_for_its_place_in_the_commands_plan(world: World) -> No
     assert sandbox.pacing.reservations == [("default", "commands", 1)] * 2
 
 
+def test_a_question_takes_no_place_that_is_reserved_for_a_look_up(world: World) -> None:
+    body = request()
+    unknown(world, body)
+    world.clock.advance(WINDOW + 2)
+    sandbox = world.sandbox()
+
+    sandbox.deliver(body, *[request(to=f"+55119888877{n:02}") for n in range(2)])
+
+    commands = [count for _, plan, count in sandbox.pacing.reservations if plan == "commands"]
+    assert commands == [1, 2]
+
+
 def test_a_question_for_which_there_is_no_place_soon_is_asked_later(world: World) -> None:
     body = request()
     unknown(world, body)
