@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +23,7 @@ from notifier.failures import (
     Unknown,
 )
 from notifier.lifecycle import Status
-from notifier.records import LookUpLease, Receipt, Reservation
+from notifier.records import ClaimLost, LookUpLease, Receipt, Reservation
 from notifier.request import ledger_key
 from tests.fakes import (
     KEY,
@@ -655,46 +656,6 @@ def test_the_wait_grows_exponentially_with_full_jitter_up_to_a_quarter_of_an_hou
         waits.append(verdict.come_back_in)
 
     assert waits == expected
-
-
-@pytest.mark.parametrize(
-    ("stage", "failure", "bounds"),
-    [
-        ("before_send", lambda: Transient("busy"), (0, 10)),
-        ("before_send", lambda: Throttled("slowly"), (120, 137)),
-        ("before_send", lambda: Throttled("slowly", retry_after_seconds=9999), (3600, 3965)),
-        ("before_send", lambda: Misconfigured("wrong key"), (600, 900)),
-        ("before_send", lambda: RuntimeError("nobody foresaw it"), (30, 60)),
-    ],
-)
-def test_every_wait_is_spread_between_its_bounds(
-    world: World,
-    stage: str,
-    failure: Callable[[], Exception],
-    bounds: tuple[float, float],
-) -> None:
-    fail(world, stage, failure)
-    asked: list[tuple[float, float]] = []
-
-    def uniform(low: float, high: float) -> float:
-        asked.append((low, high))
-        return high
-
-    (verdict,) = world.sandbox(uniform=uniform).deliver(request())
-
-    assert asked == [pytest.approx(bounds)]
-    assert verdict.come_back_in == pytest.approx(bounds[1])
-
-
-@pytest.mark.parametrize(("left", "wait"), [(0.5, 0.5), (7, 7), (100, 10)])
-def test_a_retry_waits_no_longer_than_the_request_is_valid(
-    world: World, left: float, wait: float
-) -> None:
-    fail(world, "before_send", lambda: Transient("busy"))
-
-    (verdict,) = world.sandbox().deliver(request(valid_until=at(world.clock.now() + left)))
-
-    assert verdict.come_back_in == pytest.approx(wait, abs=0.1)
 
 
 def test_the_last_attempt_ends_in_a_dead_letter(world: World) -> None:
@@ -1421,6 +1382,18 @@ def test_a_question_waits_for_its_place_in_the_commands_plan(world: World) -> No
     assert sandbox.pacing.reservations == [("default", "commands", 1)] * 2
 
 
+def test_a_question_takes_no_place_that_is_reserved_for_a_look_up(world: World) -> None:
+    body = request()
+    unknown(world, body)
+    world.clock.advance(WINDOW + 2)
+    sandbox = world.sandbox()
+
+    sandbox.deliver(body, *[request(to=f"+55119888877{n:02}") for n in range(2)])
+
+    commands = [count for _, plan, count in sandbox.pacing.reservations if plan == "commands"]
+    assert commands == [1, 2]
+
+
 def test_a_question_for_which_there_is_no_place_soon_is_asked_later(world: World) -> None:
     body = request()
     unknown(world, body)
@@ -1492,6 +1465,181 @@ def test_after_three_days_nobody_can_tell_any_more(world: World) -> None:
     assert verdict.reason is Reason.OUTCOME_UNKNOWN
     assert world.blip.asked == []
     assert len(world.blip.sent) == 1
+
+
+# --- How long everything waits --------------------------------------------------------------------
+
+
+class Spread:
+    """Stands in for chance: takes the upper bound, and remembers both."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[float, float]] = []
+
+    def __call__(self, low: float, high: float) -> float:
+        self.asked.append((low, high))
+        return high
+
+
+@pytest.mark.parametrize(
+    ("failure", "bounds"),
+    [
+        (partial(Transient, "busy"), (0, 10)),
+        (partial(Throttled, "slowly"), (120, 137)),
+        (partial(Throttled, "slowly", retry_after_seconds=9999), (3600, 3965)),
+        (partial(Misconfigured, "wrong key"), (600, 900)),
+        (partial(RuntimeError, "nobody foresaw it"), (30, 60)),
+    ],
+)
+def test_after_a_failure(
+    world: World, failure: Callable[[], Exception], bounds: tuple[float, float]
+) -> None:
+    fail(world, "before_send", failure)
+    spread = Spread()
+
+    (verdict,) = world.sandbox(uniform=spread).deliver(request())
+
+    assert spread.asked == [pytest.approx(bounds)]
+    assert verdict.come_back_in == pytest.approx(bounds[1])
+
+
+@pytest.mark.parametrize(("left", "wait"), [(0.5, 0.5), (7, 7), (100, 10)])
+def test_after_a_failure_no_longer_than_the_request_is_valid(
+    world: World, left: float, wait: float
+) -> None:
+    fail(world, "before_send", lambda: Transient("busy"))
+
+    (verdict,) = world.sandbox().deliver(request(valid_until=at(world.clock.now() + left)))
+
+    assert verdict.come_back_in == pytest.approx(wait, abs=0.1)
+
+
+def test_for_a_penalty(world: World) -> None:
+    until = round(1000 * (world.clock.now() + 50))
+    world.identities_table.items["bot:default"] = {"shut_until": until}
+    spread = Spread()
+
+    (verdict,) = world.sandbox(uniform=spread).deliver(request())
+
+    assert (outcome(verdict), verdict.come_back_in) == ("put_off", 55)
+    assert spread.asked == [(0, 5)]
+
+
+def test_for_a_breaker(world: World) -> None:
+    world.identities_table.items["bot:default"] = {"broken": "no answer"}
+    world.blip.before_ping = always(lambda: Transient("busy"))
+    spread = Spread()
+
+    (verdict,) = world.sandbox(uniform=spread).deliver(request())
+
+    assert (outcome(verdict), verdict.come_back_in) == ("bot_shut", 900)
+    assert spread.asked == [(600, 900)]
+
+
+def test_for_a_slot_further_away_than_one_waits_for(world: World) -> None:
+    def next_at(seconds: float) -> None:
+        free_at = round(1e6 * (world.clock.now() + seconds))
+        world.identities_table.items["bot:default"] = {"next_messages_at": free_at}
+
+    next_at(4)
+    (verdict,) = world.sandbox().deliver(request())
+    assert (outcome(verdict), verdict.come_back_in) == ("put_off", 4)
+
+    next_at(3)
+    (verdict,) = world.sandbox().deliver(request())
+    assert outcome(verdict) == "sent"
+
+
+def test_for_a_claim_that_somebody_else_holds(world: World) -> None:
+    body, found, spread = request(), [], Spread()
+
+    def meanwhile(_: Bot) -> None:
+        found.extend(world.sandbox(uniform=spread).deliver(body))
+
+    world.blip.before_look_up = meanwhile
+    world.sandbox().deliver(body, seconds=30)
+
+    (verdict,) = found
+    assert (outcome(verdict), verdict.come_back_in) == ("put_off", 33)
+    assert spread.asked == [(0, 1)]
+
+
+def test_for_a_claim_that_was_lost(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: object) -> None:
+        raise ClaimLost("key")
+
+    spread = Spread()
+    sandbox = world.sandbox(uniform=spread)
+    monkeypatch.setattr(sandbox.ledger, "start_sending", lost)
+
+    (verdict,) = sandbox.deliver(request())
+
+    assert (outcome(verdict), verdict.come_back_in) == ("put_off", 10)
+    assert spread.asked == [(5, 10)]
+
+
+def test_for_a_question_that_somebody_else_asks(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = request()
+    unknown(world, body)
+    world.clock.advance(WINDOW + 2)
+    sandbox = world.sandbox()
+    monkeypatch.setattr(sandbox.ledger, "question", lambda *_: None)
+
+    (verdict,) = sandbox.deliver(body)
+
+    assert (outcome(verdict), verdict.come_back_in) == ("put_off", 30)
+    assert world.blip.asked == []
+
+
+def test_for_a_look_up_of_another_sandbox(world: World) -> None:
+    world.sandbox().identities.lease(("default", PHONE), 100)
+    spread = Spread()
+    began_at = world.clock.now()
+
+    (verdict,) = world.sandbox(uniform=spread).deliver(request())
+
+    assert (outcome(verdict), verdict.come_back_in) == ("put_off", 5)
+    assert spread.asked == [(1, 5)]
+    assert world.clock.now() - began_at == pytest.approx(2, abs=0.11)
+    assert set(world.clock.slept) == {0.1}
+
+
+@pytest.mark.parametrize(("passed", "wait"), [(0, 900), (100, 801), (899.5, 1.5)])
+def test_for_the_settle_window(world: World, passed: float, wait: float) -> None:
+    body = request()
+    unknown(world, body)
+    world.clock.advance(passed)
+    spread = Spread()
+
+    (verdict,) = world.sandbox(uniform=spread).deliver(body)
+
+    assert outcome(verdict) == "unsettled"
+    assert verdict.come_back_in == pytest.approx(wait, abs=0.01)
+    assert spread.asked == [(0, 1)]
+
+
+def test_for_an_event_that_could_not_be_told(world: World) -> None:
+    world.events.refuses = lambda _: True
+    spread = Spread()
+
+    (verdict,) = world.sandbox(uniform=spread).deliver(request())
+
+    assert (outcome(verdict), verdict.come_back_in) == ("sent", 30)
+    assert spread.asked == [(5, 30)]
+
+
+def test_a_batch_that_has_little_time_left_holds_still_until_a_second_before_its_end(
+    world: World,
+) -> None:
+    world.identities_table.items["bot:default"] = {"broken": "no answer"}
+    world.blip.before_ping = always(lambda: Transient("busy"))
+    world.blip.call_seconds = 10
+
+    world.sandbox().deliver(request(), seconds=12.5)
+
+    assert world.clock.slept == [10, 1.5]
 
 
 # --- Crashes and events ---------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """What may be logged of an exception that nobody foresaw."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 from botocore.exceptions import ClientError
@@ -32,12 +34,14 @@ def test_any_other_crash_is_told_by_its_type_and_place() -> None:
 
 
 @pytest.mark.parametrize(
-    "failure",
+    "fail",
     [
-        Transient("slowly", code=34),
-        Throttled("slowly", code=34, retry_after_seconds=17),
-        Rejected(Reason.REJECTED, "slowly", code=34),
+        partial(Transient, "slowly", code=34),
+        partial(Throttled, "slowly", code=34, retry_after_seconds=17),
+        partial(Rejected, Reason.REJECTED, "slowly", code=34),
     ],
 )
-def test_every_failure_has_its_sentence_and_its_code(failure: Failure) -> None:
+def test_every_failure_has_its_sentence_and_its_code(fail: Callable[[], Failure]) -> None:
+    failure = fail()
+
     assert (str(failure), failure.detail, failure.code) == ("slowly", "slowly", 34)

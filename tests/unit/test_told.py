@@ -396,6 +396,21 @@ def test_of_what_the_history_knows_is_told_once(
         assert verdict.event is None
 
 
+@pytest.mark.parametrize(("tried", "generation"), [(False, 0), (True, 1)])
+def test_of_what_was_cancelled_is_told_when_its_request_comes(
+    world: World, generation: int, *, tried: bool
+) -> None:
+    if tried:
+        world.blip.before_send = raises(Transient("busy"))
+        deliver(world)
+    world.sandbox().ledger.cancel("default", "order-1")
+
+    (verdict,) = world.sandbox().deliver(REQUEST)
+
+    assert verdict.come_back_in is None
+    assert world.events.told == [an_event(Status.CANCELLED, generation=generation)]
+
+
 # --- Logs -----------------------------------------------------------------------------------------
 
 
