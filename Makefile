@@ -69,14 +69,14 @@ test: check unit integration faults-short template e2e ## everything that CI run
 unit: .venv/.done ## rules, transitions, the outcome tables
 	$(PYTHON) -m pytest -q -n auto tests/unit $(ARGS)
 
-integration: .venv/.done ## conditions, timeouts, handlers whole; moto and the simulator
+integration: setup ## conditions, timeouts, handlers whole; moto and the simulator
 	$(PYTHON) -m pytest -q -n auto tests/integration $(ARGS)
 
 faults-short: setup ## nothing lost, nothing twice: simulated faults and real ones, in a short form
 	$(PYTHON) -m pytest -q -n auto tests/faults --ignore tests/faults/test_deployed.py $(ARGS)
 	$(PYTHON) -m pytest -q -n 2 tests/faults/test_deployed.py $(ARGS)
 
-faults: .venv/.done ## the same at full size; prints a table
+faults: setup ## the same at full size; prints a table
 	PYTHONPATH=layers/notifier $(PYTHON) -m tests.faults
 
 mutants: .venv/.done ## mutation testing of the use cases; a quarter of an hour, not part of test
