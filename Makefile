@@ -76,8 +76,8 @@ faults-short: setup ## nothing lost, nothing twice: simulated faults and real on
 	$(PYTHON) -m pytest -q -n auto tests/faults --ignore tests/faults/test_deployed.py $(ARGS)
 	$(PYTHON) -m pytest -q -n 2 tests/faults/test_deployed.py $(ARGS)
 
-faults: setup ## the same at full size; prints a table
-	PYTHONPATH=layers/notifier $(PYTHON) -m tests.faults
+faults: setup ## the same at full size, in three quarters of an hour; prints a table (ARGS=words: some rows)
+	@PYTHONPATH=layers/notifier $(PYTHON) -m tests.faults $(ARGS)
 
 mutants: .venv/.done ## mutation testing of the use cases; a quarter of an hour, not part of test
 	@nice -n 19 $(PYTHON) -m tests.mutants

@@ -18,6 +18,7 @@ import pytest
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
+from jsonschema import Draft202012Validator, FormatChecker
 
 from notifier.request import ledger_key
 from tests.local.__main__ import main
@@ -440,6 +441,58 @@ def ask(stack: LocalStack, method: str, path: str, *, signed: bool = True) -> tu
     body = answer.read().decode()
     connection.close()
     return answer.status, body
+
+
+@contextlib.contextmanager
+def listening(stack: LocalStack) -> Iterator[str]:
+    """Bring the status events to a queue, with a rule as producers are told to make it."""
+    events = stack.aws.client("events")
+    queue = stack.aws.sqs.create_queue(QueueName="upstream")["QueueUrl"]
+    attributes = stack.aws.sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])
+    pattern = {"source": ["blip-notifier"], "detail-type": ["Notification Status Changed"]}
+    events.put_rule(Name="upstream", EventPattern=json.dumps(pattern))
+    events.put_targets(
+        Rule="upstream", Targets=[{"Id": "queue", "Arn": attributes["Attributes"]["QueueArn"]}]
+    )
+    yield queue
+    events.remove_targets(Rule="upstream", Ids=["queue"])
+    events.delete_rule(Name="upstream")
+    stack.aws.sqs.delete_queue(QueueUrl=queue)
+
+
+def test_upstream_hears_of_every_end_on_a_queue_of_its_own(
+    stack: LocalStack, tmp_path: Path
+) -> None:
+    wanted = [
+        request(metadata={"order": "981"}),
+        request(template={"name": "no_such_template", "language": "pt_BR"}),
+        request(valid_until="2020-01-01T00:00:00Z"),
+    ]
+    told: dict[str, dict[tuple[str, str | None], dict[str, Any]]] = {}
+    with listening(stack) as queue:
+
+        def everything_was_told() -> bool:
+            answer = stack.aws.sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10)
+            for message in answer.get("Messages", []):
+                event = json.loads(message["Body"])
+                detail = event["detail"]
+                told.setdefault(detail["id"], {})[detail["status"], detail["reason"]] = event
+            return {name: set(events) for name, events in told.items()} == {
+                wanted[0]["id"]: {("sent", None), ("received", None), ("consumed", None)},
+                wanted[1]["id"]: {("sent", None), ("failed", "undelivered")},
+                wanted[2]["id"]: {("expired", "expired")},
+            }
+
+        publish(stack, tmp_path, *wanted)
+        wait_until(everything_was_told, 60, "every change to be told")
+
+    schema = json.loads((ROOT / "events/schema/status-event.schema.json").read_text())
+    for event in (event for events in told.values() for event in events.values()):
+        Draft202012Validator(schema, format_checker=FormatChecker()).validate(event)
+        for private in ("900002000", "Maria"):
+            assert private not in json.dumps(event)
+    consumed = told[wanted[0]["id"]]["consumed", None]
+    assert consumed["detail"]["metadata"] == {"order": "981"}
 
 
 def test_expired_items_are_swept_as_the_template_says(stack: LocalStack) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -10,7 +11,7 @@ from itertools import batched
 from typing import Any
 
 from tests.faults.sandboxes import Killer
-from tests.local.stack import HOST, STATE, LocalStack, free_ports
+from tests.local.stack import HOST, SIMULATED_BOTS, STATE, LocalStack, free_ports
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,21 @@ def publish(stack: LocalStack, messages: Sequence[Message]) -> None:
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(send, batched(messages, 10, strict=False)))
+
+
+def know(stack: LocalStack, phone: str) -> None:
+    """Let the bot `default` know already who a recipient is."""
+    assert stack.simulator
+    good_until = time.time() + 100_000
+    stack.aws.dynamodb.put_item(
+        TableName=stack.identities_table,
+        Item={
+            "key": {"S": f"default/{phone}"},
+            "address": {"S": stack.simulator.know(phone, SIMULATED_BOTS["default"])},
+            "good_until": {"N": str(round(good_until * 1000))},
+            "expires_at": {"N": str(round(good_until))},
+        },
+    )
 
 
 def show_again_after(stack: LocalStack, seconds: int) -> None:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from notifier.request import ledger_key
-from tests.faults.deployed import is_quiet, receipts_are_quiet, show_again_after
+from tests.faults.deployed import is_quiet, know, receipts_are_quiet, show_again_after
 from tests.faults.sandboxes import Killer, Side, sandboxes
 from tests.local.blip import Delays
 from tests.local.report import DeadLetters, Letter
-from tests.local.stack import SIMULATED_BOTS, LocalStack, wait_until
+from tests.local.stack import LocalStack, wait_until
 
 type Function = Literal[
     "SendNotificationFunction", "ReceiveReceiptFunction", "RecordReceiptFunction"
@@ -185,24 +185,12 @@ class Theatre:
         phone, identifier = f"+5531910{self._told:06}", f"story-{self._told}"
         body = story.body % identifier if story.body else json.dumps(_request(identifier, phone))
         if story.known:
-            self._know(phone)
+            know(self._stack, phone)
         if story.fault:
             self._blip.add_fault(to=phone, **story.fault)
         self._blip.configure(receipts={"late_seconds": story.late})
         self._stack.aws.sqs.send_message(QueueUrl=self._stack.requests_queue, MessageBody=body)
         return identifier, body
-
-    def _know(self, phone: str) -> None:
-        good_until = time.time() + 100_000
-        self._stack.aws.dynamodb.put_item(
-            TableName=self._stack.identities_table,
-            Item={
-                "key": {"S": f"default/{phone}"},
-                "address": {"S": self._blip.know(phone, SIMULATED_BOTS["default"])},
-                "good_until": {"N": str(round(good_until * 1000))},
-                "expires_at": {"N": str(round(good_until))},
-            },
-        )
 
     def _judge(self, story: Story, identifier: str, body: str) -> tuple[int, list[str]]:
         """Tell how often a request was sent, and what of it is not as it should be."""

@@ -11,13 +11,19 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import types
 import zipfile
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ministack.app import main  # type: ignore[import-not-found]
 from ministack.core import lambda_runtime  # type: ignore[import-not-found]
+from ministack.services import sqs  # type: ignore[import-not-found]
+
+NOISY = 30
 
 
 class _Archive(zipfile.ZipFile):
@@ -43,11 +49,33 @@ class _Archive(zipfile.ZipFile):
             (Path(path) / entry.name).symlink_to(entry)
 
 
+def _fairly(receive: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a queue show messages of other groups before those of a group that has many in flight.
+
+    On AWS that is what a standard queue does with `MessageGroupId`; ministack goes by age alone.
+    """
+
+    def fair(queue: dict[str, Any], *arguments: Any) -> Any:
+        now, messages = time.time(), queue["messages"]
+        flying = Counter(
+            each.get("group_id")
+            for each in messages
+            if each.get("receive_count") and each["visible_at"] > now
+        )
+        noisy = {group for group, count in flying.items() if count >= NOISY}
+        if noisy and not queue["is_fifo"]:
+            messages.sort(key=lambda each: each.get("group_id") in noisy)
+        return receive(queue, *arguments)
+
+    return fair
+
+
 def _leave_with_the_parent() -> None:
     sys.stdin.buffer.read()
     os.killpg(0, signal.SIGKILL)
 
 
+sqs._collect_msgs = _fairly(sqs._collect_msgs)
 lambda_runtime.zipfile = types.SimpleNamespace(**vars(zipfile) | {"ZipFile": _Archive})
 threading.Thread(target=_leave_with_the_parent, daemon=True).start()
 main()
