@@ -1106,6 +1106,16 @@ def test_look_ups_keep_to_the_commands_plan(world: World) -> None:
     assert max(sum(first <= at < first + 1 for at in times) for first in times) <= 5
 
 
+def test_the_look_ups_of_a_batch_reserve_together_and_so_do_the_sends_after_them(
+    world: World,
+) -> None:
+    sandbox = world.sandbox()
+
+    sandbox.deliver(*[request(to=f"+55119888877{n:02}") for n in range(2)])
+
+    assert sandbox.pacing.reservations == [("default", "commands", 2), ("default", "messages", 2)]
+
+
 def test_a_bot_without_a_slot_soon_lets_its_requests_wait_unclaimed(world: World) -> None:
     world.bots = {"default": {"key": KEY, "messages_per_second": 1}}
     bodies = [request(to=f"+551198888{n:04}") for n in range(8)]

@@ -463,6 +463,22 @@ def test_a_misconfigured_bot_is_logged(world: World, caplog: pytest.LogCaptureFi
     assert logged(caplog, "the bot is misconfigured: its requests wait") == facts
 
 
+def test_a_secret_that_breaks_when_a_key_is_refused_is_logged(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unauthorized(_: Bot) -> None:
+        world.bots = "not JSON"
+        world.clock.advance(11)
+        raise Misconfigured("HTTP 401")
+
+    world.blip.before_send = unauthorized
+
+    deliver(world)
+
+    facts = logged(caplog, "the bot is misconfigured: its requests wait")
+    assert facts["problem"].startswith("the bots' secret is not a JSON object")
+
+
 def test_a_broken_entry_is_logged(world: World, caplog: pytest.LogCaptureFixture) -> None:
     world.bots = {"default": {"key": "no key"}}
 
