@@ -23,6 +23,7 @@ TESTS = [
     "test_turn",
     "test_delivery",
     "test_told",
+    "test_forgetting",
     "test_receipts",
 ]
 LEAST_KILLED = 85

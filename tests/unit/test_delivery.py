@@ -107,6 +107,30 @@ def test_a_known_recipient_is_written_to_at_once(world: World) -> None:
     assert ends(world) == []
 
 
+def test_for_a_known_recipient_the_ledger_is_written_twice(world: World) -> None:
+    """Claimed, so that it is sent at once; and settled. Look-ups cost one write more."""
+    world.know(PHONE)
+
+    world.sandbox().deliver(request())
+    assert world.ledger_table.writes == 2
+
+    world.sandbox().deliver(request(to=OTHER_PHONE))
+    assert world.ledger_table.writes == 5
+
+
+@pytest.mark.parametrize(("receipts", "asked_for"), [("history", True), ("webhook", False)])
+def test_what_was_sent_is_asked_for_its_receipts_if_none_come(
+    world: World, receipts: str, *, asked_for: bool
+) -> None:
+    world.bots["default"]["receipts"] = receipts
+    body = request()
+
+    world.sandbox().deliver(body)
+
+    expected = round(1000 * (world.clock.now() + 300)) if asked_for else None
+    assert world.entry(body).get("poll_at") == expected
+
+
 def test_an_unknown_recipient_is_looked_up_once_for_all(world: World) -> None:
     sandbox = world.sandbox()
 
@@ -1003,6 +1027,42 @@ def test_an_answer_in_between_starts_the_count_anew(world: World) -> None:
 # --- Time and slots -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("stage", "answer"),
+    [
+        ("before_look_up", Rejected(Reason.NOT_A_PHONE_NUMBER, "no", code=61)),
+        ("before_send", Rejected(Reason.REJECTED, "no", code=21)),
+    ],
+)
+def test_a_refusal_is_an_answer_too(world: World, stage: str, answer: Failure) -> None:
+    world.identities_table.items["bot:default"] = {"failing": {"a", "b", "c", "d"}}
+    fail(world, stage, lambda: answer)
+
+    world.sandbox().deliver(request())
+
+    assert "failing" not in world.identities_table.get("bot:default")
+
+
+def test_a_number_that_is_remembered_to_be_none_is_no_answer(world: World) -> None:
+    fail(world, "before_look_up", lambda: Rejected(Reason.NOT_A_PHONE_NUMBER, "no", code=61))
+    world.sandbox().deliver(request())
+    world.identities_table.items["bot:default"] = {"failing": {"a", "b", "c", "d"}}
+
+    world.sandbox().deliver(request())
+
+    assert len(world.identities_table.get("bot:default")["failing"]) == 4
+
+
+def test_a_crash_hides_no_answer_that_another_notification_got(world: World) -> None:
+    world.identities_table.items["bot:default"] = {"failing": {"a", "b", "c", "d"}}
+    world.blip.before_send = raises(RuntimeError("nobody foresaw it"))
+
+    verdicts = world.sandbox().deliver(request(), request(to=OTHER_PHONE))
+
+    assert list(map(outcome, verdicts)) == ["crashed", "sent"]
+    assert "failing" not in world.identities_table.get("bot:default")
+
+
 def test_with_too_little_time_left_nothing_is_claimed_and_all_comes_back_at_once(
     world: World,
 ) -> None:
@@ -1106,6 +1166,16 @@ def test_look_ups_keep_to_the_commands_plan(world: World) -> None:
     assert max(sum(first <= at < first + 1 for at in times) for first in times) <= 5
 
 
+def test_the_look_ups_of_a_batch_reserve_together_and_so_do_the_sends_after_them(
+    world: World,
+) -> None:
+    sandbox = world.sandbox()
+
+    sandbox.deliver(*[request(to=f"+55119888877{n:02}") for n in range(2)])
+
+    assert sandbox.pacing.reservations == [("default", "commands", 2), ("default", "messages", 2)]
+
+
 def test_a_bot_without_a_slot_soon_lets_its_requests_wait_unclaimed(world: World) -> None:
     world.bots = {"default": {"key": KEY, "messages_per_second": 1}}
     bodies = [request(to=f"+551198888{n:04}") for n in range(8)]
@@ -1156,6 +1226,25 @@ def test_what_another_sandbox_is_looking_up_is_waited_for(world: World) -> None:
     (verdict,) = world.sandbox().deliver(request())
 
     assert outcome(verdict) == "sent"
+    assert world.blip.look_ups == []
+
+
+def test_who_was_looked_up_a_moment_ago_is_not_looked_up_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox = world.sandbox()
+    read = sandbox.identities.read
+
+    def read_too_early(*asked: Any) -> Any:
+        found = read(*asked)
+        world.know(PHONE)
+        return found
+
+    monkeypatch.setattr(sandbox.identities, "read", read_too_early)
+
+    sandbox.deliver(request())
+
+    assert [sent.identity for sent in world.blip.sent] == [identity_of(PHONE)]
     assert world.blip.look_ups == []
 
 
@@ -1564,6 +1653,21 @@ def test_for_a_claim_that_somebody_else_holds(world: World) -> None:
     assert spread.asked == [(0, 1)]
 
 
+def test_for_what_was_given_back_between_two_looks_at_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail(world, "before_send", lambda: Transient("busy"))
+    body, sandbox = request(), world.sandbox()
+    sandbox.deliver(body)
+    standing = sandbox.ledger.read(key_of(body))
+    monkeypatch.setattr(sandbox.ledger, "claim", lambda *_: standing)
+
+    (verdict,) = sandbox.deliver(body)
+
+    assert (outcome(verdict), verdict.come_back_in) == ("put_off", 1)
+    assert verdict.notification is not None
+
+
 def test_for_a_claim_that_was_lost(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(*_: object) -> None:
         raise ClaimLost("key")
@@ -1604,6 +1708,15 @@ def test_for_a_look_up_of_another_sandbox(world: World) -> None:
     assert spread.asked == [(1, 5)]
     assert world.clock.now() - began_at == pytest.approx(2, abs=0.11)
     assert set(world.clock.slept) == {0.1}
+
+
+@pytest.mark.parametrize(("window", "wait"), [(60, 61), (900, 900), (3600, 900)])
+def test_for_the_first_question(world: World, window: int, wait: float) -> None:
+    world.blip.before_send = raises(Unknown("no answer"))
+
+    (verdict,) = world.sandbox(settle_window_seconds=window).deliver(request())
+
+    assert (outcome(verdict), verdict.come_back_in) == ("unknown", wait)
 
 
 @pytest.mark.parametrize(("passed", "wait"), [(0, 900), (100, 801), (899.5, 1.5)])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from notifier.bots import Bot
+from notifier.delivery import Outcome
 from notifier.failures import (
     Failure,
     Misconfigured,
@@ -205,6 +206,25 @@ def test_of_what_lay_on_the_queue_for_a_week(world: World) -> None:
 
     (letter,) = world.dead_letters.letters
     assert letter.failure["detail"] == "it lay on the queue for 7 days"
+
+
+def test_of_what_is_older_than_the_ledgers_restoration(world: World) -> None:
+    world.sandbox(ledger_restored_at=NOW + 1).deliver(REQUEST)
+
+    (letter,) = world.dead_letters.letters
+    assert letter.failure["detail"] == (
+        "it is older than the ledger's restoration from a backup, and may have been sent"
+    )
+
+
+def test_of_whom_a_stage_may_not_write_to(world: World) -> None:
+    world.sandbox(allowed_recipients=("+1",)).deliver(REQUEST)
+
+    (letter,) = world.dead_letters.letters
+    assert letter.failure["detail"] == (
+        "this stack may not send to the recipient: its parameter AllowedRecipients names "
+        "those that it may"
+    )
 
 
 def test_of_a_bot_that_nobody_knows(world: World) -> None:
@@ -463,15 +483,41 @@ def test_a_misconfigured_bot_is_logged(world: World, caplog: pytest.LogCaptureFi
     assert logged(caplog, "the bot is misconfigured: its requests wait") == facts
 
 
-def test_a_broken_entry_is_logged(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    world.bots = {"default": {"key": "no key"}}
+def test_a_secret_that_breaks_when_a_key_is_refused_is_logged(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unauthorized(_: Bot) -> None:
+        world.bots = "not JSON"
+        world.clock.advance(11)
+        raise Misconfigured("HTTP 401")
+
+    world.blip.before_send = unauthorized
 
     deliver(world)
 
+    facts = logged(caplog, "the bot is misconfigured: its requests wait")
+    assert facts["problem"].startswith("the bots' secret is not a JSON object")
+
+
+@pytest.mark.parametrize(
+    ("bots", "problem"),
+    [
+        ({"default": {"key": "no key"}}, "key"),
+        ("not JSON", "the bots' secret is not a JSON object"),
+    ],
+)
+def test_a_bot_that_cannot_be_used_is_logged(
+    world: World, caplog: pytest.LogCaptureFixture, bots: Any, problem: str
+) -> None:
+    world.bots = bots
+
+    (verdict,) = world.sandbox().deliver(REQUEST)
+
+    assert verdict.outcome is Outcome.MISCONFIGURED
     facts = logged(caplog, "the bot cannot be used")
     assert facts.keys() == {"bot", "problem"}
     assert facts["bot"] == "default"
-    assert "key" in facts["problem"]
+    assert problem in facts["problem"]
 
 
 def breaker_opens(world: World, failure: Callable[[], Failure]) -> None:

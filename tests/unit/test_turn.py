@@ -64,6 +64,17 @@ def test_as_many_are_reserved_again_as_are_still_expected() -> None:
     assert reserved.asked == [3, 2, 1, 1]
 
 
+def test_what_has_its_slot_is_not_expected_any_more() -> None:
+    reserved = Reserved((NOW,), (NOW + 1,))
+    slots = Slots(reserved, Clock(NOW))
+
+    for _ in range(2):
+        slots.expect_one_more()
+        slots.take()
+
+    assert reserved.asked == [1, 1]
+
+
 def test_a_slot_may_be_used_a_moment_late_and_no_later() -> None:
     clock = Clock(NOW)
     at_the_limit, missed = NOW + 1, NOW + 0.999
@@ -89,11 +100,12 @@ def test_without_a_slot_soon_one_comes_back_when_the_bot_says() -> None:
 
 def test_slots_that_pass_while_the_answer_is_on_its_way_are_left_out() -> None:
     clock = Clock(NOW)
-    reserved = Reserved((NOW, NOW + 1.9, NOW + 1.98, NOW + 2, NOW + 3))
+    just_in_time = NOW + 2 - SLOT_GRACE_SECONDS
+    reserved = Reserved((NOW, NOW + 1.9, just_in_time, NOW + 2, NOW + 3))
     reserved.before = lambda: clock.advance(2)
     slots = Slots(reserved, clock)
 
-    assert [slots.take() for _ in range(3)] == [NOW + 1.98, NOW + 2, NOW + 3]
+    assert [slots.take() for _ in range(3)] == [just_in_time, NOW + 2, NOW + 3]
     assert reserved.asked == [1]
 
 
