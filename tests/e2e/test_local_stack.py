@@ -398,16 +398,14 @@ def test_an_operator_looks_at_a_notification_and_forgets_a_person(
 
     assert "Nothing was erased" in operate(stack, "forget", to=number)
     shown = operate(stack, "forget", "--yes", to=number)
-    assert re.search(r"notifications +1 +1\n *identities +1 +1\n *dead letters +1 +1\n", shown)
+    assert re.search(r"notifications +1 +1\s+identities +1 +1\s+dead letters +1 +1\s", shown)
     for table in (stack.ledger_table, stack.identities_table):
         assert "5531900002077" not in str(stack.aws.dynamodb.scan(TableName=table)["Items"])
-    assert re.search(r"status +cancelled\n", operate(stack, "notification", failed["id"]))
-    publish_again = stack.aws.sqs.send_message(
-        QueueUrl=stack.requests_queue, MessageBody=json.dumps(failed)
-    )
-    assert publish_again["MessageId"]
+    assert re.search(r"status +cancelled\s", operate(stack, "notification", failed["id"]))
+    [first] = inbox(stack, phone=number)
+    stack.aws.sqs.send_message(QueueUrl=stack.requests_queue, MessageBody=json.dumps(failed))
     wait_until(lambda: queue_depth(stack) == 0, 60, "the request to be taken off the queue")
-    assert inbox(stack, phone=number) == []
+    assert inbox(stack, phone=number) == [first]
 
 
 def operate(stack: LocalStack, *arguments: str, to: str = "") -> str:
