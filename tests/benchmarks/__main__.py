@@ -200,7 +200,7 @@ def main() -> None:
         "cold_start": cold,
         "growth": grown,
     }
-    RESULTS.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    RESULTS.write_text(json.dumps(document) + "\n", encoding="utf-8")
     RESULTS.with_name("batches.svg").write_text(plot.batches(results), encoding="utf-8")
 
 
