@@ -98,7 +98,7 @@ class Metrics:
         trace: TracebackType | None,
     ) -> None:
         self._stop.set()
-        self._thread.join()
+        self._thread.join(5)  # it may hang with the local AWS, which ends next
 
     def put(self) -> None:
         """Put everything as it stands now."""
