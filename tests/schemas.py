@@ -203,7 +203,7 @@ def dead_letter_schema() -> Json:
                 "The request's id, where it is readable.", pattern=request.ID_PATTERN
             ),
             "generation": text(
-                "Which round of sending failed (type Number); absent before the first.",
+                "Which round of sending failed (type Number); none for what never had one.",
                 pattern="^[1-9][0-9]*$",
             ),
             "failed_at": text("When, in UTC.", format="date-time"),

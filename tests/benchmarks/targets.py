@@ -75,6 +75,6 @@ def table(results: Sequence[Figures], cold: dict[str, Any], grown: dict[str, Any
     for heading in ("", "measured", "at most", ""):
         shown.add_column(heading, justify="left" if not heading else "right")
     for what, measured, most in rows:
-        reached = "reached" if round(measured, 2) <= round(most, 2) else "NOT reached"
-        shown.add_row(what, f"{measured:.2f}", f"{most:.2f}", reached)
+        reached = "reached" if measured <= most else "NOT reached"
+        shown.add_row(what, f"{measured:.3f}", f"{most:.3f}", reached)
     return shown

@@ -340,7 +340,8 @@ def test_a_second_deploy_replaces_nothing(port_base: int) -> None:
 
 
 def test_a_dead_letter_rings_its_alarm_and_no_other(stack: LocalStack, tmp_path: Path) -> None:
-    publish(stack, tmp_path, request(bot="no-such-bot"))
+    wrong = {"name": "nobody_approved_it", "language": "pt_BR"}
+    publish(stack, tmp_path, request(template=wrong))
 
     ringing = wait_until(stack.ringing, 30, "an alarm")
 
@@ -364,6 +365,9 @@ def test_a_bot_that_is_shut_rings_its_alarm(stack: LocalStack) -> None:
     stack.aws.dynamodb.update_item(
         TableName=table, Key=key, UpdateExpression="REMOVE broken, probe_until"
     )
+    # It would come by in ten minutes only.
+    stack.aws.sqs.purge_queue(QueueUrl=stack.requests_queue)
+    wait_until(lambda: queue_depth(stack) == 0, 30, "the queue to be empty")
 
 
 def test_a_producer_asks_for_a_notification_and_takes_one_back(

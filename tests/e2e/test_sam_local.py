@@ -101,8 +101,10 @@ def test_the_api_takes_receipts_from_who_knows_the_secret(stack: LocalStack) -> 
         refused = api.post("/receipts", json=receipt)
         headers = {"X-Receipts-Secret": secret["SecretString"]}
         taken = api.post("/receipts", json=receipt, headers=headers)
+        nothing = api.get("/notifications/nobody-published-it")
 
     assert (refused.status_code, taken.status_code) == (401, 200)
+    assert (nothing.status_code, nothing.headers["content-type"][:10]) == (404, "text/plain")
 
 
 def test_functions_can_be_invoked_as_in_lambda(stack: LocalStack) -> None:

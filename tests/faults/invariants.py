@@ -257,9 +257,9 @@ class Invariants:
                 if not told & {(each, None) for each in SENT}:
                     broken.append(f"{name} is {status}, and upstream never heard of it")
             elif status in UNDELIVERED:
-                if (item["reason"], generation) not in letters[key]:
+                if (item.get("reason"), generation) not in letters[key]:
                     broken.append(f"lost: {name} {status} at {generation} without a dead letter")
-                if (status, item["reason"]) not in told:
+                if (status, item.get("reason")) not in told:
                     broken.append(f"{name} is {status}, and upstream never heard of it")
             elif status == "cancelled":
                 if (status, None) not in told:

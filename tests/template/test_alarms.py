@@ -17,6 +17,7 @@ ALARMS = [
     "OldestRequestAlarm",
     "ReceiptsDeadLettersAlarm",
     "BotShutAlarm",
+    "CrashesAlarm",
     "BotMisconfiguredAlarm",
     "UnknownOutcomesAlarm",
     "FunctionErrorsAlarm",
@@ -76,7 +77,7 @@ def test_an_alarm_stays_on_between_two_visits_of_the_requests_that_wait(
     template: Template, alarm: str
 ) -> None:
     properties = template.properties(alarm)
-    longest_wait = 1.5 * int(template.parameters["BreakerWaitSeconds"])
+    longest_wait = 1.5 * template.source["Parameters"]["BreakerWaitSeconds"]["MaxValue"]
 
     assert properties["DatapointsToAlarm"] == 1
     assert properties["EvaluationPeriods"] * properties["Period"] >= longest_wait
@@ -150,6 +151,7 @@ def test_one_receipt_that_cannot_be_recorded_is_enough(template: Template) -> No
         ("BotShutAlarm", Outcome.BOT_SHUT),
         ("BotMisconfiguredAlarm", Outcome.MISCONFIGURED),
         ("UnknownOutcomesAlarm", Outcome.UNKNOWN),
+        ("CrashesAlarm", Outcome.CRASHED),
     ],
 )
 def test_alarms_on_our_own_metrics_watch_what_is_counted(

@@ -300,7 +300,7 @@ def test_other_content_under_the_same_id_is_a_dead_letter_and_harms_nobody(world
         Reason.ID_CONFLICT,
         "default",
         body["id"],
-        1,
+        None,
     )
     assert world.entry(body) == before
     assert len(world.blip.sent) == 1
@@ -512,6 +512,75 @@ def test_after_a_restoration_of_the_ledger_older_requests_are_sent_by_nobody_but
 
     (redriven,) = sandbox.deliver(world.queued(older, generation=1))
     assert outcome(redriven) == "sent"
+
+
+@pytest.mark.parametrize("still", ["paused", "broken", "misconfigured"])
+def test_what_waits_for_a_bot_that_does_not_work_does_not_wait_for_ever(
+    world: World, still: str
+) -> None:
+    """SQS deletes silently what is 14 days old."""
+    sandbox = world.sandbox()
+    world.blip.before_ping = always(lambda: Transient("nothing"))
+    match still:
+        case "paused":
+            sandbox.pacing.pause("default")
+        case "broken":
+            sandbox.pacing.open_breaker("default", "nothing works")
+        case _:
+            world.bots = {"default": {"key": "Key REPLACE_ME"}}
+    old, young, late = request(), request(), request(valid_until=at(world.clock.now() - 1))
+
+    gone, waits, expired = sandbox.deliver(
+        world.queued(old, age=7 * DAY), world.queued(young, age=6 * DAY), late
+    )
+
+    assert (outcome(gone), outcome(expired)) == ("dead_letter", "dead_letter")
+    assert waits.come_back_in is not None
+    assert sorted(ends(world)) == sorted([("waited_too_long", old["id"]), ("expired", late["id"])])
+    assert world.entry(young) == {}
+    assert (world.blip.look_ups, world.blip.sent) == ([], [])
+
+
+def test_letters_are_not_repeated_while_a_table_cannot_be_read(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox = world.sandbox()
+
+    def unread(*_: Any) -> Any:
+        raise ConnectionError
+
+    monkeypatch.setattr(sandbox.identities, "read", unread)
+    for _ in range(3):
+        with pytest.raises(ConnectionError):
+            sandbox.deliver("not JSON", request())
+
+    assert ends(world) == []
+
+
+def test_a_redriven_conflict_does_not_take_the_others_place(world: World) -> None:
+    first, other = request(id="order-1"), request(id="order-1", to=OTHER_PHONE)
+    world.blip.before_send = raises(Rejected(Reason.REJECTED, "no", code=21))
+    sandbox = world.sandbox()
+    sandbox.deliver(first)
+    sandbox.deliver(other)
+    rejected, conflict = world.dead_letters.letters
+    assert (rejected.generation, conflict.generation) == (1, None)
+
+    again = sandbox.deliver(world.queued(other, generation=conflict.generation))
+    sent = sandbox.deliver(world.queued(first, generation=rejected.generation))
+
+    assert [outcome(verdict) for verdict in (*again, *sent)] == ["dead_letter", "sent"]
+
+
+def test_a_key_that_stays_wrong_is_told_as_such(world: World) -> None:
+    sandbox = world.sandbox()
+    sandbox.pacing.open_breaker("default", "a wrong key")
+    world.blip.before_ping = always(lambda: Misconfigured("HTTP 401", code=13))
+
+    (verdict,) = sandbox.deliver(request())
+
+    assert outcome(verdict) == "misconfigured"
+    assert verdict.come_back_in is not None
 
 
 def test_a_bot_that_nobody_knows_is_a_dead_letter(world: World) -> None:
@@ -825,7 +894,7 @@ def test_a_wrong_key_stops_the_bot_and_its_requests_wait(world: World, stage: st
     for _ in range(20):
         world.clock.advance(700)
         (verdict,) = world.sandbox().deliver(request())
-        assert outcome(verdict) == "bot_shut"
+        assert outcome(verdict) == "misconfigured"
         assert verdict.come_back_in is not None
         assert 600 <= verdict.come_back_in <= 900
     assert len(world.blip.sent) <= 1
@@ -961,7 +1030,7 @@ def test_a_secret_that_breaks_while_the_bot_is_probed_leaves_the_breaker_open(
 
     (verdict,) = sandbox.deliver(request())
 
-    assert outcome(verdict) == "bot_shut"
+    assert outcome(verdict) == "misconfigured"
     assert world.blip.pings == 1
 
 

@@ -273,19 +273,24 @@ class Delivery:
             deadline: when the sandbox will be stopped, in epoch seconds.
         """
         notifications: list[Notification] = []
-        set_aside: list[tuple[QueuedRequest, Future[Verdict]]] = []
+        unusable: list[tuple[QueuedRequest, Unusable]] = []
         for queued in batch:
             try:
                 notifications.append(_understood(queued))
             except Unusable as failure:
-                letter = self._threads.submit(self._set_aside, queued, failure)
-                set_aside.append((queued, letter))
+                unusable.append((queued, failure))
 
         verdicts: list[Verdict] = []
         for together in _rounds(notifications, self._side_by_side):
             turn = Turn(deadline, self._pacing.reserve, self._clock)
             verdicts.extend(self._round(together, turn))
-        verdicts.extend(self._outcome(queued, letter) for queued, letter in set_aside)
+        # Last: where the tables or the secret cannot be read, the batch comes back as a whole, and
+        # nothing could tell these letters from those of the next time.
+        letters = [
+            (queued, self._threads.submit(self._set_aside, queued, failure))
+            for queued, failure in unusable
+        ]
+        verdicts.extend(self._outcome(queued, letter) for queued, letter in letters)
 
         if verdicts and all(verdict.outcome in _NOTHING_DONE for verdict in verdicts):
             self._clock.sleep(min(HOLD_STILL_SECONDS, deadline - self._clock.now() - 1))
@@ -308,7 +313,7 @@ class Delivery:
                 identity = None
             try:
                 turn.needs(CALL_SECONDS + SETTLE_SECONDS)
-                bot = self._may_start(bots[notification.request.bot], states, turn)
+                bot = self._bot_for(notification, bots, states, turn)
             except PutOff as wait:
                 verdicts.append(self._put_off(notification, wait))
             else:
@@ -317,7 +322,7 @@ class Delivery:
 
         delivering = []
         for notification, bot, identity, future in claiming:
-            claimed = self._outcome(notification.queued, future)
+            claimed = self._outcome(notification.queued, future, notification)
             if isinstance(claimed, Verdict):
                 verdicts.append(claimed)
             else:
@@ -326,10 +331,9 @@ class Delivery:
                 delivering.append((notification, claimed, bot, identity))
 
         futures = [
-            (story[0].queued, self._threads.submit(self._deliver, *story, turn))
-            for story in delivering
+            (story[0], self._threads.submit(self._deliver, *story, turn)) for story in delivering
         ]
-        verdicts.extend(self._outcome(queued, future) for queued, future in futures)
+        verdicts.extend(self._outcome(one.queued, future, one) for one, future in futures)
         self._judge_bots(verdicts, states, identities)
         self._meter.count("look_up", len(turn.looked_up))
         self._meter.count("look_up_without_send", len(turn.looked_up - turn.posted))
@@ -345,6 +349,28 @@ class Delivery:
             }
         except BotsSecretError as error:
             return {name: BrokenBot(name, str(error)) for name in names}
+
+    def _bot_for(
+        self,
+        notification: Notification,
+        bots: Mapping[str, Bot | BrokenBot | None],
+        states: Mapping[str, BotState],
+        turn: Turn,
+    ) -> Bot | None:
+        """Give the bot of a notification; None where none is needed to end it.
+
+        Raises:
+            PutOff: it has to wait for its bot. Not for ever: SQS deletes silently.
+        """
+        try:
+            return self._may_start(bots[notification.request.bot], states, turn)
+        except PutOff:
+            try:
+                self._wanted(notification, None)
+            except Rejected as failure:
+                if failure.reason is not Reason.UNKNOWN_BOT:
+                    return None
+            raise
 
     def _may_start(
         self, bot: Bot | BrokenBot | None, states: Mapping[str, BotState], turn: Turn
@@ -369,26 +395,31 @@ class Delivery:
             turn.check(bot.name)
             if bot.name in turn.probing:
                 raise PutOff(None)
-            if not self._probe(bot, turn):
-                turn.stop(bot.name, None)  # the others need not try
-                raise PutOff(None)
+            self._probe(bot, turn)
         if state.next_message_at > now + SLOT_HORIZON_SECONDS:
             raise PutOff(state.next_message_at - now)
         return bot
 
-    def _probe(self, bot: Bot, turn: Turn) -> bool:
-        """Try whether a bot works again; if BLiP answers, exactly one notification may go on."""
+    def _probe(self, bot: Bot, turn: Turn) -> None:
+        """Try whether a bot works again; if BLiP answers, exactly one notification may go on.
+
+        Raises:
+            PutOff: it does not, or somebody else is trying.
+        """
         if not self._pacing.probe(bot.name):
-            return False
+            turn.stop(bot.name, None)  # the others need not try
+            raise PutOff(None)
         try:
             self._ask(bot, self._blip.ping)
         except Failure as failure:
             logger.warning(
                 "the breaker stays open", extra={"bot": bot.name, "problem": failure.detail}
             )
-            return False
+            turn.stop(bot.name, None)
+            # So that the alarm tells a wrong key from an outage for as long as it is wrong.
+            wrong = isinstance(failure, Misconfigured)
+            raise PutOff(None, Still.MISCONFIGURED if wrong else Still.BOT_SHUT) from None
         turn.probing.add(bot.name)
-        return True
 
     def _judge_bots(
         self,
@@ -808,7 +839,8 @@ class Delivery:
             Reason.ID_CONFLICT,
             "another request with other content has this id: use a new id for other content",
         )
-        self._dead_letter(notification, failure, found.generation, "claim", 0)
+        # Without a generation: a redrive of it must not take the place of the one that has the id.
+        self._dead_letter(notification, failure, None, "claim", 0)
         event = self._event(notification, Status.REJECTED, found.generation, Reason.ID_CONFLICT)
         return self._verdict(notification, Outcome.DEAD_LETTER, reason=failure.reason, event=event)
 
@@ -816,7 +848,7 @@ class Delivery:
         self,
         notification: Notification,
         failure: Rejected,
-        generation: int,
+        generation: int | None,
         phase: str,
         attempts: int,
     ) -> None:
@@ -931,7 +963,12 @@ class Delivery:
         )
         return Verdict(notification.queued, outcome, come_back_in, reason, event, notification)
 
-    def _outcome[Result](self, queued: QueuedRequest, future: Future[Result]) -> Result | Verdict:
+    def _outcome[Result](
+        self,
+        queued: QueuedRequest,
+        future: Future[Result],
+        notification: Notification | None = None,
+    ) -> Result | Verdict:
         """Give a thread's result. What nobody foresaw hurts this record only, and is no secret.
 
         The ledger still holds the claim: its lease ends by itself, and says then what was going on.
@@ -940,6 +977,9 @@ class Delivery:
         if crash is None:
             return future.result()
         facts = {"record_id": queued.record_id, **crash_facts(crash)}
+        if notification is not None:
+            request = notification.request
+            facts |= {"notification_id": request.id, "bot": request.bot, "key": notification.key}
         logger.error("delivery crashed", extra=facts)
         return Verdict(queued, Outcome.CRASHED, come_back_in=self._uniform(30, 60))
 
