@@ -26,7 +26,7 @@ def _panel(
             y += GAP
             shapes.append(_text(0, y + 2 * BAR - 3, name))
             group = name
-        width = length / longest * (WIDTH - LEFT - 190)
+        width = length / longest * (WIDTH - LEFT - 215)
         shapes.append(
             f'<rect x="{LEFT}" y="{y}" width="{width:.1f}" height="{BAR - 2}" '
             f'fill="{COLOURS[competitor]}"/>'
