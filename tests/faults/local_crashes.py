@@ -202,7 +202,7 @@ class Theatre:
         return identifier, body
 
     def _let_the_bot_be_well(self) -> None:
-        """Forget what failed in the stories before: five in a row would open the breaker."""
+        """Forget what failed in other stories: five in a row would open the breaker."""
         self._stack.aws.dynamodb.update_item(
             TableName=self._stack.identities_table,
             Key={"key": {"S": "bot:default"}},
@@ -230,7 +230,11 @@ class Theatre:
         return sent, broken
 
     def _wait_until(self, condition: Callable[[LocalStack], bool]) -> None:
-        wait_until(lambda: condition(self._stack), AT_MOST_SECONDS, "the stories to end", every=0.2)
+        def holds() -> bool:
+            self._let_the_bot_be_well()
+            return condition(self._stack)
+
+        wait_until(holds, AT_MOST_SECONDS, "the stories to end", every=0.5)
 
     def _readable(self, call: str) -> str:
         """Name a table or queue as the template does."""
