@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -200,17 +200,24 @@ def main(words: list[str]) -> int:
             _say(f"{name}: under way")
         runs = {pool.submit(_timed, name): name for name in simulated}
         for done in as_completed(runs):
-            rows[runs[done]] = done.result()
+            rows[runs[done]] = _row(done)
             _say(f"{runs[done]}: {rows[runs[done]].told}")
-    for name in _chosen(LOCAL, words):
-        _say(f"{name}: under way")
-        rows[name] = _timed(name)
-        _say(f"{name}: {rows[name].told}")
+    with ThreadPoolExecutor(1) as pool_of_one:
+        for name in _chosen(LOCAL, words):
+            _say(f"{name}: under way")
+            rows[name] = _row(pool_of_one.submit(_timed, name))
+            _say(f"{name}: {rows[name].told}")
     _print(rows)
     broken = [f"{name}: {problem}" for name, row in rows.items() for problem in row.broken]
     for problem in broken[:50]:
         _say(problem)
     return 1 if broken else 0
+
+
+def _row(run: Future[Row]) -> Row:
+    """Give what came of a run; one that breaks off spoils no other."""
+    crash = run.exception()
+    return Row("it broke off", [repr(crash)]) if crash else run.result()
 
 
 def _timed(name: str) -> Row:
