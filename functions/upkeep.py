@@ -62,7 +62,7 @@ def pause(stack: Resources, bot: str) -> None:
 
 
 def resume(stack: Resources, bot: str) -> None:
-    """Let a paused bot work again.
+    """Let a bot work again at once, if it was paused or if its breaker is open.
 
     Raises:
         UpkeepError: there is no such bot.

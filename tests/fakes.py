@@ -597,6 +597,11 @@ class FakeIdentities:
             self._memory.popitem(last=False)
 
 
+def _drop(item: Item, *names: str) -> None:
+    for name in names:
+        item.pop(name, None)
+
+
 class FakePacing:
     """See `notifier.aws.pacing`."""
 
@@ -650,12 +655,29 @@ class FakePacing:
 
         self._table.update(f"bot:{bot}", lambda _: True, open_it)
 
-    def close_breaker(self, bot: str) -> None:
-        def close(item: Item) -> None:
-            for name in ("broken", "failing"):
-                item.pop(name, None)
+    def number_down(self, bot: str, why: str) -> None:
+        now = _ms(self._now())
 
-        self._table.update(f"bot:{bot}", lambda _: True, close)
+        def stop(item: Item) -> None:
+            _drop(item, "failing", "tried_at")
+            item |= {"broken": why, "number_down_at": now, "probe_until": now + 600_000}
+
+        self._table.update(f"bot:{bot}", lambda _: True, stop)
+
+    def close_breaker(self, bot: str) -> bool:
+        now = _ms(self._now())
+        closed, _ = self._table.update(
+            f"bot:{bot}",
+            lambda item: "number_down_at" not in item or "tried_at" in item,
+            lambda item: _drop(item, "broken", "failing", "number_down_at", "tried_at"),
+        )
+        if not closed:
+            tried = {"tried_at": now, "probe_until": now + 600_000}
+            self._table.update(f"bot:{bot}", lambda _: True, lambda item: item.update(tried))
+        return closed
+
+    def answered(self, bot: str) -> None:
+        self._table.update(f"bot:{bot}", lambda _: True, lambda item: _drop(item, "failing"))
 
     def failed(self, bot: str, keys: Iterable[str]) -> bool:
         def count(item: Item) -> None:
@@ -674,9 +696,8 @@ class FakePacing:
         )
 
     def resume(self, bot: str) -> None:
-        self._table.update(
-            f"bot:{bot}", lambda _: True, lambda item: item.pop("paused", None) and None
-        )
+        gone = ("paused", "broken", "failing", "number_down_at", "tried_at", "probe_until")
+        self._table.update(f"bot:{bot}", lambda _: True, lambda item: _drop(item, *gone))
 
     def probe(self, bot: str) -> bool:
         now = _ms(self._now())

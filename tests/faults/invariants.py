@@ -92,6 +92,7 @@ class Invariants:
         self.so_far: list[str] = []
         self._put_back: set[tuple[str, int]] = set()  # body and generation
         self._too_old: set[int] = set()  # letters of what the history has forgotten
+        self._ever_cancelled: set[str] = set()
         world.blip.on_accept = self._accepted
         world.tables["ledger"].on_write = self._written
         world.requests.on_sent = self._sent_to_requests
@@ -172,6 +173,8 @@ class Invariants:
         if not before or before["expires_at"] <= self._world.now() + self._world.faults.skew + 1:
             return
         was, now = before["status"], after["status"]
+        if now == "cancelled":
+            self._ever_cancelled.add(key)
         if after["generation"] == before["generation"]:
             if RANKS[now] < RANKS[was]:
                 self._break(f"{key} went back from {was} to {now}")
@@ -264,11 +267,14 @@ class Invariants:
             elif status == "cancelled":
                 if (status, None) not in told:
                     broken.append(f"{name} is {status}, and upstream never heard of it")
-                continue  # other content under its id would not have been sent, either
+                continue
             else:
                 broken.append(f"lost: {name} is still {status}")
-            if len(wanted.contents) > 1 and not any(
-                reason == "id_conflict" for reason, _ in letters[key]
+            # While an id is cancelled, nothing under it is sent, whatever its content.
+            if (
+                len(wanted.contents) > 1
+                and key not in self._ever_cancelled
+                and not any(reason == "id_conflict" for reason, _ in letters[key])
             ):
                 broken.append(f"lost: the other content of {name}")
         return broken

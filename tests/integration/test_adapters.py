@@ -1834,6 +1834,63 @@ def test_a_breaker_that_opens_again_at_once_is_not_probed_any_sooner(backend: Ba
     assert pacing.probe("default")
 
 
+def test_a_number_that_is_down_is_tried_seldom_and_closes_with_the_second_answer(
+    backend: Backend,
+) -> None:
+    pacing = backend.pacing()
+    assert pacing.probe("default") is False
+    pacing.number_down("default", "payment")
+    assert state(backend).broken == "payment"
+    backend.clock.advance(599)
+    assert not pacing.probe("default")
+    backend.clock.advance(1)
+    assert pacing.probe("default")
+
+    assert not pacing.close_breaker("default")
+    assert state(backend).broken == "payment"
+    backend.clock.advance(599)
+    assert not pacing.probe("default")
+    backend.clock.advance(1)
+    assert pacing.probe("default")
+    assert pacing.close_breaker("default")
+    assert not state(backend).broken
+
+
+def test_a_receipt_after_the_first_answer_begins_anew(backend: Backend) -> None:
+    pacing = backend.pacing()
+    pacing.number_down("default", "payment")
+    pacing.close_breaker("default")
+    pacing.number_down("default", "payment")
+
+    assert not pacing.close_breaker("default")
+    assert state(backend).broken
+
+
+def test_an_answer_of_a_batch_that_began_before_closes_no_breaker(backend: Backend) -> None:
+    pacing = backend.pacing()
+    pacing.failed("default", ["a"])
+    pacing.answered("default")
+    assert state(backend).failing == 0
+    pacing.open_breaker("default", "a wrong key")
+
+    pacing.answered("default")
+
+    assert state(backend).broken
+
+
+@pytest.mark.parametrize("how", ["open_breaker", "number_down"])
+def test_a_bot_that_is_resumed_works_at_once(backend: Backend, how: str) -> None:
+    pacing = backend.pacing()
+    getattr(pacing, how)("default", "why")
+    pacing.probe("default")
+
+    pacing.resume("default")
+
+    assert reserve(backend).slots
+    pacing.open_breaker("default", "a wrong key")
+    assert pacing.probe("default")
+
+
 def test_five_different_notifications_in_a_row_open_the_breaker(backend: Backend) -> None:
     pacing = backend.pacing()
 
@@ -1880,10 +1937,12 @@ def test_fake_and_real_bot_s_item_cannot_be_told_apart(real: RealOnes) -> None:
             lambda pacing: pacing.probe("default"),
             lambda pacing: pacing.close_breaker("default"),
             lambda pacing: pacing.open_breaker("default", "why"),
+            lambda pacing: pacing.number_down("default", "why"),
+            lambda pacing: pacing.answered("default"),
             lambda pacing: pacing.pause("default"),
             lambda pacing: pacing.resume("default"),
         ]
-        move = rng.choices(moves, [4, 4, 4, 1, 3, 2, 2, 1, 1, 3])[0]
+        move = rng.choices(moves, [4, 4, 4, 1, 3, 2, 3, 1, 1, 1, 1, 2])[0]
 
         assert move(fakes.pacing()) == move(real.pacing())
         assert fakes.item("identities", "bot:default") == real.item("identities", "bot:default")

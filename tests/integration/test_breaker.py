@@ -1,10 +1,13 @@
 """A bot's breaker, the function whole: what opens it, what an open one costs, what closes it."""
 
+import time
 from itertools import count, pairwise
 from typing import Any
 
 import pytest
 
+from notifier.aws.pacing import DynamoDbPacing
+from notifier.aws.table import Table
 from notifier.request import ledger_key
 from notifier.runtime import sending
 from tests.integration.conftest import Record, Stack, a_request
@@ -461,10 +464,57 @@ def test_receipts_that_speak_for_the_number_open_it(
     assert receipts.record(a_receipt(key, "failed", code)) == []
 
     assert str(code) in bot_item(stack)["broken"]
-    stack.blip.add_fault(path="ping", status=503)
     stack.blip.clear()
     assert len(stack.handle(batch(stack, 3))) == 3
-    assert calls(stack) == ["ping"]
+    assert calls(stack) == []
+
+
+def number_is_down(stack: Stack, receipts: ReceiptsStack, request: Json) -> None:
+    """BLiP takes a notification, and a receipt says that its number cannot deliver."""
+    failed = a_receipt(ledger_key("default", request["id"]), "failed", 131_042)
+    assert receipts.record(failed) == []
+    stack.blip.clear()
+
+
+def test_a_number_that_is_down_is_tried_every_ten_minutes_until_no_receipt_contradicts(
+    stack: Stack, receipts: ReceiptsStack, clock: SimulatedClock
+) -> None:
+    """BLiP answers pings and 202 all the while."""
+    request, second = a_request(), a_request()
+    assert stack.deliver(request) == []
+    number_is_down(stack, receipts, request)
+    waiting = batch(stack, 3)
+
+    clock.advance(590)
+    assert len(stack.handle(waiting)) == 3
+    assert calls(stack) == []
+    clock.advance(11)
+    assert stack.deliver(second) == []
+    assert calls(stack).count("messages") == 1
+    assert len(stack.handle(waiting)) == 3  # one was taken; that proves nothing yet
+    assert is_open(stack)
+
+    number_is_down(stack, receipts, second)
+    clock.advance(601)
+    assert len(stack.handle(waiting)) == 2
+    clock.advance(601)
+    assert is_open(stack)
+    assert len(stack.handle(waiting[1:])) == 1
+    assert not is_open(stack)
+    assert stack.handle(waiting[2:]) == []
+    assert not bot_item(stack).keys() & {"number_down_at", "tried_at", "broken"}
+
+
+def test_an_operator_who_has_mended_it_need_not_wait(stack: Stack, receipts: ReceiptsStack) -> None:
+    request = a_request()
+    assert stack.deliver(request) == []
+    number_is_down(stack, receipts, request)
+    assert len(stack.handle(batch(stack, 3))) == 3
+
+    DynamoDbPacing(Table(stack.aws.dynamodb, "identities"), time.time).resume("default")
+
+    assert stack.handle(batch(stack, 3)) == []
+    assert calls(stack).count("ping") == 0
 
 
 @pytest.mark.parametrize("code", [131_026, 131_056, 132_001])

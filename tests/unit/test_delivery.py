@@ -2,9 +2,11 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from itertools import pairwise
+from threading import Event
 from typing import Any
 
 import pytest
@@ -1042,6 +1044,42 @@ def test_one_notification_goes_through_with_a_probe(world: World) -> None:
 
     assert sorted(map(outcome, verdicts)) == ["bot_shut"] * 3 + ["sent"]
     assert {outcome(v) for v in world.sandbox().deliver(*bodies)} == {"sent", "duplicate"}
+
+
+def test_what_was_under_way_when_the_breaker_opened_does_not_close_it(world: World) -> None:
+    fail(world, "before_send", lambda: Transient("nothing"))
+    world.sandbox().deliver(request())  # so that an answer is worth a write
+    sandbox = world.sandbox()
+    world.blip.before_send = lambda _: sandbox.pacing.number_down("default", "payment")
+
+    (verdict,) = sandbox.deliver(request())
+
+    assert outcome(verdict) == "sent"
+    item = world.identities_table.get("bot:default")
+    assert (item["broken"], "tried_at" in item) == ("payment", False)
+
+
+def test_bots_that_hang_keep_no_other_waiting(world: World) -> None:
+    names = ("hangs", "hangs-too", "clinic")
+    world.bots = {name: {"key": KEY} for name in names}
+    sent = Event()
+    waited: list[bool] = []
+
+    def hang(_: Bot) -> None:
+        waited.append(sent.wait(5))
+        raise Transient("nothing")
+
+    world.blip.before_ping = hang
+    world.blip.before_send = lambda _: sent.set()
+    with ThreadPoolExecutor(8) as threads:
+        sandbox = world.sandbox(threads=threads)
+        for name in names[:2]:
+            sandbox.pacing.open_breaker(name, "nothing works")
+
+        verdicts = sandbox.deliver(*[request(bot=name) for name in names])
+
+    assert sorted(map(outcome, verdicts)) == ["bot_shut", "bot_shut", "sent"]
+    assert waited == [True, True]
 
 
 def test_a_paused_bot_sends_nothing_until_it_is_resumed(world: World) -> None:

@@ -111,7 +111,8 @@ class Pacing(Protocol):
     ) -> Reservation: ...
     def shut(self, bot: str, until: float) -> None: ...
     def open_breaker(self, bot: str, why: str) -> None: ...
-    def close_breaker(self, bot: str) -> None: ...
+    def close_breaker(self, bot: str) -> bool: ...
+    def answered(self, bot: str) -> None: ...
     def failed(self, bot: str, keys: Iterable[str]) -> bool: ...
     def probe(self, bot: str) -> bool: ...
 
@@ -303,7 +304,9 @@ class Delivery:
             [notification.recipient for notification in notifications], bots
         )
         verdicts: list[Verdict] = []
-        claiming = []
+        ready: list[tuple[Notification, Identity | None]] = []
+        probed: list[tuple[Notification, Identity | None]] = []
+        probes = self._probes(bots, states, turn)
         for notification in notifications:
             identity = identities.get(notification.recipient)
             if identity is not None and identity.forgotten_at is not None:
@@ -311,9 +314,32 @@ class Delivery:
                     verdicts.append(self._verdict(notification, Outcome.CANCELLED))
                     continue
                 identity = None
+            group = probed if notification.request.bot in probes else ready
+            group.append((notification, identity))
+
+        verdicts.extend(self._start(ready, bots, states, turn))
+        for probe in probes.values():  # a bot that hangs kept nobody else's waiting
+            probe.result()
+        verdicts.extend(self._start(probed, bots, states, turn))
+        self._judge_bots(verdicts, states, identities, turn)
+        self._meter.count("look_up", len(turn.looked_up))
+        self._meter.count("look_up_without_send", len(turn.looked_up - turn.posted))
+        return verdicts
+
+    def _start(
+        self,
+        notifications: Iterable[tuple[Notification, Identity | None]],
+        bots: Mapping[str, Bot | BrokenBot | None],
+        states: Mapping[str, BotState],
+        turn: Turn,
+    ) -> list[Verdict]:
+        """Claim what can be claimed, side by side, then deliver it."""
+        verdicts: list[Verdict] = []
+        claiming = []
+        for notification, identity in notifications:
             try:
-                turn.needs(CALL_SECONDS + SETTLE_SECONDS)
                 bot = self._bot_for(notification, bots, states, turn)
+                turn.needs(CALL_SECONDS + SETTLE_SECONDS)
             except PutOff as wait:
                 verdicts.append(self._put_off(notification, wait))
             else:
@@ -334,9 +360,6 @@ class Delivery:
             (story[0], self._threads.submit(self._deliver, *story, turn)) for story in delivering
         ]
         verdicts.extend(self._outcome(one.queued, future, one) for one, future in futures)
-        self._judge_bots(verdicts, states, identities)
-        self._meter.count("look_up", len(turn.looked_up))
-        self._meter.count("look_up_without_send", len(turn.looked_up - turn.posted))
         return verdicts
 
     def _bots(self, names: Iterable[str]) -> dict[str, Bot | BrokenBot | None]:
@@ -395,37 +418,54 @@ class Delivery:
             turn.check(bot.name)
             if bot.name in turn.probing:
                 raise PutOff(None)
-            self._probe(bot, turn)
+            turn.probing.add(bot.name)
         if state.next_message_at > now + SLOT_HORIZON_SECONDS:
             raise PutOff(state.next_message_at - now)
         return bot
 
-    def _probe(self, bot: Bot, turn: Turn) -> None:
-        """Try whether a bot works again; if BLiP answers, exactly one notification may go on.
+    def _probes(
+        self,
+        bots: Mapping[str, Bot | BrokenBot | None],
+        states: Mapping[str, BotState],
+        turn: Turn,
+    ) -> dict[str, Future[None]]:
+        """Start to try the bots whose breakers are open, side by side."""
+        now = self._clock.now()
+        return {
+            name: self._threads.submit(self._probe, bot, turn)
+            for name, bot in bots.items()
+            if isinstance(bot, Bot)
+            and (state := states.get(name, BotState())).broken
+            and not state.paused
+            and state.shut_until <= now
+        }
 
-        Raises:
-            PutOff: it does not, or somebody else is trying.
-        """
+    def _probe(self, bot: Bot, turn: Turn) -> None:
+        """Try whether a bot works again. If BLiP answers, exactly one notification may go on."""
+        try:
+            turn.needs(CALL_SECONDS + SETTLE_SECONDS)
+        except PutOff:
+            turn.stop(bot.name, 0)
+            return
         if not self._pacing.probe(bot.name):
-            turn.stop(bot.name, None)  # the others need not try
-            raise PutOff(None)
+            turn.stop(bot.name, None)  # somebody else is trying
+            return
         try:
             self._ask(bot, self._blip.ping)
         except Failure as failure:
             logger.warning(
                 "the breaker stays open", extra={"bot": bot.name, "problem": failure.detail}
             )
-            turn.stop(bot.name, None)
             # So that the alarm tells a wrong key from an outage for as long as it is wrong.
             wrong = isinstance(failure, Misconfigured)
-            raise PutOff(None, Still.MISCONFIGURED if wrong else Still.BOT_SHUT) from None
-        turn.probing.add(bot.name)
+            turn.stop(bot.name, None, Still.MISCONFIGURED if wrong else Still.BOT_SHUT)
 
     def _judge_bots(
         self,
         verdicts: Iterable[Verdict],
         states: Mapping[str, BotState],
         identities: Mapping[tuple[str, str], Identity],
+        turn: Turn,
     ) -> None:
         """Open and close breakers by what became of this round, without a call if all is well.
 
@@ -433,27 +473,15 @@ class Delivery:
             verdicts: what became of it.
             states: the bots as they were before.
             identities: who was known before, so that BLiP was not asked for them.
+            turn: knows for which bots this was a probe.
         """
-        answered: set[str] = set()
-        failing: dict[str, set[str]] = defaultdict(set)
-        for verdict in verdicts:
-            if verdict.notification is None:
-                continue
-            bot = verdict.notification.request.bot
-            looked_up = verdict.notification.recipient not in identities
-            if (
-                verdict.outcome is Outcome.SENT
-                or verdict.reason is Reason.REJECTED
-                or (verdict.reason is Reason.NOT_A_PHONE_NUMBER and looked_up)
-            ):
-                answered.add(bot)
-            elif verdict.outcome in _NO_ANSWER or verdict.reason is Reason.RETRIES_EXHAUSTED:
-                failing[bot].add(verdict.notification.key)
+        answered, failing = _answers(verdicts, identities)
         for bot in answered:
-            state = states.get(bot, BotState())
-            if state.broken or state.failing:
-                self._pacing.close_breaker(bot)
-                logger.warning("the bot works again", extra={"bot": bot})
+            if bot in turn.probing:
+                if self._pacing.close_breaker(bot):
+                    logger.warning("the bot works again", extra={"bot": bot})
+            elif states.get(bot, BotState()).failing:
+                self._pacing.answered(bot)
         for bot in failing.keys() - answered:
             if self._pacing.failed(bot, failing[bot]):
                 logger.error("the breaker is open", extra={"bot": bot})
@@ -988,6 +1016,28 @@ def _understood(queued: QueuedRequest) -> Notification:
     parsed = parse(queued.body)
     request = parsed.request
     return Notification(queued, request, parsed.content_hash, ledger_key(request.bot, request.id))
+
+
+def _answers(
+    verdicts: Iterable[Verdict], identities: Mapping[tuple[str, str], Identity]
+) -> tuple[set[str], dict[str, set[str]]]:
+    """Give the bots of which BLiP gave a definite answer; and by bot what it gave none for."""
+    answered: set[str] = set()
+    failing: dict[str, set[str]] = defaultdict(set)
+    for verdict in verdicts:
+        if verdict.notification is None:
+            continue
+        bot = verdict.notification.request.bot
+        looked_up = verdict.notification.recipient not in identities
+        if (
+            verdict.outcome is Outcome.SENT
+            or verdict.reason is Reason.REJECTED
+            or (verdict.reason is Reason.NOT_A_PHONE_NUMBER and looked_up)
+        ):
+            answered.add(bot)
+        elif verdict.outcome in _NO_ANSWER or verdict.reason is Reason.RETRIES_EXHAUSTED:
+            failing[bot].add(verdict.notification.key)
+    return answered, failing
 
 
 def _rounds(notifications: Iterable[Notification], size: int) -> list[list[Notification]]:

@@ -53,7 +53,7 @@ class Identities(Protocol):
 class Pacing(Protocol):
     """Of the bots' items, what receipts need."""
 
-    def open_breaker(self, bot: str, why: str) -> None: ...
+    def number_down(self, bot: str, why: str) -> None: ...
 
 
 class Requests(Protocol):
@@ -148,7 +148,7 @@ class Receipts:
                 recipient = parse(standing.body).request.to
                 self.identities.forget((standing.bot, recipient))
             case Undelivered.NUMBER_DOWN:
-                self.pacing.open_breaker(standing.bot, receipt.detail)
+                self.pacing.number_down(standing.bot, receipt.detail)
             case Undelivered.LATER if not _is_second_try(standing):
                 return self._postpone(receipt, standing)
             case _:

@@ -133,7 +133,7 @@ class Turn:
         self._reserve = reserve
         self._clock = clock
         self._slots: dict[tuple[str, Plan, bool], Slots] = {}
-        self._stopped: dict[str, float | None] = {}
+        self._stopped: dict[str, tuple[float | None, Still]] = {}
 
     def needs(self, seconds: float) -> None:
         """Go on only if that much time is left.
@@ -171,9 +171,9 @@ class Turn:
             slots.expect_one_more()
         raise PutOff(1)
 
-    def stop(self, bot: str, seconds: float | None) -> None:
-        """Let nothing more of this bot start in this round; None: until its breaker closes."""
-        self._stopped[bot] = seconds
+    def stop(self, bot: str, seconds: float | None, still: Still = Still.BOT_SHUT) -> None:
+        """Let nothing more of this bot start in this round; None: for nobody knows how long."""
+        self._stopped[bot] = (seconds, still)
 
     def check(self, bot: str) -> None:
         """Go on only if the bot was not stopped meanwhile.
@@ -182,7 +182,7 @@ class Turn:
             PutOff: it was.
         """
         if bot in self._stopped:
-            raise PutOff(self._stopped[bot])
+            raise PutOff(*self._stopped[bot])
 
     def _slots_of(self, bot: Bot, plan: Plan, *, known: bool) -> Slots:
         def reserve(count: int) -> Reservation:

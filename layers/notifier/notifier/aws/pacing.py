@@ -8,6 +8,8 @@
     paused             epoch milliseconds: since when an operator keeps it still; absent otherwise
     failing            the notifications that failed in a row without a definite answer
     probe_until        epoch milliseconds: nobody probes an open breaker before
+    number_down_at     epoch milliseconds: when a receipt said that the number cannot deliver
+    tried_at           epoch milliseconds: when, since then, BLiP took a message again
 
 Slots are evenly spaced and never made up for when missed, so no second holds more of them than the
 plan allows, however many sandboxes there are.
@@ -29,6 +31,9 @@ MICROSECONDS = 1_000_000
 # So many different notifications in a row without a definite answer open the breaker.
 FAILING_IN_A_ROW = 5
 PROBE_SECONDS = 30.0
+# A number that cannot deliver is tried so seldom; and a receipt, one that is polled for too, has
+# come by then.
+NUMBER_DOWN_SECONDS = 600.0
 # Who meets a pause in the middle of a batch comes back so soon, and then sees it in time.
 PAUSED_SECONDS = 60.0
 
@@ -115,12 +120,49 @@ class DynamoDbPacing:
         """Stop everything of this bot until a probe shows that it works again."""
         self._table.update(bot_key(bot), "SET broken = :why REMOVE failing", "", {":why": why})
 
-    def close_breaker(self, bot: str) -> None:
-        """Let the bot's requests go again, and forget what failed in a row.
+    def number_down(self, bot: str, why: str) -> None:
+        """Stop everything of this bot: a receipt says that its number cannot deliver.
 
-        But not when it was probed: it may break again within seconds.
+        BLiP answers pings and takes messages all the while, so nobody tries for a while.
         """
-        self._table.update(bot_key(bot), "REMOVE broken, failing", "", {})
+        now = self._now()
+        self._table.update(
+            bot_key(bot),
+            "SET broken = :why, number_down_at = :now, probe_until = :until"
+            " REMOVE failing, tried_at",
+            "",
+            {
+                ":why": why,
+                ":now": milliseconds(now),
+                ":until": milliseconds(now + NUMBER_DOWN_SECONDS),
+            },
+        )
+
+    def close_breaker(self, bot: str) -> bool:
+        """Let the bot's requests go again after a probe; tell whether it was enough for that.
+
+        Where the number was down it takes a second one, after the first one's receipt would have
+        come. When it was probed is not forgotten: it may break again within seconds.
+        """
+        closed, _ = self._table.update(
+            bot_key(bot),
+            "REMOVE broken, failing, number_down_at, tried_at",
+            "attribute_not_exists(number_down_at) OR attribute_exists(tried_at)",
+            {},
+        )
+        if not closed:
+            now = self._now()
+            self._table.update(
+                bot_key(bot),
+                "SET tried_at = :now, probe_until = :until",
+                "attribute_exists(number_down_at)",
+                {":now": milliseconds(now), ":until": milliseconds(now + NUMBER_DOWN_SECONDS)},
+            )
+        return closed
+
+    def answered(self, bot: str) -> None:
+        """Forget what failed in a row. A breaker that opened meanwhile stays open."""
+        self._table.update(bot_key(bot), "REMOVE failing", "", {})
 
     def failed(self, bot: str, keys: "Iterable[str]") -> bool:
         """Count notifications that failed without a definite answer; tell whether it was enough.
@@ -142,8 +184,13 @@ class DynamoDbPacing:
         )
 
     def resume(self, bot: str) -> None:
-        """Let a paused bot work again."""
-        self._table.update(bot_key(bot), "REMOVE paused", "", {})
+        """Let a bot work again at once, if it was paused or if its breaker is open."""
+        self._table.update(
+            bot_key(bot),
+            "REMOVE paused, broken, failing, number_down_at, tried_at, probe_until",
+            "",
+            {},
+        )
 
     def probe(self, bot: str) -> bool:
         """Take the right to probe an open breaker; nobody else has it for PROBE_SECONDS."""
