@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from notifier.request import NotificationRequest, Unusable, ledger_key, message_id, parse
+from notifier.runtime import BatchCrashed
 
 if TYPE_CHECKING:
     from tests.faults.blip import Accepted
@@ -202,7 +203,7 @@ class Invariants:
             f"the function failed: {error!r}"
             for mapping in (world.sending, world.recording)
             for error in mapping.errors
-            if not isinstance(error, BotoCoreError | ClientError)
+            if not isinstance(error, BotoCoreError | ClientError | BatchCrashed)
         ]
         for queue in (world.requests, world.receipts, world.dead_letters):
             broken += [f"{queue.name}: SQS deleted {each.body[:80]}" for each in queue.vanished]

@@ -391,10 +391,9 @@ class EventSourceMapping:
             if self.busy.pop(process, None) is None:
                 return
             error = future.exception()
-            if error is None:
-                self._warm.append(sandbox)
-            else:
+            if error is not None:
                 self.errors.append(error)
+            self._warm.append(sandbox)  # Lambda keeps one whose handler raised
             self._poll_soon()
 
         simulation.spawn(process, invocation).add_done_callback(returned)

@@ -342,6 +342,7 @@ class World:
                 event_bus="bus",
                 allowed_recipients="+",
                 ledger_restored_at="1970-01-01T00:00:00Z",
+                tell_every_receipt=False,
                 **policy,
             )
         )
@@ -357,7 +358,7 @@ class World:
                 requests_queue_url="requests",
                 dead_letters_queue_url="dead-letters",
                 event_bus="bus",
-                tell_every_receipt="false",
+                tell_every_receipt=False,
             )
         )
         return Sandbox(self._process("recorder"), lambda event, _: function.handle(event))

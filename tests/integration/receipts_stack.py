@@ -16,7 +16,7 @@ from uuid import uuid4
 import boto3
 import pytest
 
-from notifier.runtime import polling, receiving, recording, redriving, sending
+from notifier.runtime import BatchCrashed, polling, receiving, recording, redriving, sending
 from notifier.runtime.polling import PollReceipts, poll_receipts
 from notifier.runtime.receiving import ReceiveReceipt, receive_receipt
 from notifier.runtime.recording import RecordReceipt, record_receipt
@@ -97,7 +97,7 @@ class ReceiptsStack:
             "requests_queue_url": self.aws.requests_url,
             "dead_letters_queue_url": self.aws.dead_letters_url,
             "event_bus": "default",
-            "tell_every_receipt": "false",
+            "tell_every_receipt": False,
         }
         return record_receipt(RecordReceiptSettings(**(values | self.overrides)))
 
@@ -133,7 +133,10 @@ class ReceiptsStack:
             }
             for receipt in receipts
         ]
-        answer = self.recorder.handle({"Records": records})
+        try:
+            answer = self.recorder.handle({"Records": records})
+        except BatchCrashed:
+            return [record["body"] for record in records]
         failed = {entry["itemIdentifier"] for entry in answer["batchItemFailures"]}
         assert failed <= {record["messageId"] for record in records}
         return [record["body"] for record in records if record["messageId"] in failed]

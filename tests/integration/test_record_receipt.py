@@ -18,6 +18,7 @@ from notifier.bots import Bot
 from notifier.lifecycle import Status
 from notifier.records import StatusEvent
 from notifier.request import Template, ledger_key
+from notifier.runtime import BatchCrashed
 from tests.integration.conftest import Stack, a_request
 from tests.integration.receipts_stack import Json, ReceiptsStack, SimulatedClock, a_receipt
 
@@ -104,7 +105,7 @@ def test_a_dead_letter_is_told_with_its_reason(receipts: ReceiptsStack, key: str
 def test_accepted_and_dispatched_are_told_if_the_stack_is_told_to(
     receipts: ReceiptsStack, key: str
 ) -> None:
-    receipts.overrides["tell_every_receipt"] = "true"
+    receipts.overrides["tell_every_receipt"] = True
 
     receipts.record(*(a_receipt(key, event) for event in ("accepted", "dispatched", "received")))
 
@@ -451,6 +452,29 @@ def test_what_cannot_be_recorded_comes_back_alone(receipts: ReceiptsStack, stack
     assert len(stack.aws.dead_letters()) == 2
 
 
+@pytest.mark.parametrize("dying", [2, 1])
+def test_lambda_hears_of_a_batch_only_if_all_of_it_crashed(
+    receipts: ReceiptsStack, stack: Stack, monkeypatch: pytest.MonkeyPatch, dying: int
+) -> None:
+    keys = [sent(stack, to=f"+55319999988{number:02}") for number in range(2)]
+    records = [{"messageId": key, "body": json.dumps(a_receipt(key, "received"))} for key in keys]
+    read = receipts.recorder._receipts.ledger.read
+
+    def broken(key: str) -> Any:
+        if key in keys[:dying]:
+            raise OSError("the release is broken")
+        return read(key)
+
+    monkeypatch.setattr(receipts.recorder._receipts.ledger, "read", broken)
+
+    if dying == 2:
+        with pytest.raises(BatchCrashed):
+            receipts.recorder.handle({"Records": records})
+    else:
+        answer = receipts.recorder.handle({"Records": records})
+        assert answer == {"batchItemFailures": [{"itemIdentifier": keys[0]}]}
+
+
 def test_no_log_holds_a_number_or_a_parameter(
     receipts: ReceiptsStack,
     stack: Stack,
@@ -458,18 +482,18 @@ def test_no_log_holds_a_number_or_a_parameter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level(logging.DEBUG, logger="notifier")
-    keys = [sent(stack, to=f"+55319999988{number:02}") for number in range(5)]
-    for key, code in zip(keys, (131_026, 131_056, 131_042, 86, 9_999), strict=True):
+    keys = [sent(stack, to=f"+55319999988{number:02}") for number in range(7)]
+    for key, code in zip(keys[:5], (131_026, 131_056, 131_042, 86, 9_999), strict=True):
         receipts.record(a_receipt(key, "failed", code), a_receipt(key, "received"))
     receipts.record("no: +5531999998888", a_receipt("wamid.+5531999998888", "failed"))
     stack.aws.sqs.delete_queue(QueueUrl=stack.aws.dead_letters_url)
-    receipts.record(a_receipt(sent(stack), "failed", 131_026))
+    receipts.record(a_receipt(keys[5], "failed", 131_026))
 
     def forget(recipient: tuple[str, str]) -> None:
         raise ValueError(f"no such value: {recipient}")
 
     monkeypatch.setattr(receipts.recorder._receipts.identities, "forget", forget)
-    assert len(receipts.record(a_receipt(sent(stack), "failed", 131_026))) == 1
+    assert len(receipts.record(a_receipt(keys[6], "failed", 131_026))) == 1
 
     lines = [f"{record.getMessage()} {vars(record)}" for record in caplog.records]
     crashes = [vars(one) for one in caplog.records if one.getMessage() == "receipt not recorded"]

@@ -18,7 +18,7 @@ import pytest
 
 from notifier import delivery, telemetry
 from notifier.aws.ledger import DynamoDbLedger
-from notifier.runtime import SystemClock, sending
+from notifier.runtime import BatchCrashed, SystemClock, sending
 from notifier.runtime.sending import SendNotification
 from tests.integration.conftest import Record, Stack, a_request
 from tests.local.blip import Bot, wait_until
@@ -603,6 +603,28 @@ def test_a_crash_in_one_thread_hurts_one_record(
     assert "delivery crashed" in log.getvalue()
 
 
+def test_lambda_hears_of_a_batch_that_crashed_as_a_whole(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, log: io.StringIO
+) -> None:
+    """It counts no error for records in the answer, and a canary would stay."""
+
+    def crash(*_: Any) -> Any:
+        raise OSError("the release is broken")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(DynamoDbLedger, "claim", crash)
+        stack.publish(request(), request(to=phone(2)))
+        records = stack.receive()
+        context: Any = SimpleNamespace(get_remaining_time_in_millis=lambda: 30_000)
+        with pytest.raises(BatchCrashed):
+            stack.sandbox().handle({"Records": records}, context)
+
+    assert log.getvalue().count("delivery crashed") == 2
+    assert all(30 <= seconds <= 60 for seconds in hidden(stack))
+    assert stack.handle(records) == []
+    assert len(stack.blip.inbox()) == 2
+
+
 # --- The plan -------------------------------------------------------------------------------------
 
 
@@ -789,7 +811,10 @@ def test_the_handler_logs_and_counts_and_keeps_to_itself_what_is_personal(
 ) -> None:
     settings = stack.aws.settings
     for field in fields(settings):
-        monkeypatch.setenv(field.name.upper(), str(getattr(settings, field.name)))
+        value = getattr(settings, field.name)
+        monkeypatch.setenv(
+            field.name.upper(), str(value).lower() if isinstance(value, bool) else str(value)
+        )
     monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "send-notification")
     path = Path("functions/send_notification/app.py")
     spec = importlib.util.spec_from_file_location("send_notification_app", path)

@@ -152,6 +152,20 @@ def test_upstream_hears_that_it_was_sent(
     assert told(receipts) == [("sent", None)]
 
 
+@pytest.mark.parametrize("every", [True, False])
+def test_a_receipt_that_the_history_holds_is_told_as_one_that_was_pushed(
+    stack: Stack, receipts: ReceiptsStack, clock: SimulatedClock, *, every: bool
+) -> None:
+    stack.aws.overrides["tell_every_receipt"] = every
+    stack.blip.configure(receipts={"delays": {"received": None, "consumed": None}})
+    case = lost(stack, accept=True)
+    clock.advance(WINDOW + 2)
+
+    case.deliver()
+
+    assert (("dispatched", None) in told(receipts)) == every
+
+
 def test_what_failed_at_whatsapp_is_found_out(
     stack: Stack, receipts: ReceiptsStack, clock: SimulatedClock
 ) -> None:

@@ -174,11 +174,15 @@ def test_the_settings_accept_whatever_the_parameters_do(
 
     settings = read(SETTINGS[function], environment)
 
-    assert {name: str(value) for name, value in asdict(settings).items()} == {
+    assert {name: _written(value) for name, value in asdict(settings).items()} == {
         name.lower(): value
         for name, value in environment.items()
         if not name.startswith("POWERTOOLS_") and name != "RELEASE"
     }
+
+
+def _written(value: str | int | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def test_the_shortest_timeout_is_long_enough_for_a_look_up_and_a_send(template: Template) -> None:

@@ -20,10 +20,9 @@ KINDS = (
     RecordReceiptSettings,
     PollReceiptsSettings,
 )
+EXAMPLES: dict[Any, str] = {str: "a text", int: "7", bool: "true"}
 COMPLETE: dict[str, str | None] = {
-    field.name.upper(): f"the {field.name}" if field.type is str else "7"
-    for kind in KINDS
-    for field in fields(kind)
+    field.name.upper(): EXAMPLES[field.type] for kind in KINDS for field in fields(kind)
 }
 
 
@@ -54,6 +53,17 @@ def test_a_missing_or_empty_variable_is_named(kind: type[Any]) -> None:
 def test_a_number_that_is_none_is_named(value: str) -> None:
     with pytest.raises(SettingsError, match=r"^MAX_ATTEMPTS is not a whole number above zero$"):
         read(MAX_ATTEMPTS=value)
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("false", False)])
+def test_a_switch_is_true_or_false(text: str, *, value: bool) -> None:
+    assert read(TELL_EVERY_RECEIPT=text).tell_every_receipt is value
+
+
+@pytest.mark.parametrize("text", ["yes", "True", "0", " true"])
+def test_a_switch_that_is_neither_is_named(text: str) -> None:
+    with pytest.raises(SettingsError, match=r"^TELL_EVERY_RECEIPT is neither true nor false$"):
+        read(TELL_EVERY_RECEIPT=text)
 
 
 def test_everything_that_is_wrong_is_told_at_once() -> None:

@@ -34,6 +34,7 @@ TOLD = frozenset(
         Status.EXPIRED,
     }
 )
+EVERY = TOLD | {Status.ACCEPTED, Status.DISPATCHED}
 
 
 class Ledger(Protocol):

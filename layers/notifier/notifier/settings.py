@@ -38,6 +38,7 @@ class SendNotificationSettings:
     identity_negative_ttl_seconds: int
     allowed_recipients: str
     ledger_restored_at: str
+    tell_every_receipt: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class RecordReceiptSettings:
     requests_queue_url: str
     dead_letters_queue_url: str
     event_bus: str
-    tell_every_receipt: str
+    tell_every_receipt: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,10 @@ def read[Settings: "DataclassInstance"](
             problems.append(f"{name} is not set")
         elif field.type is str:
             values[field.name] = text
+        elif field.type is bool:
+            values[field.name] = text == "true"
+            if text not in {"true", "false"}:
+                problems.append(f"{name} is neither true nor false")
         elif text.isdecimal() and int(text) > 0:
             values[field.name] = int(text)
         else:

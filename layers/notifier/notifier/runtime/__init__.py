@@ -25,7 +25,15 @@ AWS = Config(
     user_agent="blip-notifier",
 )
 
-__all__ = ["AWS", "SIDE_BY_SIDE", "SystemClock", "boto3"]
+__all__ = ["AWS", "SIDE_BY_SIDE", "BatchCrashed", "SystemClock", "boto3"]
+
+
+class BatchCrashed(Exception):  # noqa: N818 - what happened, no class of errors
+    """Every record of a batch crashed; each has its log line.
+
+    Lambda counts no error for records that are merely named in the answer, and then no alarm of a
+    canary would roll a broken release back. The records come back all the same.
+    """
 
 
 class SystemClock:

@@ -16,10 +16,9 @@ from notifier.aws.queues import DeadLettersQueue, RequestsQueue
 from notifier.aws.table import Table
 from notifier.blip.receipts import receipt
 from notifier.failures import crash_facts
-from notifier.lifecycle import Status
-from notifier.receipts import TOLD, Effect, NotTold, Receipts
+from notifier.receipts import EVERY, TOLD, Effect, NotTold, Receipts
 from notifier.records import Receipt
-from notifier.runtime import AWS, SIDE_BY_SIDE, SystemClock, boto3
+from notifier.runtime import AWS, SIDE_BY_SIDE, BatchCrashed, SystemClock, boto3
 from notifier.settings import RecordReceiptSettings
 
 logger = logging.getLogger(__name__)
@@ -41,9 +40,14 @@ class RecordReceipt:
         self.close = threads.shutdown
 
     def handle(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        """Record a batch: notifications side by side, the receipts of each in their order."""
+        """Record a batch: notifications side by side, the receipts of each in their order.
+
+        Raises:
+            BatchCrashed: not one receipt could be recorded, for a fault of ours or of AWS.
+        """
         effects: list[Effect] = []
         failed: list[str] = []
+        crashed = 0
         by_key: dict[str, list[tuple[str, Receipt]]] = defaultdict(list)
         for record in event["Records"]:
             try:
@@ -56,28 +60,36 @@ class RecordReceipt:
                 effects.append(Effect.FOREIGN)
             else:
                 by_key[about.key].append((record["messageId"], about))
-        for recorded, left in self._threads.map(self._record, by_key.values()):
+        for recorded, left, crashes in self._threads.map(self._record, by_key.values()):
             effects.extend(recorded)
             failed.extend(left)
+            crashed += crashes
         self._meter.flush()
         telemetry.count(effects)
         telemetry.count(["receipt_comes_back"] * len(failed))
+        if crashed and crashed == len(event["Records"]):
+            raise BatchCrashed
         return {"batchItemFailures": [{"itemIdentifier": record_id} for record_id in failed]}
 
-    def _record(self, receipts: list[tuple[str, Receipt]]) -> tuple[list[Effect], list[str]]:
-        """Record one notification's receipts. What cannot be recorded now hurts no other."""
+    def _record(self, receipts: list[tuple[str, Receipt]]) -> tuple[list[Effect], list[str], int]:
+        """Record one notification's receipts. What cannot be recorded now hurts no other.
+
+        Gives the effects, the records that come back, and how many of those crashed.
+        """
         effects: list[Effect] = []
         failed: list[str] = []
+        crashed = 0
         for record_id, about in receipts:
             try:
                 effects.append(self._receipts.record(about))
             except NotTold:
                 failed.append(record_id)
             except Exception as crash:  # noqa: BLE001 - whatever it was, it hurts this one only
-                facts = {"key": about.key, **crash_facts(crash)}
+                facts = {"key": about.key, "record_id": record_id, **crash_facts(crash)}
                 logger.error("receipt not recorded", extra=facts)
                 failed.append(record_id)
-        return effects, failed
+                crashed += 1
+        return effects, failed, crashed
 
 
 def record_receipt(settings: RecordReceiptSettings) -> RecordReceipt:
@@ -87,7 +99,6 @@ def record_receipt(settings: RecordReceiptSettings) -> RecordReceipt:
     dynamodb = boto3.client("dynamodb", config=AWS)
     sqs = boto3.client("sqs", config=AWS)
     identities_table = Table(dynamodb, settings.identities_table)
-    every = settings.tell_every_receipt == "true"
     receipts = Receipts(
         ledger=DynamoDbLedger(Table(dynamodb, settings.ledger_table), clock.now),
         identities=DynamoDbIdentities(
@@ -99,6 +110,6 @@ def record_receipt(settings: RecordReceiptSettings) -> RecordReceipt:
         events=EventBridgeStatusEvents(boto3.client("events", config=AWS), settings.event_bus),
         meter=meter,
         now=clock.now,
-        told=TOLD | {Status.ACCEPTED, Status.DISPATCHED} if every else TOLD,
+        told=EVERY if settings.tell_every_receipt else TOLD,
     )
     return RecordReceipt(receipts, meter, ThreadPoolExecutor(SIDE_BY_SIDE))

@@ -14,9 +14,9 @@ from notifier.aws.queues import DeadLettersQueue, RequestsQueue, queued_request
 from notifier.aws.secrets import SecretsManagerBots
 from notifier.aws.table import Table
 from notifier.blip.client import BlipClient
-from notifier.delivery import CALL_SECONDS, Delivery, Policy, Verdict
-from notifier.receipts import Receipts
-from notifier.runtime import AWS, SIDE_BY_SIDE, SystemClock, boto3
+from notifier.delivery import CALL_SECONDS, Delivery, Outcome, Policy, Verdict
+from notifier.receipts import EVERY, TOLD, Receipts
+from notifier.runtime import AWS, SIDE_BY_SIDE, BatchCrashed, SystemClock, boto3
 from notifier.settings import SendNotificationSettings
 
 if TYPE_CHECKING:
@@ -43,7 +43,11 @@ class SendNotification:
         self.close = close
 
     def handle(self, event: Mapping[str, Any], context: "LambdaContext") -> dict[str, Any]:
-        """Deliver a batch. A record that is not named in the answer is done, and SQS deletes it."""
+        """Deliver a batch. A record that is not named in the answer is done, and SQS deletes it.
+
+        Raises:
+            BatchCrashed: not one record could be delivered, for a fault of ours or of AWS.
+        """
         deadline = SystemClock.now() + context.get_remaining_time_in_millis() / 1000
         verdicts = self._delivery.deliver(
             [queued_request(record) for record in event["Records"]], deadline
@@ -56,6 +60,8 @@ class SendNotification:
         self._requests.hide(waiting)
         self._meter.flush()
         _count(verdicts)
+        if verdicts and all(verdict.outcome is Outcome.CRASHED for verdict in verdicts):
+            raise BatchCrashed
         return {
             "batchItemFailures": [{"itemIdentifier": queued.record_id} for queued, _ in waiting]
         }
@@ -108,6 +114,7 @@ def send_notification(settings: SendNotificationSettings) -> SendNotification:
             events=events,
             meter=meter,
             now=clock.now,
+            told=EVERY if settings.tell_every_receipt else TOLD,
         ),
         events=events,
         meter=meter,
