@@ -568,6 +568,7 @@ class FakeIdentities:
         return bool(self._table.get("/".join(recipient)))
 
     def erase(self, recipient: Recipient) -> None:
+        self._memory.pop(recipient, None)
         self._table.items.pop("/".join(recipient), None)
 
     def mark_forgotten(self, phone: str) -> None:

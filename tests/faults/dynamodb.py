@@ -105,6 +105,12 @@ class SimTable(Table):
 
         return self._aws.call(f"{self._table}.get_many", read)
 
+    def delete(self, key: str) -> None:
+        def drop() -> None:
+            self.items.pop(key, None)
+
+        self._aws.call(f"{self._table}.delete", drop)
+
     def query(self, index: str, condition: str, values: _Values, most: int) -> list[Item]:
         assert index == "polls"
         holds = parse_condition(condition)

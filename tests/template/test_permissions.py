@@ -25,7 +25,12 @@ ROLES = {
         },
         "DeadLettersQueue": {"sqs:SendMessage"},
         "LedgerTable": {"dynamodb:GetItem", "dynamodb:UpdateItem"},
-        "IdentitiesTable": {"dynamodb:GetItem", "dynamodb:BatchGetItem", "dynamodb:UpdateItem"},
+        "IdentitiesTable": {
+            "dynamodb:GetItem",
+            "dynamodb:BatchGetItem",
+            "dynamodb:UpdateItem",
+            "dynamodb:DeleteItem",
+        },
         "BotsSecret": {"secretsmanager:GetSecretValue"},
         EVENT_BUS: {"events:PutEvents"},
         "SendNotificationLogs": {"logs:CreateLogStream", "logs:PutLogEvents"},

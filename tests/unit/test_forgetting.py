@@ -244,6 +244,38 @@ def test_somebody_else_with_the_same_last_digits_is_left_alone(memory: Memory) -
     assert memory.world.entry(request) == before
 
 
+@pytest.mark.parametrize("at", ["before the lease", "while BLiP is asked", "when it is stored"])
+def test_who_is_forgotten_while_they_are_looked_up_leaves_no_identity(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    request, sandbox = a_request(), memory.world.sandbox()
+    lease, store = sandbox.identities.lease, sandbox.identities.store
+
+    def forgotten_just_before(*arguments: Any) -> Any:
+        memory.run()
+        return lease(*arguments)
+
+    def forgotten_just_after(*arguments: Any) -> None:
+        store(*arguments)
+        memory.run()
+
+    match at:
+        case "before the lease":
+            monkeypatch.setattr(sandbox.identities, "lease", forgotten_just_before)
+        case "when it is stored":
+            monkeypatch.setattr(sandbox.identities, "store", forgotten_just_after)
+        case _:
+            memory.world.blip.before_look_up = lambda _: memory.run() and None
+
+    (verdict,) = sandbox.deliver(request)
+
+    assert verdict.outcome == "put_off"
+    assert memory.world.blip.sent == []
+    assert not any(PHONE in key for key in memory.world.identities_table.items)
+    assert sandbox.identities.read([("default", PHONE)], [])[0].keys() == {("default", PHONE)}
+    assert sandbox.identities.get(("default", PHONE)) is None
+
+
 def test_what_was_delivered_is_told_as_possible_and_stays(memory: Memory) -> None:
     request, sandbox = a_request(), memory.world.sandbox()
     sandbox.deliver(request)

@@ -130,10 +130,10 @@ def test_every_answer_is_logged_with_id_and_bot(
         asked.cancel(sent)
 
     logged = [
-        (record.getMessage(), vars(record)["notification_id"], vars(record)["bot"])
+        (record.getMessage(), *(vars(record)[name] for name in ("notification_id", "bot", "key")))
         for record in caplog.records
     ]
     assert logged == [
-        ("cancelled", other["id"], "default"),
-        ("not cancelled", sent["id"], "default"),
+        ("cancelled", other["id"], "default", ledger_key("default", other["id"])),
+        ("not cancelled", sent["id"], "default", ledger_key("default", sent["id"])),
     ]

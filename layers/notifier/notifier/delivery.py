@@ -101,6 +101,7 @@ class Identities(Protocol):
     ) -> LookUpLease | Identity | None: ...
     def store(self, lease: LookUpLease, identity: Identity) -> None: ...
     def release(self, lease: LookUpLease) -> None: ...
+    def erase(self, recipient: tuple[str, str]) -> None: ...
 
 
 class Pacing(Protocol):
@@ -565,6 +566,8 @@ class Delivery:
             self._ledger.release(claim, attempted=False)
             return self._put_off(notification, wait)
         except ClaimLost:
+            # If it was lost because the recipient was forgotten: nobody else would erase this.
+            self._identities.erase(notification.recipient)
             return self._verdict(notification, Outcome.PUT_OFF, come_back_in=self._uniform(5, 10))
         except Rejected as failure:
             return self._give_up(notification, claim, failure)

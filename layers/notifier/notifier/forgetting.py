@@ -167,9 +167,11 @@ class Forgetting:
             page = self.ledger.held(order.to, report.continue_from)
             report.looked_at += page.looked_at
             for held in page.held:
+                recipient = (held.bot, order.to)
+                # Before the notification, which leads here.
                 if held.bot not in bots:
                     bots.add(held.bot)
-                    self._identity((held.bot, order.to), order, report)
+                    self._identity(recipient, order, report)
                 if not held.body:
                     report.possible += 1
                 elif _is_about(held.body, order.to):
@@ -178,6 +180,8 @@ class Forgetting:
                         self.ledger.forget(held.key)
                         report.erased["notifications"] += 1
                         logger.info("forgotten", extra={"key": held.key})
+                        # And after it: it may have been looked up a moment ago.
+                        self._identity(recipient, order, report)
             report.continue_from = page.last or LETTERS
             if page.last is None or self.clock.now() + STEP_SECONDS > deadline:
                 return

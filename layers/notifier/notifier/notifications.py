@@ -65,7 +65,13 @@ class Notifications:
             NotTold: the status event could not be published; the notification is cancelled.
         """
         account = self.ledger.cancel(bot, notification_id)
-        facts = {"notification_id": notification_id, "bot": bot, "status": account.status}
+        facts = {
+            "notification_id": notification_id,
+            "bot": bot,
+            "key": ledger_key(bot, notification_id),
+            "correlation_id": account.correlation_id,
+            "status": account.status,
+        }
         if account.status is not Status.CANCELLED:
             logger.info("not cancelled", extra=facts)
             raise TooLate(

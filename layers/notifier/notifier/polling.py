@@ -120,7 +120,8 @@ class Polling:
         try:
             events = self.blip.events(bot, message_id(poll.key, poll.generation))
         except Failure as failure:
-            logger.warning("not polled", extra={"bot": bot.name, "problem": failure.detail})
+            facts = {"bot": bot.name, "key": poll.key, "problem": failure.detail}
+            logger.warning("not polled", extra=facts)
             self._not_answered(bot, poll, failure)
             return False
         if events:

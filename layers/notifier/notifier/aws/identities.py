@@ -161,7 +161,9 @@ class DynamoDbIdentities:
         return bool(self._table.get(_key(recipient)))
 
     def erase(self, recipient: Recipient) -> None:
-        """Delete whatever the table has on a recipient."""
+        """Delete whatever the table, and this sandbox's memory, have on a recipient."""
+        with self._lock:
+            self._memory.pop(recipient, None)
         self._table.delete(_key(recipient))
 
     def mark_forgotten(self, phone: str) -> None:

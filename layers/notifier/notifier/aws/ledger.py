@@ -443,7 +443,13 @@ class DynamoDbLedger:
             # The claim ended while we worked: what the ledger holds is newer than we are.
             logger.warning(
                 "not settled",
-                extra={"key": claim.key, "status": status, "standing": found.get("status")},
+                extra={
+                    "notification_id": found.get("id"),
+                    "bot": found.get("bot"),
+                    "key": claim.key,
+                    "status": status,
+                    "standing": found.get("status"),
+                },
             )
 
 
