@@ -10,6 +10,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "template.yaml"
+NO_VALUE = {"Ref": "AWS::NoValue"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,46 @@ class Template:
     def properties(self, logical_id: str) -> dict[str, Any]:
         properties: dict[str, Any] = self.transformed["Resources"][logical_id]["Properties"]
         return properties
+
+    def as_deployed(self) -> dict[str, Any]:
+        """Give the transformed template with parameters set and conditions decided."""
+        resources = {
+            name: resource
+            for name, resource in self.transformed["Resources"].items()
+            if "Condition" not in resource or self._holds({"Condition": resource["Condition"]})
+        }
+        parameters = {
+            name: definition | {"Default": self.parameters[name]}
+            for name, definition in self.transformed["Parameters"].items()
+        }
+        decided: dict[str, Any] = self._decided(
+            self.transformed | {"Parameters": parameters, "Resources": resources}
+        )
+        return decided
+
+    def _decided(self, node: Any) -> Any:
+        match node:
+            case {"Fn::If": [str(condition), then, otherwise]}:
+                return self._decided(then if self._holds({"Condition": condition}) else otherwise)
+            case dict():
+                decided = {name: self._decided(value) for name, value in node.items()}
+                return {name: value for name, value in decided.items() if value != NO_VALUE}
+            case list():
+                decided_all = [self._decided(value) for value in node]
+                return [value for value in decided_all if value != NO_VALUE]
+            case _:
+                return node
+
+    def _holds(self, condition: Any) -> bool:
+        match condition:
+            case {"Condition": name}:
+                return self._holds(self.transformed["Conditions"][name])
+            case {"Fn::Not": [negated]}:
+                return not self._holds(negated)
+            case {"Fn::Equals": [left, right]}:
+                return self.value(left) == self.value(right)
+            case _:
+                raise AssertionError(f"no condition that is known here: {condition}")
 
     def value(self, expression: Any) -> str:
         """Resolve what depends on parameters alone."""

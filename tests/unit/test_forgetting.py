@@ -251,6 +251,9 @@ def test_who_is_forgotten_while_they_are_looked_up_leaves_no_identity(
     request, sandbox = a_request(), memory.world.sandbox()
     lease, store = sandbox.identities.lease, sandbox.identities.store
 
+    def forgotten_meanwhile(_: Bot) -> None:
+        memory.run()
+
     def forgotten_just_before(*arguments: Any) -> Any:
         memory.run()
         return lease(*arguments)
@@ -265,7 +268,7 @@ def test_who_is_forgotten_while_they_are_looked_up_leaves_no_identity(
         case "when it is stored":
             monkeypatch.setattr(sandbox.identities, "store", forgotten_just_after)
         case _:
-            memory.world.blip.before_look_up = lambda _: memory.run() and None
+            memory.world.blip.before_look_up = forgotten_meanwhile
 
     (verdict,) = sandbox.deliver(request)
 
