@@ -148,6 +148,18 @@ def _backlog() -> Row:
     return Row(told, broken)
 
 
+def _beside() -> Row:
+    result = backlog(10_000, second=100)
+    broken = list(result.broken)
+    if len(result.second_waits) != 100 or max(result.second_waits) >= 10:
+        broken.append("the second bot waited for the first")
+    told = (
+        f"{result.second_waits[50]:.1f} s in the middle, {max(result.second_waits):.1f} s at most, "
+        f"while the first had {100 * result.share:.1f} % of its configured rate"
+    )
+    return Row(told, broken)
+
+
 def _local_backlog() -> Row:
     result = drain(2000)
     told = (
@@ -176,6 +188,7 @@ SIMULATED: dict[str, Callable[[], Row]] = {
         Storm(100_000, history=False, if_unknown="resend"), may_be_sent_twice=True
     ),
     "backlog of 100,000 at 50 a second": _backlog,
+    "a second bot beside a backlog of 10,000: its 100 waited": _beside,
     "outage of six hours, 10,000 waiting": _outage,
     "5,000 interleavings of 80 steps": _interleavings,
     f"interleavings of code broken in {len(BREAKS)} ways": _breaks,
