@@ -5,8 +5,8 @@ import http.client
 import itertools
 import json
 import os
+import pty
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -22,15 +22,17 @@ from botocore.credentials import Credentials
 from jsonschema import Draft202012Validator, FormatChecker
 
 from notifier.request import ledger_key
+from tests.e2e.running import COMMAND, processes_of, running_command
 from tests.local.__main__ import main
 from tests.local.blip import Simulator
 from tests.local.report import Report, as_expected, expected_reason, read_rows
 from tests.local.stack import HOST, REGION, ROOT, LocalStack, require_free, wait_until
 
 SAMPLES = sorted((ROOT / "events").glob("*.json"))
-COMMAND = (sys.executable, "-m", "tests.local")
 
 
+# Enough to be on their way for some seconds.
+MANY = 200
 # A recipient for each request: between tests the simulator forgets whom it gave out, we do not.
 NUMBERS = itertools.count(3100)
 
@@ -62,6 +64,29 @@ def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=300,
         check=False,
+    )
+
+
+def run_at_a_terminal(*arguments: object, output: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command with its output in a file; what it says meanwhile goes to a terminal."""
+    person, terminal = pty.openpty()
+    with output.open("w") as to:
+        process = subprocess.Popen(  # noqa: S603 - our own command
+            [*COMMAND, *map(str, arguments)],
+            cwd=ROOT,
+            env=os.environ | {"TERM": "xterm"},
+            stdout=to,
+            stderr=terminal,
+        )
+    os.close(terminal)
+    seen = b""
+    # What reads a terminal that everybody has left is told of an error.
+    with contextlib.suppress(OSError):
+        while some := os.read(person, 65536):
+            seen += some
+    os.close(person)
+    return subprocess.CompletedProcess(
+        process.args, process.wait(), output.read_text(), seen.decode()
     )
 
 
@@ -105,13 +130,16 @@ def test_a_file_of_lines_goes_to_another_blip_as_it_stands(tmp_path: Path, port_
         json.dumps(request(id="other", bot="clinic")).encode(),
         json.dumps(request(id="impossible", to="+551")).encode(),
     ]
+    many = [str(number) for number in range(MANY)]
+    lines += [json.dumps(request(id=one)).encode() for one in many]
     file = tmp_path / "requests.jsonl"
     file.write_bytes(b"\n".join(lines))
     with Simulator() as blip:
-        run = run_command(
+        run = run_at_a_terminal(
             *("--once", "--json", "--publish", file, "--blip", blip.url, "--key", blip.key),
             *("--port-base", port_base),
             *("--parameter", "MaximumConcurrency=2", "FunctionTimeoutSeconds=40"),
+            output=tmp_path / "output",
         )
         sent = blip.inbox()
     assert run.returncode == 0, run.stderr
@@ -127,57 +155,23 @@ def test_a_file_of_lines_goes_to_another_blip_as_it_stands(tmp_path: Path, port_
         ("good", "default", "sent", None),
         ("other", "clinic", "rejected", "unknown_bot"),
         ("impossible", "default", "rejected", "invalid"),
+        *((one, "default", "sent", None) for one in many),
     ]
     assert [row["line"] for row in rows] == list(range(1, len(lines) + 1))
-    assert [message["id"] for message in sent] == [ledger_key("default", "good")]
+    assert sorted(message["id"] for message in sent) == sorted(
+        ledger_key("default", one) for one in ("good", *many)
+    )
     for line in (5, 6, 7):
         assert f"requests.jsonl:{line} cannot be put on a queue" in run.stderr
+    assert {len(lines)} < progress(run.stderr, "ended", len(lines))
+    assert len(lines) in progress(run.stderr, "published", len(lines))
 
 
-@contextlib.contextmanager
-def running_command(port: int, output: Path, *arguments: object) -> Iterator[subprocess.Popen[str]]:
-    with output.open("w") as to:
-        process = subprocess.Popen(  # noqa: S603 - our own command
-            [*COMMAND, "--port-base", str(port), *map(str, arguments)],
-            cwd=ROOT,
-            stdout=to,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        wait_until(lambda: not processes_of(port), 10, "everything to have ended")
-
-
-def test_it_stays_up_tells_what_comes_and_leaves_nothing_behind(
-    tmp_path: Path, port_base: int
-) -> None:
-    file, output = tmp_path / "one.json", tmp_path / "output"
-    file.write_text(json.dumps(request(template={"name": "order_shipped"})))
-    with running_command(port_base, output, "--publish", file) as process:
-        wait_until(lambda: "Ctrl-C" in output.read_text(), 90, "the stack to be up")
-        text = output.read_text()
-        assert "template.language: is required" in text
-        assert f"http://{HOST}:{port_base + 1}/_simulator/" in text
-        # The command that is offered works, and what comes of it is told.
-        [command] = [line for line in text.splitlines() if line.strip().startswith("publish one")]
-        own = tmp_path / "own.json"
-        own.write_text(json.dumps(request(id="mine", to="+551")))
-        shell = command.partition("publish one")[2].replace("my-request.json", str(own))
-        subprocess.run(shell, shell=True, cwd=ROOT, check=True, capture_output=True)  # noqa: S602 - as a person would
-        wait_until(lambda: "dead letter mine: invalid" in output.read_text(), 60, "its end")
-        own.write_text(json.dumps(request(id="also-mine", to="+5531900002040")))
-        subprocess.run(shell, shell=True, cwd=ROOT, check=True, capture_output=True)  # noqa: S602 - likewise
-        wait_until(lambda: "also-mine: consumed" in output.read_text(), 60, "its reader")
-        assert len(processes_of(port_base)) > 1
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
-        wait_until(lambda: not processes_of(port_base), 10, "everything to have ended")
-        require_free(port_base)
-        require_free(port_base + 1)
+def progress(seen: str, what: str, total: int) -> set[int]:
+    """Give the counts to which a bar on a terminal has gone."""
+    without_colours = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", seen)
+    counts = re.findall(rf"{what} +\S+ +(\d+)/{total} ", without_colours)
+    return set(map(int, counts))
 
 
 @pytest.mark.parametrize(("end", "code"), [("terminate", 143), ("kill", -9)])
@@ -191,16 +185,6 @@ def test_nothing_survives_it_however_it_ends(
         getattr(process, end)()
         assert process.wait(30) == code
         wait_until(lambda: not processes_of(port_base), 10, "everything to have ended")
-
-
-def processes_of(port: int) -> list[str]:
-    """Find the local AWS on a port and its sandboxes: they work in that stack's folder."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if (process / "cwd").readlink().is_relative_to(ROOT / ".local" / str(port)):
-                found.append(process.name)
-    return found
 
 
 def test_a_port_in_use_is_said_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
@@ -315,6 +299,8 @@ def test_dead_letters_stay_on_their_queue_as_they_came(stack: LocalStack, tmp_pa
     file.write_text(marked)
     report = follow(stack, file, file)
     assert [row.reason for row in report.rows] == ["malformed"] * 2
+    for row in report.rows:
+        assert "dead letter: the body is not JSON" in report.way(row, set())
     seen: dict[str, str] = {}
     for _ in range(20):
         answer = stack.aws.sqs.receive_message(
