@@ -272,7 +272,7 @@ class FakeLedger:
 
         held, found = self._table.update(claim.key, ours, start)
         if not held:
-            raise ClaimLost(claim.key)
+            raise ClaimLost(claim.key, forgotten="forgotten" in found)
         return _claim(found)
 
     def settle_sent(self, claim: Claim, poll_at: float | None) -> None:
@@ -329,7 +329,7 @@ class FakeLedger:
 
         self._table.update(claim.key, lambda item: item.get("token") == claim.token, let_go)
 
-    def advance(self, receipt: Receipt) -> bool:
+    def advance(self, receipt: Receipt) -> bool | None:
         delivered = receipt.status in {Status.RECEIVED, Status.CONSUMED}
         over = ("request", "reason", "code", *POLLS)
 
@@ -352,7 +352,7 @@ class FakeLedger:
                 lambda item: 0 < len(item.get("timeline", ())) < 100,
                 lambda item: item["timeline"].append(event),
             )
-        return moved
+        return moved if found else None
 
     def fail(self, receipt: Receipt, reason: Reason, *, postponed: bool) -> bool:
         def news(item: Item) -> bool:
@@ -621,8 +621,12 @@ class FakePacing:
         now_us = round(now * 1e6)
         following = f"next_{plan}_at"
 
+        def broken(item: Item) -> bool:
+            answers = plan == "commands" and "number_down_at" in item
+            return "broken" in item and not probing and not answers
+
         def possible(item: Item) -> bool:
-            shut = item.get("shut_until", 0) > _ms(now) or ("broken" in item and not probing)
+            shut = item.get("shut_until", 0) > _ms(now) or broken(item)
             return (
                 not shut
                 and "paused" not in item
@@ -638,7 +642,7 @@ class FakePacing:
             return Reservation(tuple((first + n * interval) / 1e6 for n in range(count)))
         if "paused" in item:
             return Reservation((), 60)
-        if "broken" in item and not probing:
+        if broken(item):
             return Reservation((), None)
         free_at = max(item.get("shut_until", 0) / 1000, item.get(following, now_us) / 1e6)
         return Reservation((), max(0.0, free_at - now))
@@ -684,9 +688,11 @@ class FakePacing:
         def count(item: Item) -> None:
             item["failing"] = item.get("failing", set()) | set(keys)
 
-        _, item = self._table.update(f"bot:{bot}", lambda _: True, count)
+        counted, item = self._table.update(f"bot:{bot}", lambda item: "broken" not in item, count)
+        if not counted:
+            return True
         failing = len(item["failing"])
-        if failing >= 5 and "broken" not in item:
+        if failing >= 5:
             self.open_breaker(bot, f"{failing} notifications in a row had no definite answer")
         return failing >= 5
 
@@ -840,8 +846,12 @@ class FakeMeter:
     def took(self, what: str, seconds: float) -> None:
         self.times[what].append(seconds)
 
+    def age(self, what: str, seconds: float) -> None:
+        self.times[what].append(seconds)
+
     def count(self, what: str, number: int = 1) -> None:
-        self.counts[what] += number
+        if number:
+            self.counts[what] += number
 
 
 @dataclass(frozen=True)

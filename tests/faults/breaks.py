@@ -91,6 +91,6 @@ BREAKS = {
         "self.ledger.fail(receipt, Reason.UNDELIVERED, postponed=False)\n    self._dead_letter(",
     ),
     "what crashed does not come back": Break(
-        Delivery, "_outcome", "come_back_in=self._uniform(30, 60)", "come_back_in=None"
+        Delivery, "_outcome", "come_back_in=self._again(queued, 30, 60)", "come_back_in=None"
     ),
 }

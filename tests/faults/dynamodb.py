@@ -99,9 +99,9 @@ class SimTable(Table):
     def get(self, key: str) -> Item:
         return self._aws.call(f"{self._table}.get", lambda: dict(self._live(key)))
 
-    def get_many(self, keys: list[str]) -> list[Item]:
-        def read() -> list[Item]:
-            return [dict(item) for key in keys if (item := self._perhaps_stale(key))]
+    def get_many(self, keys: list[str]) -> tuple[list[Item], set[str]]:
+        def read() -> tuple[list[Item], set[str]]:
+            return [dict(item) for key in keys if (item := self._perhaps_stale(key))], set()
 
         return self._aws.call(f"{self._table}.get_many", read)
 

@@ -22,7 +22,7 @@ from moto.sqs import models as moto_queues
 
 from notifier.aws import identities as identities_module
 from notifier.aws import queues
-from notifier.aws.identities import DynamoDbIdentities, forgotten_key
+from notifier.aws.identities import DynamoDbIdentities, UnreadError, forgotten_key
 from notifier.aws.ledger import DynamoDbLedger
 from notifier.aws.pacing import DynamoDbPacing
 from notifier.aws.queues import DeadLettersQueue, RequestsQueue, queued_request
@@ -1624,15 +1624,24 @@ def test_what_dynamodb_leaves_unread_is_read_again_and_then_unknown(
         learn(real, recipient=recipient)
     dynamodb = ShortOfBreath(aws.dynamodb)
 
-    found, _ = real.identities(dynamodb=dynamodb).read(recipients, [])
+    found, states = real.identities(dynamodb=dynamodb).read(recipients[:1], ["default"])
 
-    assert set(found) == set(recipients[:3])
+    assert set(found) == set(recipients[:1])
+    assert states == {}
     assert dynamodb.calls == 3
 
-    nothing, states = real.identities(dynamodb=ShortOfBreath(aws.dynamodb, ever=False)).read(
-        recipients, ["default"]
-    )
-    assert (nothing, states) == ({}, {})
+    dynamodb = ShortOfBreath(aws.dynamodb)
+    found, _ = real.identities(dynamodb=dynamodb).read(recipients[1:3], [])
+    assert set(found) == set(recipients[1:2])
+
+
+def test_who_may_have_been_forgotten_is_not_taken_for_known(real: RealOnes, aws: Aws) -> None:
+    """Nothing else would find the mark."""
+    recipients = [("default", f"+55319999{number:05}") for number in range(4)]
+    dynamodb = ShortOfBreath(aws.dynamodb)
+
+    with pytest.raises(UnreadError):
+        real.identities(dynamodb=dynamodb).read(recipients, [])
 
 
 def test_more_keys_than_dynamodb_takes_at_once(real: RealOnes, aws: Aws) -> None:
@@ -1906,6 +1915,26 @@ def test_five_different_notifications_in_a_row_open_the_breaker(backend: Backend
     assert not pacing.failed("default", ["f"])
 
 
+def test_an_open_breaker_counts_no_more(backend: Backend) -> None:
+    pacing = backend.pacing()
+    pacing.open_breaker("default", "a wrong key")
+
+    assert all(pacing.failed("default", [f"key {number}"]) for number in range(9))
+
+    assert state(backend).failing == 0
+    assert state(backend).broken == "a wrong key"
+
+
+def test_a_number_that_is_down_is_asked_for_its_receipts(backend: Backend) -> None:
+    pacing = backend.pacing()
+    pacing.number_down("default", "payment")
+
+    assert reserve(backend, plan="commands").slots
+    assert reserve(backend, plan="messages") == Reservation((), None)
+    pacing.pause("default")
+    assert reserve(backend, plan="commands") == Reservation((), 60)
+
+
 def test_a_reservation_whose_answer_was_lost_costs_slots_and_breaks_no_plan(
     real: RealOnes, aws: Aws
 ) -> None:
@@ -1999,6 +2028,25 @@ def test_a_bot_that_does_not_work_makes_nobody_fetch_more_often_than_every_ten_s
 
     backend.clock.advance(0.1)
     assert secrets.fresh("late", None).key == KEY
+
+
+def test_while_aws_does_not_answer_the_bots_that_are_known_stay_good(
+    real: RealOnes, aws: Aws, caplog: pytest.LogCaptureFixture
+) -> None:
+    aws.put_bots({"default": {"key": KEY}})
+    bots = real.secrets()
+    known = bots.bots()
+    bot = known["default"]
+    assert isinstance(bot, Bot)
+    aws.secrets_manager.delete_secret(SecretId=aws.secret, ForceDeleteWithoutRecovery=True)
+
+    real.clock.advance(301)
+    assert bots.bots() == known
+    assert bots.fresh("default", bot) == bot
+
+    assert "the bots' secret was not fetched: the known one stays good" in caplog.messages
+    with pytest.raises(ClientError):
+        real.secrets().bots()
 
 
 def test_a_broken_entry_and_a_broken_secret(backend: Backend) -> None:

@@ -12,6 +12,8 @@ from botocore.exceptions import ClientError
 
 import notifier.polling
 from notifier import telemetry
+from notifier.aws.pacing import DynamoDbPacing
+from notifier.aws.table import Table
 from notifier.request import ledger_key
 from tests.integration.conftest import Stack, a_request
 from tests.integration.receipts_stack import Json, ReceiptsStack, SimulatedClock
@@ -314,6 +316,33 @@ def test_while_the_breaker_is_open_nothing_is_asked(
 
     assert asked(stack) == 0
     assert due_in(stack, key, clock) == pytest.approx(-1 * MINUTE, abs=5)
+
+
+def test_while_a_number_is_down_its_receipts_are_asked_for(
+    receipts: ReceiptsStack, stack: Stack, clock: SimulatedClock
+) -> None:
+    """They are what can tell whether it still is."""
+    sent(stack)
+    table = Table(stack.aws.dynamodb, "identities")
+    DynamoDbPacing(table, clock.now).number_down("default", "131042: payment")
+    clock.advance(6 * MINUTE)
+
+    assert receipts.poll() == 1
+
+
+def test_more_is_asked_than_one_page_holds(
+    receipts: ReceiptsStack,
+    stack: Stack,
+    clock: SimulatedClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(notifier.polling, "PAGE", notifier.polling.AT_ONCE)
+    several(stack, 50)
+    clock.advance(6 * MINUTE)
+
+    assert receipts.poll() == 50
+
+    assert asked(stack) == 50
 
 
 def test_a_wrong_key_costs_no_question_its_place(

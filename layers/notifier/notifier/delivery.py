@@ -69,6 +69,8 @@ HISTORY_SECONDS = 3 * 86_400
 FIRST_POLL_SECONDS = 300
 # No request is hidden for longer at a time, so that whatever changes is noticed.
 LONGEST_WAIT_SECONDS = 900.0
+# Only for a slot: so SQS shows it some 700 times in the week after which it is given up.
+LONGEST_PATIENCE_SECONDS = 3600.0
 # A batch that can do nothing holds still for so long: so an outage hides few messages at a time.
 HOLD_STILL_SECONDS = 3.0
 
@@ -294,6 +296,10 @@ class Delivery:
         ]
         verdicts.extend(self._outcome(queued, letter) for queued, letter in letters)
 
+        now = self._clock.now()
+        for verdict in verdicts:
+            if verdict.come_back_in is not None:
+                self._meter.age("oldest_request", now - verdict.queued.published_at)
         if verdicts and all(verdict.outcome in _NOTHING_DONE for verdict in verdicts):
             self._clock.sleep(min(HOLD_STILL_SECONDS, deadline - self._clock.now() - 1))
         return self._told(verdicts)
@@ -453,6 +459,8 @@ class Delivery:
             return
         try:
             self._ask(bot, self._blip.ping)
+        except Throttled as failure:
+            self._shut(bot.name, failure, turn)
         except Failure as failure:
             logger.warning(
                 "the breaker stays open", extra={"bot": bot.name, "problem": failure.detail}
@@ -491,8 +499,11 @@ class Delivery:
         """Publish the changes of status. A record whose change could not be told comes back."""
         events = [verdict.event for verdict in verdicts if verdict.event is not None]
         not_told = self._events.put(events) if events else []
+        self._meter.count("status_event_not_told", len(not_told))
         return [
-            replace(verdict, come_back_in=verdict.come_back_in or self._uniform(5, 30))
+            replace(
+                verdict, come_back_in=verdict.come_back_in or self._again(verdict.queued, 5, 30)
+            )
             if verdict.event is not None and verdict.event in not_told
             else verdict
             for verdict in verdicts
@@ -565,10 +576,8 @@ class Delivery:
         except PutOff as wait:
             self._ledger.release(claim, attempted=False)
             return self._put_off(notification, wait)
-        except ClaimLost:
-            # If it was lost because the recipient was forgotten: nobody else would erase this.
-            self._identities.erase(notification.recipient)
-            return self._verdict(notification, Outcome.PUT_OFF, come_back_in=self._uniform(5, 10))
+        except ClaimLost as lost:
+            return self._lost(notification, lost)
         except Rejected as failure:
             return self._give_up(notification, claim, failure)
         except Transient as failure:
@@ -592,6 +601,11 @@ class Delivery:
         self._meter.took("claimed_to_sent", self._clock.now() - claimed_at)
         event = self._event(notification, Status.SENT, claim.generation)
         return self._verdict(notification, Outcome.SENT, event=event)
+
+    def _lost(self, notification: Notification, lost: ClaimLost) -> Verdict:
+        if lost.forgotten:  # while we looked the recipient up: nobody else would erase it
+            self._identities.erase(notification.recipient)
+        return self._verdict(notification, Outcome.PUT_OFF, come_back_in=self._uniform(5, 10))
 
     def _wanted(self, notification: Notification, bot: Bot | None) -> Bot:
         """Give the bot of a notification that may still be sent.
@@ -801,18 +815,21 @@ class Delivery:
         )
 
     def _throttled(self, notification: Notification, failure: Throttled, turn: Turn) -> Verdict:
-        """Keep everybody away from the bot for the penalty."""
-        asked = failure.retry_after_seconds or self._policy.penalty_seconds
-        seconds = min(asked, LONGEST_PENALTY_SECONDS)
-        bot = notification.request.bot
-        turn.stop(bot, seconds)
-        self._pacing.shut(bot, self._clock.now() + seconds)
+        seconds = self._shut(notification.request.bot, failure, turn)
         return self._verdict(
             notification,
             Outcome.THROTTLED,
             come_back_in=self._uniform(seconds, 1.1 * seconds + 5),
             detail=failure.detail,
         )
+
+    def _shut(self, bot: str, failure: Throttled, turn: Turn) -> float:
+        """Keep everybody away from the bot for the penalty; give its seconds."""
+        asked = failure.retry_after_seconds or self._policy.penalty_seconds
+        seconds = min(asked, LONGEST_PENALTY_SECONDS)
+        turn.stop(bot, seconds)
+        self._pacing.shut(bot, self._clock.now() + seconds)
+        return seconds
 
     def _misconfigured(
         self, notification: Notification, failure: Misconfigured, turn: Turn
@@ -870,10 +887,20 @@ class Delivery:
             Reason.ID_CONFLICT,
             "another request with other content has this id: use a new id for other content",
         )
+        event = self._event(notification, Status.REJECTED, found.generation, Reason.ID_CONFLICT)
+        if not self._told_first(event):
+            again = self._again(notification.queued, 5, 30)
+            return self._verdict(notification, Outcome.PUT_OFF, come_back_in=again)
         # Without a generation: a redrive of it must not take the place of the one that has the id.
         self._dead_letter(notification, failure, None, "claim", 0)
-        event = self._event(notification, Status.REJECTED, found.generation, Reason.ID_CONFLICT)
-        return self._verdict(notification, Outcome.DEAD_LETTER, reason=failure.reason, event=event)
+        return self._verdict(notification, Outcome.DEAD_LETTER, reason=failure.reason)
+
+    def _told_first(self, event: StatusEvent) -> bool:
+        """Tell before the letter is put, where the ledger keeps none from being put twice."""
+        if self._events.put([event]):
+            self._meter.count("status_event_not_told")
+            return False
+        return True
 
     def _dead_letter(
         self,
@@ -902,6 +929,21 @@ class Delivery:
 
     def _set_aside(self, queued: QueuedRequest, failure: Unusable) -> Verdict:
         """Keep a request that cannot be understood. It has no place in the ledger."""
+        if failure.notification_id is not None:
+            bot = failure.bot or "default"
+            event = StatusEvent(
+                key=ledger_key(bot, failure.notification_id),
+                notification_id=failure.notification_id,
+                bot=bot,
+                status=Status.REJECTED,
+                generation=0,
+                time=self._clock.now(),
+                reason=failure.reason,
+                metadata={},
+                correlation_id=failure.correlation_id,
+            )
+            if not self._told_first(event):
+                return Verdict(queued, Outcome.PUT_OFF, come_back_in=self._again(queued, 5, 30))
         self._dead_letters.put(
             queued.body,
             failure.reason,
@@ -929,21 +971,7 @@ class Delivery:
             "detail": failure.detail,
         }
         logger.warning("dead letter", extra=facts)
-        event = None
-        if failure.notification_id is not None:
-            bot = failure.bot or "default"
-            event = StatusEvent(
-                key=ledger_key(bot, failure.notification_id),
-                notification_id=failure.notification_id,
-                bot=bot,
-                status=Status.REJECTED,
-                generation=0,
-                time=self._clock.now(),
-                reason=failure.reason,
-                metadata={},
-                correlation_id=failure.correlation_id,
-            )
-        return Verdict(queued, Outcome.DEAD_LETTER, reason=failure.reason, event=event)
+        return Verdict(queued, Outcome.DEAD_LETTER, reason=failure.reason)
 
     def _event(
         self,
@@ -966,8 +994,30 @@ class Delivery:
 
     def _put_off(self, notification: Notification, wait: PutOff) -> Verdict:
         if wait.seconds is not None:
-            return self._verdict(notification, Outcome.PUT_OFF, come_back_in=wait.seconds)
+            patience = self._patience(notification) if wait.seconds else 0.0
+            return self._verdict(
+                notification,
+                Outcome.PUT_OFF,
+                come_back_in=wait.seconds + self._uniform(0, patience),
+            )
         return self._verdict(notification, Outcome(wait.still), come_back_in=self._breaker_wait())
+
+    def _patience(self, notification: Notification) -> float:
+        """Give by how much a wait for a slot may be longer than the slot is away.
+
+        Who has waited for long can wait for longer: else each request of a backlog of days would
+        come by every few seconds, and SQS takes what it has shown a thousand times for dead.
+        """
+        now = self._clock.now()
+        waited = now - notification.queued.published_at
+        valid_until = notification.request.valid_until
+        left = valid_until.timestamp() - now if valid_until is not None else waited
+        return max(0.0, min(LONGEST_PATIENCE_SECONDS, waited / 30, left / 30))
+
+    def _again(self, queued: QueuedRequest, least: float, most: float) -> float:
+        """Give a wait that doubles with every visit, where nothing counts attempts."""
+        factor = min(2.0 ** min(queued.receives - 1, 16), LONGEST_WAIT_SECONDS / most)
+        return self._uniform(factor * least, factor * most)
 
     def _verdict(
         self,
@@ -1011,8 +1061,10 @@ class Delivery:
         if notification is not None:
             request = notification.request
             facts |= {"notification_id": request.id, "bot": request.bot, "key": notification.key}
+            if request.correlation_id is not None:
+                facts["correlation_id"] = request.correlation_id
         logger.error("delivery crashed", extra=facts)
-        return Verdict(queued, Outcome.CRASHED, come_back_in=self._uniform(30, 60))
+        return Verdict(queued, Outcome.CRASHED, come_back_in=self._again(queued, 30, 60))
 
 
 def _understood(queued: QueuedRequest) -> Notification:

@@ -21,9 +21,9 @@ from notifier.turn import LONGEST_PENALTY_SECONDS, SLOT_HORIZON_SECONDS, Clock
 logger = logging.getLogger(__name__)
 
 # So many questions are under way together.
-AT_ONCE = 10
-# More than one run can ask.
-MOST = 1000
+AT_ONCE = 20
+# So many are read at a time: whole rounds, so that the next page is read when this one was asked.
+PAGE = 50 * AT_ONCE
 KEPT_SECONDS = 3 * 86_400
 # The last question comes so long before BLiP forgets.
 LAST_QUESTION_SECONDS = 3600
@@ -89,7 +89,7 @@ class Polling:
             return 0
         # Round and round, so that a bot with much to ask for does not keep the others waiting.
         waiting: deque[tuple[Bot, Iterator[tuple[Poll, ...]]]] = deque(
-            (bot, batched(self.ledger.due(bot.name, MOST), AT_ONCE, strict=False))
+            (bot, batched(self._due(bot.name), AT_ONCE, strict=False))
             for bot in bots.values()
             if isinstance(bot, Bot) and bot.receipts == "history"
         )
@@ -102,6 +102,13 @@ class Polling:
             if some and answered == len(some):
                 waiting.append((bot, due))
         return asked
+
+    def _due(self, bot: str) -> Iterator[Poll]:
+        """Give what is due, page after page: what was asked about is not due any more."""
+        while polls := self.ledger.due(bot, PAGE):
+            yield from polls
+            if len(polls) < PAGE:
+                return
 
     def _round(self, bot: Bot, due: Sequence[Poll], deadline: float) -> int:
         """Ask about a few messages side by side; give the number of those that BLiP answered."""

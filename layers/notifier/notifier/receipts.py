@@ -41,7 +41,7 @@ class Ledger(Protocol):
     """Of the ledger, what receipts need."""
 
     def read(self, key: str) -> Standing | None: ...
-    def advance(self, receipt: Receipt) -> bool: ...
+    def advance(self, receipt: Receipt) -> bool | None: ...
     def fail(self, receipt: Receipt, reason: Reason, *, postponed: bool) -> bool: ...
 
 
@@ -123,6 +123,8 @@ class Receipts:
         """
         if receipt.status not in self.told:
             moved = self.ledger.advance(receipt)
+            if moved is None:
+                return Effect.FOREIGN
             return Effect.MOVED if moved else Effect.REPEATED
         standing = self.ledger.read(receipt.key)
         if standing is None:

@@ -248,7 +248,15 @@ type Plan = Literal["messages", "commands"]
 
 
 class ClaimLost(Exception):  # noqa: N818 - no error: somebody else has the notification now
-    """A write that holds only under our claim came after the claim had ended."""
+    """A write that holds only under our claim came after the claim had ended.
+
+    Attributes:
+        forgotten: because somebody had the recipient forgotten.
+    """
+
+    def __init__(self, key: str, *, forgotten: bool = False) -> None:
+        super().__init__(key)
+        self.forgotten = forgotten
 
 
 class Undelivered(StrEnum):

@@ -7,6 +7,9 @@
     look_up, look_up_without_send   how often BLiP was asked, and how often no send followed:
                            many of those get a number banned
 
+    oldest_request         how old a request is that has to come back
+    status_event_not_told  changes of status that EventBridge did not take
+
 and every outcome of `delivery`, every effect of `receipts`, `webhook_…`,
 `receipts_polled` and `redriven`.
 """
@@ -36,6 +39,10 @@ class Meter:
     def took(self, what: str, seconds: float) -> None:
         """Note how long something took."""
         self._measured.append((what, MetricUnit.Milliseconds, 1000 * seconds))
+
+    def age(self, what: str, seconds: float) -> None:
+        """Note how old something is, in seconds, as SQS measures it."""
+        self._measured.append((what, MetricUnit.Seconds, seconds))
 
     def count(self, what: str, number: int = 1) -> None:
         """Note that something happened."""

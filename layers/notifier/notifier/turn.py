@@ -37,6 +37,9 @@ class Meter(Protocol):
     def took(self, what: str, seconds: float) -> None:
         """Note how long something took."""
 
+    def age(self, what: str, seconds: float) -> None:
+        """Note how old something is."""
+
     def count(self, what: str, number: int = 1) -> None:
         """Note that something happened."""
 

@@ -38,6 +38,10 @@ FORGOTTEN_SECONDS = 15 * 86_400
 type Recipient = tuple[str, str]
 
 
+class UnreadError(Exception):
+    """DynamoDB is too busy to answer: the batch comes back."""
+
+
 class DynamoDbIdentities:
     """The identities' table with this sandbox's memory in front. Thread-safe."""
 
@@ -65,6 +69,9 @@ class DynamoDbIdentities:
 
         What the table leaves unread is simply not known: a lease, or a reservation, finds it.
         Whether somebody was forgotten is never remembered, but read each time.
+
+        Raises:
+            UnreadError: DynamoDB did not say whether somebody was forgotten.
         """
         known: dict[Recipient, Identity] = {}
         wanted: dict[str, Recipient] = {}
@@ -78,7 +85,10 @@ class DynamoDbIdentities:
         states = {bot_key(bot): bot for bot in bots}
         found: dict[str, BotState] = {}
         forgotten: dict[Recipient, Identity] = {}
-        for item in self._table.get_many([*states, *wanted, *marks]):
+        items, unread = self._table.get_many([*marks, *states, *wanted])
+        if unread & marks.keys():
+            raise UnreadError
+        for item in items:
             if item["key"] in states:
                 found[states[item["key"]]] = bot_state(item)
             elif item["key"] in marks:

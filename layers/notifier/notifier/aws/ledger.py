@@ -248,7 +248,7 @@ class DynamoDbLedger:
             },
         )
         if found.get("token") != claim.token:
-            raise ClaimLost(claim.key)
+            raise ClaimLost(claim.key, forgotten="forgotten" in found)
         return _claim(found)
 
     def settle_sent(self, claim: Claim, poll_at: float | None) -> None:
@@ -328,8 +328,10 @@ class DynamoDbLedger:
             claim.key, "REMOVE #token, lease_until", "#token = :token", {":token": claim.token}
         )
 
-    def advance(self, receipt: Receipt) -> bool:
+    def advance(self, receipt: Receipt) -> bool | None:
         """Move the status forward as far as the receipt says; tell whether it moved.
+
+        None: the ledger holds nothing of it.
 
         That the person has it is true whatever the generation, and final. Everything else counts
         for the current generation only; of an older one it is kept on the timeline.
@@ -356,7 +358,7 @@ class DynamoDbLedger:
         )
         if not moved and found.get("generation", 0) > receipt.generation:
             self._note(receipt)
-        return moved
+        return moved if found else None
 
     def fail(self, receipt: Receipt, reason: Reason, *, postponed: bool) -> bool:
         """Record that a message was not delivered; what follows from it is done already."""

@@ -41,6 +41,7 @@ _NOT_SHUT = (
     "(attribute_not_exists(shut_until) OR shut_until <= :now_ms) AND attribute_not_exists(paused)"
 )
 _NOT_BROKEN = "attribute_not_exists(broken)"
+_NOT_BROKEN_OR_NUMBER_DOWN = f"({_NOT_BROKEN} OR attribute_exists(number_down_at))"
 
 
 def bot_key(bot: str) -> str:
@@ -80,7 +81,9 @@ class DynamoDbPacing:
         now_us = round(now * MICROSECONDS)
         taken = round(count * interval)
         times = {":now": now_us, ":now_ms": milliseconds(now)}
-        allowed = _NOT_SHUT if probing else f"{_NOT_SHUT} AND {_NOT_BROKEN}"
+        # A number that is down answers questions: its receipts are what can tell that it still is.
+        open_enough = _NOT_BROKEN if plan == "messages" else _NOT_BROKEN_OR_NUMBER_DOWN
+        allowed = _NOT_SHUT if probing else f"{_NOT_SHUT} AND {open_enough}"
 
         following = f"next_{plan}_at"
         idle, item = self._table.update(
@@ -102,7 +105,8 @@ class DynamoDbPacing:
         state = bot_state(item)
         if state.paused:
             return Reservation((), PAUSED_SECONDS)
-        if state.broken and not probing:
+        answers = plan == "commands" and "number_down_at" in item
+        if state.broken and not probing and not answers:
             return Reservation((), None)
         free_at = max(state.shut_until, item.get(following, now_us) / MICROSECONDS)
         return Reservation((), max(0.0, free_at - now))
@@ -167,14 +171,18 @@ class DynamoDbPacing:
     def failed(self, bot: str, keys: "Iterable[str]") -> bool:
         """Count notifications that failed without a definite answer; tell whether it was enough.
 
-        A set: the same notification again counts once.
+        A set: the same notification again counts once. An open breaker counts no more.
         """
-        _, item = self._table.update(bot_key(bot), "ADD failing :keys", "", {":keys": set(keys)})
-        enough = len(item["failing"]) >= FAILING_IN_A_ROW
-        if enough and "broken" not in item:
-            count = len(item["failing"])
-            self.open_breaker(bot, f"{count} notifications in a row had no definite answer")
-        return enough
+        counted, item = self._table.update(
+            bot_key(bot), "ADD failing :keys", _NOT_BROKEN, {":keys": set(keys)}
+        )
+        if not counted:
+            return True
+        count = len(item["failing"])
+        if count < FAILING_IN_A_ROW:
+            return False
+        self.open_breaker(bot, f"{count} notifications in a row had no definite answer")
+        return True
 
     def pause(self, bot: str) -> None:
         """Keep a bot still until it is resumed: nothing is looked up, sent or asked."""

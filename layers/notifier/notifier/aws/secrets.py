@@ -1,14 +1,20 @@
 """The bots' secret in Secrets Manager, cached for five minutes. Nothing of it is ever logged."""
 
+import logging
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from botocore.exceptions import BotoCoreError, ClientError
+
 from notifier.bots import Bot, Bots, BrokenBot, parse_bots
+from notifier.failures import crash_facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mypy_boto3_secretsmanager import SecretsManagerClient
+
+logger = logging.getLogger(__name__)
 
 CACHED_SECONDS = 300.0
 # However many requests ask for a bot that is not there or not accepted, the secret is not
@@ -55,7 +61,20 @@ class SecretsManagerBots:
     def _not_older_than(self, seconds: float) -> Bots:
         with self._lock:
             if self._now() - self._fetched_at > seconds:
-                answer = self._secrets_manager.get_secret_value(SecretId=self._secret)
-                self._bots = parse_bots(answer["SecretString"])
-                self._fetched_at = self._now()
+                self._fetch()
             return self._bots
+
+    def _fetch(self) -> None:
+        """Fetch the secret. While AWS does not answer, the bots that we have stay good."""
+        try:
+            answer = self._secrets_manager.get_secret_value(SecretId=self._secret)
+        except (BotoCoreError, ClientError) as error:
+            if not self._bots:
+                raise
+            logger.error(
+                "the bots' secret was not fetched: the known one stays good",
+                extra=crash_facts(error),
+            )
+        else:
+            self._bots = parse_bots(answer["SecretString"])
+        self._fetched_at = self._now()

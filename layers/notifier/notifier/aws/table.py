@@ -42,12 +42,14 @@ class Table:
         )
         return _item(answer.get("Item", {}))
 
-    def get_many(self, keys: list[str]) -> list[Item]:
+    def get_many(self, keys: list[str]) -> tuple[list[Item], set[str]]:
         """Read what there is under these keys, in any order, perhaps a moment old.
 
-        What DynamoDB leaves unread after READ_TRIES is missing: to the caller it is unknown.
+        Returns:
+            The items, and the keys that DynamoDB left unread after READ_TRIES.
         """
         items: list[Item] = []
+        unread: set[str] = set()
         for start in range(0, len(keys), MOST_KEYS):
             some = keys[start : start + MOST_KEYS]
             left: Any = {self._name: {"Keys": [{"key": {"S": key}} for key in some]}}
@@ -57,7 +59,8 @@ class Table:
                 left = answer.get("UnprocessedKeys")
                 if not left:
                     break
-        return items
+            unread |= {key["key"]["S"] for key in left.get(self._name, {}).get("Keys", ())}
+        return items, unread
 
     def scan(
         self, condition: str, values: dict[str, Any], attributes: list[str], after: str | None

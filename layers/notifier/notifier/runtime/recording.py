@@ -83,6 +83,7 @@ class RecordReceipt:
             try:
                 effects.append(self._receipts.record(about))
             except NotTold:
+                self._meter.count("status_event_not_told")
                 failed.append(record_id)
             except Exception as crash:  # noqa: BLE001 - whatever it was, it hurts this one only
                 facts = {"key": about.key, "record_id": record_id, **crash_facts(crash)}
