@@ -307,7 +307,7 @@ def _beside(answer: Json) -> str:
         return ""
     return (
         f"; about {answer['hidden']} more are being looked at by somebody else, or were by a run"
-        " that broke off: they can be seen again within five minutes"
+        " that broke off: they can be seen again within a quarter of an hour"
     )
 
 

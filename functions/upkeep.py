@@ -12,6 +12,7 @@ from notifier.aws.table import Table
 from notifier.blip.client import BlipClient
 from notifier.bots import Bot, BotsSecretError, BrokenBot, parse_bots
 from notifier.failures import Failure
+from notifier.request import Unusable, parse
 
 
 class Resources(Protocol):
@@ -46,9 +47,17 @@ def publish(stack: Resources, files: Iterable[Path]) -> int:
         except (OSError, UnicodeDecodeError) as error:
             raise UpkeepError(f"{file} cannot be read: {error}") from None
         for body in text.splitlines() if file.suffix == ".jsonl" else [text]:
-            sqs.send_message(QueueUrl=queue, MessageBody=body)
+            sqs.send_message(QueueUrl=queue, MessageBody=body, MessageGroupId=_group(body))
             published += 1
     return published
+
+
+def _group(body: str) -> str:
+    """Give the group that SQS's fair queues go by: the bot."""
+    try:
+        return parse(body).request.bot
+    except Unusable as failure:
+        return failure.bot or "default"
 
 
 def pause(stack: Resources, bot: str) -> None:

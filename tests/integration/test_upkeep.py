@@ -38,6 +38,9 @@ def test_files_are_published_as_they_stand(stack: Stack, tmp_path: Path) -> None
 
     assert publish(Deployed(stack.aws), [one, several]) == 3
 
+    groups = [call["MessageGroupId"] for name, call in stack.aws.calls if name == "SendMessage"]
+    assert set(groups) == {"default"}
+
     bodies = [record["body"] for record in stack.receive()]
     assert sorted(bodies) == sorted(['{"id":\n "order-1"}\n', '{"id": "order-2"}', "not JSON"])
 

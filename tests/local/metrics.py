@@ -77,7 +77,7 @@ class Metrics:
             name: resources[name] for name, kind, _ in properties if kind == "AWS::SQS::Queue"
         }
         self._watched = {
-            alarm["MetricName"]
+            alarm["MetricName"]: alarm["Statistic"]
             for _, kind, alarm in properties
             if kind == "AWS::CloudWatch::Alarm" and alarm["Namespace"] == NAMESPACE
         }
@@ -127,7 +127,10 @@ class Metrics:
         return {VISIBLE: visible, HIDDEN: hidden, AGE: age}
 
     def _of_functions(self) -> Counter[str]:
-        """Add up what the functions have measured since the last time, from their log."""
+        """Give what the functions have measured since the last time, from their log.
+
+        Added up, but of what an alarm looks at for its maximum that.
+        """
         measured: Counter[str] = Counter()
         with self._log.open("rb") as log:
             log.seek(self._read)
@@ -137,8 +140,11 @@ class Metrics:
                 self._read += len(line)
                 if line.startswith(b'{"_aws"'):
                     for name in _names(emf := json.loads(line)):
-                        value = emf[name]
-                        measured[name] += sum(value) if isinstance(value, list) else value
+                        values = emf[name] if isinstance(emf[name], list) else [emf[name]]
+                        if self._watched.get(name) == "Maximum":
+                            measured[name] = max(measured[name], *values)
+                        else:
+                            measured[name] += sum(values)
         return measured
 
     def _run(self) -> None:

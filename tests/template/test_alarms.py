@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from notifier import telemetry
-from notifier.delivery import Outcome
+from notifier.delivery import LONGEST_PATIENCE_SECONDS, Outcome
 from notifier.receipts import Effect
 from tests.template.transformed import ROOT, Template
 
@@ -15,6 +15,9 @@ ALARMS = [
     "DeadLettersAlarm",
     "OldestDeadLetterAlarm",
     "OldestRequestAlarm",
+    "WaitingRequestsAlarm",
+    "StatusEventsAlarm",
+    "WebhookAlarm",
     "ReceiptsDeadLettersAlarm",
     "BotShutAlarm",
     "CrashesAlarm",
@@ -94,8 +97,11 @@ def test_dead_letters_are_not_deleted_unnoticed(template: Template) -> None:
     assert alarm["Threshold"] == kept - 2 * 86_400
 
 
-def test_one_dead_letter_is_enough_also_while_somebody_reads_it(template: Template) -> None:
-    alarm = template.properties("DeadLettersAlarm")
+@pytest.mark.parametrize("queue", ["DeadLettersQueue", "ReceiptsDeadLettersQueue"])
+def test_one_dead_letter_is_enough_also_while_somebody_reads_it(
+    template: Template, queue: str
+) -> None:
+    alarm = template.properties(queue.replace("Queue", "Alarm"))
     (total,) = [metric for metric in alarm["Metrics"] if metric.get("ReturnData", True)]
     watched: dict[str, dict[str, Any]] = {
         metric["Id"]: metric["MetricStat"] for metric in alarm["Metrics"] if metric is not total
@@ -111,7 +117,7 @@ def test_one_dead_letter_is_enough_also_while_somebody_reads_it(template: Templa
     for stat in watched.values():
         assert (stat["Metric"]["Namespace"], stat["Stat"]) == ("AWS/SQS", "Maximum")
         assert stat["Metric"]["Dimensions"] == [
-            {"Name": "QueueName", "Value": {"Fn::GetAtt": ["DeadLettersQueue", "QueueName"]}}
+            {"Name": "QueueName", "Value": {"Fn::GetAtt": [queue, "QueueName"]}}
         ]
 
 
@@ -131,18 +137,17 @@ def test_requests_that_nobody_takes_are_noticed(template: Template) -> None:
     assert alarm["EvaluationPeriods"] == 1
 
 
-def test_one_receipt_that_cannot_be_recorded_is_enough(template: Template) -> None:
-    alarm = template.properties("ReceiptsDeadLettersAlarm")
+def test_requests_that_wait_are_noticed_for_as_long_as_they_do(template: Template) -> None:
+    alarm = template.properties("WaitingRequestsAlarm")
 
-    assert (alarm["Namespace"], alarm["MetricName"], alarm["Statistic"]) == (
-        "AWS/SQS",
-        "ApproximateNumberOfMessagesVisible",
+    assert (alarm["Namespace"], alarm["MetricName"]) == (telemetry.NAMESPACE, "oldest_request")
+    assert alarm["Dimensions"] == [{"Name": "service", "Value": telemetry.SERVICE}]
+    assert (alarm["Statistic"], alarm["Threshold"]) == (
         "Maximum",
+        {"Ref": "OldestRequestAlarmSeconds"},
     )
-    assert alarm["Dimensions"] == [
-        {"Name": "QueueName", "Value": {"Fn::GetAtt": ["ReceiptsDeadLettersQueue", "QueueName"]}}
-    ]
-    assert (alarm["ComparisonOperator"], alarm["Threshold"]) == ("GreaterThanThreshold", 0)
+    assert alarm["DatapointsToAlarm"] == 1
+    assert alarm["EvaluationPeriods"] * alarm["Period"] >= LONGEST_PATIENCE_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -152,16 +157,18 @@ def test_one_receipt_that_cannot_be_recorded_is_enough(template: Template) -> No
         ("BotMisconfiguredAlarm", Outcome.MISCONFIGURED),
         ("UnknownOutcomesAlarm", Outcome.UNKNOWN),
         ("CrashesAlarm", Outcome.CRASHED),
+        ("StatusEventsAlarm", "status_event_not_told"),
+        ("WebhookAlarm", "webhook_unauthorized"),
     ],
 )
 def test_alarms_on_our_own_metrics_watch_what_is_counted(
-    template: Template, alarm: str, outcome: Outcome
+    template: Template, alarm: str, outcome: str
 ) -> None:
     properties = template.properties(alarm)
 
     assert (properties["Namespace"], properties["MetricName"]) == (
         telemetry.NAMESPACE,
-        outcome.value,
+        str(outcome),
     )
     assert properties["Dimensions"] == [{"Name": "service", "Value": telemetry.SERVICE}]
     assert properties["Statistic"] == "Sum"
@@ -176,4 +183,4 @@ def test_the_dashboard_shows_every_outcome_and_every_function(template: Template
     for effect in Effect:
         assert f'"{effect}"' in shown
     for function in template.resources("AWS::Lambda::Function"):
-        assert f"${{{function}}}" in shown
+        assert shown.count(f"${{{function}}}") == 3  # duration, errors, throttles

@@ -82,7 +82,7 @@ class RequestsQueue:
             try:
                 answer = self._sqs.change_message_visibility_batch(
                     QueueUrl=self._url,
-                    Entries=entries[start : start + BATCH],  # type: ignore[arg-type] # as above
+                    Entries=entries[start : start + BATCH],  # type: ignore[arg-type] # plain dicts
                 )
             except (BotoCoreError, ClientError) as error:
                 logger.error("requests not hidden", extra=crash_facts(error))
