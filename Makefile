@@ -86,7 +86,7 @@ template: setup ## the transformed template: lint and what no linter checks
 	$(PYTHON) -m pytest -q tests/template $(ARGS)
 
 e2e: setup ## the template built and deployed into the local AWS
-	$(PYTHON) -m pytest -q tests/e2e $(ARGS)
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile tests/e2e $(ARGS)
 
 bench: setup ## against a textbook handler and the floor: time, CPU, calls, memory (ten minutes; leave the machine alone)
 	@PYTHONPATH=layers/notifier $(PYTHON) -m tests.benchmarks $(ARGS)
