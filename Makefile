@@ -74,7 +74,7 @@ integration: setup ## conditions, timeouts, handlers whole; moto and the simulat
 
 faults-short: setup ## nothing lost, nothing twice: simulated faults and real ones, in a short form
 	$(PYTHON) -m pytest -q -n auto tests/faults --ignore tests/faults/test_deployed.py $(ARGS)
-	$(PYTHON) -m pytest -q -n 2 tests/faults/test_deployed.py $(ARGS)
+	$(PYTHON) -m pytest -q -n 3 tests/faults/test_deployed.py $(ARGS)
 
 faults: setup ## the same at full size, in three quarters of an hour; prints a table (ARGS=words: some rows)
 	@PYTHONPATH=layers/notifier $(PYTHON) -m tests.faults $(ARGS)
@@ -86,7 +86,7 @@ template: setup ## the transformed template: lint and what no linter checks
 	$(PYTHON) -m pytest -q tests/template $(ARGS)
 
 e2e: setup ## the template built and deployed into the local AWS
-	$(PYTHON) -m pytest -q tests/e2e $(ARGS)
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile tests/e2e $(ARGS)
 
 bench: setup ## against a textbook handler and the floor: time, CPU, calls, memory (ten minutes; leave the machine alone)
 	@PYTHONPATH=layers/notifier $(PYTHON) -m tests.benchmarks $(ARGS)
