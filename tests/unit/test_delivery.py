@@ -1728,6 +1728,7 @@ def test_for_a_penalty(world: World) -> None:
         (0, None, 0),
         (600, None, 20),
         (DAY, None, 2880),
+        (600, DAY, 20),
         (6 * DAY, None, 3600),  # it is to be noticed within the hour that the plan has grown
         (DAY, 300, 10),  # who is soon too late comes by more often
     ],
@@ -1764,7 +1765,7 @@ def test_what_cannot_be_told_is_tried_less_and_less_often(
 def test_a_letter_that_leaves_no_mark_is_put_once_however_often_its_event_is_refused(
     world: World, kind: str
 ) -> None:
-    sandbox, first = world.sandbox(), request(id="order-1")
+    sandbox, first = world.sandbox(uniform=Spread()), request(id="order-1")
     sandbox.deliver(first)
     world.events.told.clear()
     world.events.refuses = lambda _: True
@@ -1772,8 +1773,9 @@ def test_a_letter_that_leaves_no_mark_is_put_once_however_often_its_event_is_ref
 
     for _ in range(3):
         (verdict,) = sandbox.deliver(bad)
-        assert outcome(verdict) == "put_off"
+        assert (outcome(verdict), verdict.come_back_in) == ("put_off", 30)
     assert world.dead_letters.letters == []
+    assert world.meter.counts["status_event_not_told"] == 3
 
     world.events.refuses = lambda _: False
     (verdict,) = sandbox.deliver(bad)
@@ -1796,12 +1798,25 @@ def test_a_throttled_probe_shuts_the_bot_for_everybody(world: World) -> None:
     sandbox.pacing.open_breaker("default", "no answer")
     world.blip.before_ping = always(lambda: Throttled("too fast", retry_after_seconds=90))
 
-    sandbox.deliver(request())
+    (verdict,) = sandbox.deliver(request())
 
+    assert (outcome(verdict), world.blip.sent) == ("put_off", [])
     for _ in range(3):
         world.clock.advance(28)
         sandbox.deliver(request())
     assert world.blip.pings == 1
+
+
+@pytest.mark.parametrize(("seconds", "pings"), [(11.9, 0), (12.1, 1)])
+def test_no_probe_starts_that_cannot_end(world: World, seconds: float, pings: int) -> None:
+    world.identities_table.items["bot:default"] = {"broken": "no answer"}
+    world.blip.before_ping = always(lambda: Transient("busy"))
+
+    (verdict,) = world.sandbox().deliver(request(), seconds=seconds)
+
+    assert world.blip.pings == pings
+    if not pings:  # another sandbox can try at once
+        assert (outcome(verdict), verdict.come_back_in) == ("put_off", 0)
 
 
 def test_for_a_breaker(world: World) -> None:

@@ -543,19 +543,25 @@ def test_the_breaker_is_logged_when_it_opens_stays_and_closes(
     assert logged(caplog, "the bot works again") == {"bot": "default"}
 
 
+@pytest.mark.parametrize("at", ["the claim", "the send"])
 def test_a_crash_is_logged_by_type_and_place(
-    world: World, caplog: pytest.LogCaptureFixture
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
-    def crash(_: Bot) -> None:
+    def crash(*_: Any) -> Any:
         raise RuntimeError(json.dumps(REQUEST))
 
-    world.blip.before_send = crash
+    sandbox = world.sandbox()
+    if at == "the claim":
+        monkeypatch.setattr(sandbox.ledger, "claim", crash)
+    else:
+        world.blip.before_send = crash
     queued = world.queued(REQUEST)
 
-    world.sandbox().deliver(queued)
+    sandbox.deliver(queued)
 
     facts = logged(caplog, "delivery crashed")
     assert (facts["record_id"], facts["error"]) == (queued.record_id, "RuntimeError")
     assert "test_told.py" in str(facts["stack"])
     assert (facts["notification_id"], facts["bot"], facts["key"]) == ("order-1", "default", KEY)
+    assert facts["correlation_id"] == "trace-1"
     assert str(REQUEST["to"]) not in str(facts)
