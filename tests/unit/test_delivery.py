@@ -1784,6 +1784,24 @@ def test_a_letter_that_leaves_no_mark_is_put_once_however_often_its_event_is_ref
     assert [event.reason for event in world.events.told] == [kind]
 
 
+def test_a_letter_that_cannot_be_put_comes_back_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox = world.sandbox()
+
+    def broken(*_: object, **__: object) -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr(world.dead_letters, "put", broken)
+    letter = world.queued("not JSON")
+
+    verdicts = {verdict.queued: verdict for verdict in sandbox.deliver(request(), letter)}
+
+    assert sorted(map(outcome, verdicts.values())) == ["crashed", "sent"]
+    assert outcome(verdicts[letter]) == "crashed"
+    assert verdicts[letter].come_back_in is not None
+
+
 def test_how_old_is_what_has_to_come_back_is_measured(world: World) -> None:
     sandbox = world.sandbox()
     sandbox.pacing.pause("default")
