@@ -56,7 +56,7 @@ forget: setup ## find what is held about a number; ARGS=--yes erases it (TO=+55â
 	@$(PYTHON) -m functions forget $(STACK_OPTION) $(ARGS)
 
 pause: ## keep a bot still (BOT=name; STACK=name)
-resume: ## let a paused bot go on (BOT=name; STACK=name)
+resume: ## let a bot go on that is paused or shut (BOT=name; STACK=name)
 check-bot: ## try a bot's key, URL and channel (BOT=name; STACK=name)
 pause resume check-bot: setup
 	@$(PYTHON) -m functions $@ $(BOT) $(STACK_OPTION) $(ARGS)

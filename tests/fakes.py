@@ -612,7 +612,14 @@ class FakePacing:
         self.reservations: list[tuple[str, Plan, int]] = []
 
     def reserve(
-        self, bot: Bot, plan: Plan, count: int, horizon: float, *, probing: bool = False
+        self,
+        bot: Bot,
+        plan: Plan,
+        count: int,
+        horizon: float,
+        *,
+        probing: bool = False,
+        asking: bool = False,
     ) -> Reservation:
         self.reservations.append((bot.name, plan, count))
         per_second = bot.messages_per_second if plan == "messages" else bot.commands_per_second
@@ -622,7 +629,7 @@ class FakePacing:
         following = f"next_{plan}_at"
 
         def broken(item: Item) -> bool:
-            answers = plan == "commands" and "number_down_at" in item
+            answers = asking and "number_down_at" in item
             return "broken" in item and not probing and not answers
 
         def possible(item: Item) -> bool:
@@ -669,14 +676,14 @@ class FakePacing:
 
         self._table.update(f"bot:{bot}", lambda _: True, stop)
 
-    def close_breaker(self, bot: str) -> bool:
+    def close_breaker(self, bot: str, *, sent: bool) -> bool:
         now = _ms(self._now())
         closed, _ = self._table.update(
             f"bot:{bot}",
-            lambda item: "number_down_at" not in item or "tried_at" in item,
+            lambda item: "number_down_at" not in item or (sent and "tried_at" in item),
             lambda item: _drop(item, "broken", "failing", "number_down_at", "tried_at"),
         )
-        if not closed:
+        if sent and not closed:
             tried = {"tried_at": now, "probe_until": now + 600_000}
             self._table.update(f"bot:{bot}", lambda _: True, lambda item: item.update(tried))
         return closed

@@ -1800,7 +1800,7 @@ def test_an_open_breaker_lets_only_a_probe_through(backend: Backend) -> None:
     assert reserve(backend) == Reservation((), None)
     assert pacing.reserve(a_bot(), "messages", 1, HORIZON, probing=True).slots
 
-    pacing.close_breaker("default")
+    pacing.close_breaker("default", sent=True)
     assert state(backend).broken == ""
     assert reserve(backend).slots
 
@@ -1814,7 +1814,7 @@ def test_a_paused_bot_gives_no_slots_to_anybody_until_it_is_resumed(backend: Bac
     assert pacing.reserve(a_bot(), "commands", 1, HORIZON, probing=True).slots == ()
     assert reserve(backend, bot=a_bot(name="clinic")).slots
 
-    pacing.close_breaker("default")
+    pacing.close_breaker("default", sent=True)
     assert state(backend).paused
     pacing.resume("default")
     assert not state(backend).paused
@@ -1835,7 +1835,7 @@ def test_a_breaker_that_opens_again_at_once_is_not_probed_any_sooner(backend: Ba
     pacing = backend.pacing()
     pacing.open_breaker("default", "a wrong key")
     assert pacing.probe("default")
-    pacing.close_breaker("default")
+    pacing.close_breaker("default", sent=True)
     pacing.open_breaker("default", "a wrong key")
 
     assert not pacing.probe("default")
@@ -1855,23 +1855,25 @@ def test_a_number_that_is_down_is_tried_seldom_and_closes_with_the_second_answer
     backend.clock.advance(1)
     assert pacing.probe("default")
 
-    assert not pacing.close_breaker("default")
+    assert not pacing.close_breaker("default", sent=False)  # BLiP refused: no number was tried
+    assert not pacing.close_breaker("default", sent=True)
+    assert not pacing.close_breaker("default", sent=False)
     assert state(backend).broken == "payment"
     backend.clock.advance(599)
     assert not pacing.probe("default")
     backend.clock.advance(1)
     assert pacing.probe("default")
-    assert pacing.close_breaker("default")
+    assert pacing.close_breaker("default", sent=True)
     assert not state(backend).broken
 
 
 def test_a_receipt_after_the_first_answer_begins_anew(backend: Backend) -> None:
     pacing = backend.pacing()
     pacing.number_down("default", "payment")
-    pacing.close_breaker("default")
+    pacing.close_breaker("default", sent=True)
     pacing.number_down("default", "payment")
 
-    assert not pacing.close_breaker("default")
+    assert not pacing.close_breaker("default", sent=True)
     assert state(backend).broken
 
 
@@ -1910,7 +1912,7 @@ def test_five_different_notifications_in_a_row_open_the_breaker(backend: Backend
     assert pacing.failed("default", ["e"])
     assert state(backend).broken
 
-    pacing.close_breaker("default")
+    pacing.close_breaker("default", sent=True)
     assert state(backend).failing == 0
     assert not pacing.failed("default", ["f"])
 
@@ -1929,10 +1931,10 @@ def test_a_number_that_is_down_is_asked_for_its_receipts(backend: Backend) -> No
     pacing = backend.pacing()
     pacing.number_down("default", "payment")
 
-    assert reserve(backend, plan="commands").slots
-    assert reserve(backend, plan="messages") == Reservation((), None)
+    assert pacing.reserve(a_bot(), "commands", 1, HORIZON, asking=True).slots
+    assert reserve(backend, plan="commands") == Reservation((), None)  # nobody is looked up
     pacing.pause("default")
-    assert reserve(backend, plan="commands") == Reservation((), 60)
+    assert not pacing.reserve(a_bot(), "commands", 1, HORIZON, asking=True).slots
 
 
 def test_a_reservation_whose_answer_was_lost_costs_slots_and_breaks_no_plan(
@@ -1964,7 +1966,7 @@ def test_fake_and_real_bot_s_item_cannot_be_told_apart(real: RealOnes) -> None:
             lambda pacing: pacing.shut("default", until),  # noqa: B023
             lambda pacing: pacing.failed("default", keys),  # noqa: B023
             lambda pacing: pacing.probe("default"),
-            lambda pacing: pacing.close_breaker("default"),
+            lambda pacing: pacing.close_breaker("default", sent=True),
             lambda pacing: pacing.open_breaker("default", "why"),
             lambda pacing: pacing.number_down("default", "why"),
             lambda pacing: pacing.answered("default"),

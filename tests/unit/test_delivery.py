@@ -1060,6 +1060,77 @@ def test_what_was_under_way_when_the_breaker_opened_does_not_close_it(world: Wor
     assert (item["broken"], "tried_at" in item) == ("payment", False)
 
 
+def test_a_probe_that_crashes_hurts_its_bot_only(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.bots = {name: {"key": KEY} for name in ("default", "clinic")}
+    sandbox = world.sandbox()
+    sandbox.pacing.open_breaker("default", "nothing works")
+
+    def crash(_: str) -> bool:
+        raise ConnectionError
+
+    monkeypatch.setattr(sandbox.pacing, "probe", crash)
+
+    verdicts = sandbox.deliver(request(), request(bot="clinic"))
+
+    assert sorted(map(outcome, verdicts)) == ["bot_shut", "sent"]
+    assert world.blip.pings == 0
+
+
+def test_a_refusal_is_no_sign_that_a_number_delivers_again(world: World) -> None:
+    world.blip.before_look_up = always(lambda: Rejected(Reason.NOT_A_PHONE_NUMBER, "no", code=61))
+    sandbox = world.sandbox()
+    sandbox.pacing.number_down("default", "payment")
+
+    for number in range(3):
+        world.clock.advance(601)
+        (verdict,) = sandbox.deliver(request(to=f"+55119777766{number:02}"))
+        assert outcome(verdict) == "dead_letter"
+
+    item = world.identities_table.get("bot:default")
+    assert (item["broken"], "tried_at" in item) == ("payment", False)
+
+
+def test_nobody_is_looked_up_while_a_number_is_down(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch may have read the bot's item before."""
+    sandbox = world.sandbox()
+    read = sandbox.identities.read
+
+    def just_before(*arguments: Any) -> Any:
+        found = read(*arguments)
+        sandbox.pacing.number_down("default", "payment")
+        return found
+
+    monkeypatch.setattr(sandbox.identities, "read", just_before)
+
+    sandbox.deliver(request(), request(to=OTHER_PHONE))
+
+    assert (world.blip.look_ups, world.blip.sent) == ([], [])
+
+
+def test_a_settled_unknown_that_cannot_be_told_is_no_crash(world: World) -> None:
+    body = request()
+    world.blip.before_send = raises(Unknown("no answer"))
+    sandbox = world.sandbox()
+    sandbox.deliver(body)
+    key = world.entry(body)["key"]
+    world.blip.stored[key] = [Receipt(key, 1, Status.RECEIVED)]
+    world.events.refuses = lambda _: True
+    world.clock.advance(1000)
+
+    (verdict,) = sandbox.deliver(body)
+
+    assert (outcome(verdict), world.entry(body)["status"]) == ("unsettled", "unknown")
+    assert verdict.come_back_in is not None
+    assert world.meter.counts["status_event_not_told"] == 1
+
+    world.events.refuses = lambda _: False
+    assert outcome(sandbox.deliver(body)[0]) == "settled"
+
+
 def test_bots_that_hang_keep_no_other_waiting(world: World) -> None:
     names = ("hangs", "hangs-too", "clinic")
     world.bots = {name: {"key": KEY} for name in names}
@@ -1719,7 +1790,7 @@ def test_for_a_penalty(world: World) -> None:
     (verdict,) = world.sandbox(uniform=spread).deliver(request())
 
     assert (outcome(verdict), verdict.come_back_in) == ("put_off", 55)
-    assert spread.asked == [(0, 5), (0, 0)]
+    assert spread.asked == [(0, 5)]
 
 
 @pytest.mark.parametrize(

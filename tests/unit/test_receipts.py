@@ -18,8 +18,8 @@ from notifier.aws.events import detail
 from notifier.blip.receipts import FAILED, Envelope, failure_code, kind, receipt, reduced
 from notifier.failures import Reason
 from notifier.lifecycle import Status
-from notifier.receipts import TOLD, Effect, NotTold, Receipts
-from notifier.records import Receipt, StatusEvent, Undelivered
+from notifier.receipts import TOLD, Effect, Receipts
+from notifier.records import NotTold, Receipt, StatusEvent, Undelivered
 from notifier.request import ledger_key, message_id
 from tests.fakes import Item, Sandbox, World, a_request
 
@@ -779,6 +779,25 @@ def test_only_what_speaks_for_the_number_opens_the_breaker(code: int | None) -> 
     assert ("broken" in case.bot) == number_down
     if number_down:
         assert case.bot["broken"] == a_receipt("failed", code).detail
+
+
+def test_what_whatsapp_said_of_an_old_message_says_nothing_of_the_number_now() -> None:
+    case = Case()
+    case.world.clock.advance(3601)
+
+    assert case.record("failed", 131042) is Effect.DEAD_LETTER
+
+    assert "broken" not in case.bot
+
+
+def test_a_receipt_that_cannot_be_told_opens_no_breaker_again_and_again() -> None:
+    case = Case()
+    case.world.events.refuses = lambda _: True
+
+    with pytest.raises(NotTold):
+        case.record("failed", 131042)
+
+    assert "broken" not in case.bot
 
 
 # --- Effects come first ---------------------------------------------------------------------------

@@ -36,6 +36,7 @@ from notifier.records import (
     Identity,
     LookUpLease,
     Notification,
+    NotTold,
     Plan,
     QueuedRequest,
     Receipt,
@@ -67,7 +68,7 @@ LOOK_UP_POLL_SECONDS = 0.1
 HISTORY_SECONDS = 3 * 86_400
 # When the first question for receipts is worth asking (they lag by minutes).
 FIRST_POLL_SECONDS = 300
-# No request is hidden for longer at a time, so that whatever changes is noticed.
+# No request is hidden for longer at a time, but for a slot, so that whatever changes is noticed.
 LONGEST_WAIT_SECONDS = 900.0
 # Only for a slot: so SQS shows it some 700 times in the week after which it is given up.
 LONGEST_PATIENCE_SECONDS = 3600.0
@@ -114,7 +115,7 @@ class Pacing(Protocol):
     ) -> Reservation: ...
     def shut(self, bot: str, until: float) -> None: ...
     def open_breaker(self, bot: str, why: str) -> None: ...
-    def close_breaker(self, bot: str) -> bool: ...
+    def close_breaker(self, bot: str, *, sent: bool) -> bool: ...
     def answered(self, bot: str) -> None: ...
     def failed(self, bot: str, keys: Iterable[str]) -> bool: ...
     def probe(self, bot: str) -> bool: ...
@@ -325,8 +326,10 @@ class Delivery:
             group.append((notification, identity))
 
         verdicts.extend(self._start(ready, bots, states, turn))
-        for probe in probes.values():  # a bot that hangs kept nobody else's waiting
-            probe.result()
+        for name, probe in probes.items():  # a bot that hangs kept nobody else's waiting
+            if crash := probe.exception():
+                logger.error("the probe crashed", extra={"bot": name, **crash_facts(crash)})
+                turn.stop(name, None)
         verdicts.extend(self._start(probed, bots, states, turn))
         self._judge_bots(verdicts, states, identities, turn)
         self._meter.count("look_up", len(turn.looked_up))
@@ -423,11 +426,11 @@ class Delivery:
             raise PutOff(state.shut_until - now + self._uniform(0, 5))
         if state.broken:
             turn.check(bot.name)
-            if bot.name in turn.probing:
+            if bot.name not in turn.probed or bot.name in turn.probing:
                 raise PutOff(None)
             turn.probing.add(bot.name)
         if state.next_message_at > now + SLOT_HORIZON_SECONDS:
-            raise PutOff(state.next_message_at - now)
+            raise PutOff(state.next_message_at - now, for_slot=True)
         return bot
 
     def _probes(
@@ -438,7 +441,7 @@ class Delivery:
     ) -> dict[str, Future[None]]:
         """Start to try the bots whose breakers are open, side by side."""
         now = self._clock.now()
-        return {
+        probes = {
             name: self._threads.submit(self._probe, bot, turn)
             for name, bot in bots.items()
             if isinstance(bot, Bot)
@@ -446,6 +449,8 @@ class Delivery:
             and not state.paused
             and state.shut_until <= now
         }
+        turn.probed.update(probes)
+        return probes
 
     def _probe(self, bot: Bot, turn: Turn) -> None:
         """Try whether a bot works again. If BLiP answers, exactly one notification may go on."""
@@ -485,9 +490,14 @@ class Delivery:
             turn: knows for which bots this was a probe.
         """
         answered, failing = _answers(verdicts, identities)
+        sent = {
+            verdict.notification.request.bot
+            for verdict in verdicts
+            if verdict.notification is not None and verdict.outcome is Outcome.SENT
+        }
         for bot in answered:
             if bot in turn.probing:
-                if self._pacing.close_breaker(bot):
+                if self._pacing.close_breaker(bot, sent=bot in sent):
                     logger.warning("the bot works again", extra={"bot": bot})
             elif states.get(bot, BotState()).failing:
                 self._pacing.answered(bot)
@@ -765,7 +775,13 @@ class Delivery:
         if bot.receipts == "history":
             self._ledger.settle_sent(claim, self._clock.now() + FIRST_POLL_SECONDS)
         known = latest(receipts)
-        self._receipts.record(known)
+        try:
+            self._receipts.record(known)
+        except NotTold:
+            self._meter.count("status_event_not_told")
+            self._ledger.put_back(claim)
+            again = self._again(notification.queued, 5, 30)
+            return self._verdict(notification, Outcome.UNSETTLED, come_back_in=again)
         # Of what goes further, and of a failure, the receipt itself has told.
         event = None
         if known.status in {Status.ACCEPTED, Status.DISPATCHED}:
@@ -994,12 +1010,10 @@ class Delivery:
 
     def _put_off(self, notification: Notification, wait: PutOff) -> Verdict:
         if wait.seconds is not None:
-            patience = self._patience(notification) if wait.seconds else 0.0
-            return self._verdict(
-                notification,
-                Outcome.PUT_OFF,
-                come_back_in=wait.seconds + self._uniform(0, patience),
-            )
+            seconds = wait.seconds
+            if wait.for_slot:
+                seconds += self._uniform(0, self._patience(notification))
+            return self._verdict(notification, Outcome.PUT_OFF, come_back_in=seconds)
         return self._verdict(notification, Outcome(wait.still), come_back_in=self._breaker_wait())
 
     def _patience(self, notification: Notification) -> float:

@@ -44,7 +44,7 @@ class Pacing(Protocol):
     """Keeps every bot to its plan."""
 
     def reserve(
-        self, bot: Bot, plan: Plan, count: int, horizon: float, *, probing: bool = False
+        self, bot: Bot, plan: Plan, count: int, horizon: float, *, asking: bool
     ) -> Reservation: ...
     def shut(self, bot: str, until: float) -> None: ...
 
@@ -112,7 +112,9 @@ class Polling:
 
     def _round(self, bot: Bot, due: Sequence[Poll], deadline: float) -> int:
         """Ask about a few messages side by side; give the number of those that BLiP answered."""
-        slots = self.pacing.reserve(bot, "commands", len(due), SLOT_HORIZON_SECONDS).slots
+        slots = self.pacing.reserve(
+            bot, "commands", len(due), SLOT_HORIZON_SECONDS, asking=True
+        ).slots
         futures = [
             self.threads.submit(self._ask, bot, poll, slot)
             for poll, slot in zip(due, slots, strict=False)

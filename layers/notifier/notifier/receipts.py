@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from notifier.failures import Reason
 from notifier.lifecycle import Status, before
-from notifier.records import Receipt, Standing, StatusEvent, Undelivered
+from notifier.records import NotTold, Receipt, Standing, StatusEvent, Undelivered
 from notifier.request import parse
 from notifier.turn import Meter
 
@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 # A rate limit is over after minutes; SQS delays by a quarter of an hour at most.
 POSTPONED_SECONDS = (300, 900)
+
+# What WhatsApp said of a message that was sent before, it may have said long ago.
+NEWS_SECONDS = 3600
 
 # What upstream hears of by default: `accepted` and `dispatched` mean nothing to a business.
 TOLD = frozenset(
@@ -86,10 +89,6 @@ class StatusEvents(Protocol):
     def put(self, events: Sequence[StatusEvent]) -> list[StatusEvent]: ...
 
 
-class NotTold(Exception):  # noqa: N818 - no error of ours: the receipt comes again
-    """The status event could not be published, so nothing was recorded."""
-
-
 class Effect(StrEnum):
     """What a receipt came to; counted."""
 
@@ -150,17 +149,21 @@ class Receipts:
             case Undelivered.UNREACHABLE:
                 recipient = parse(standing.body).request.to
                 self.identities.forget((standing.bot, recipient))
-            case Undelivered.NUMBER_DOWN:
-                self.pacing.number_down(standing.bot, receipt.detail)
             case Undelivered.LATER if not _is_second_try(standing):
                 return self._postpone(receipt, standing)
             case _:
                 pass
         # In this order: an event told twice has the same id, a dead letter put twice is two.
         self._tell(receipt, standing, Reason.UNDELIVERED)
+        if receipt.undelivered is Undelivered.NUMBER_DOWN and self._is_news(standing):
+            self.pacing.number_down(standing.bot, receipt.detail)
         self._dead_letter(receipt, standing)
         self.ledger.fail(receipt, Reason.UNDELIVERED, postponed=False)
         return Effect.DEAD_LETTER
+
+    def _is_news(self, standing: Standing) -> bool:
+        """Tell whether a receipt may say how the bot's number is now."""
+        return not standing.sent_at or self.now() - standing.sent_at < NEWS_SECONDS
 
     def _postpone(self, receipt: Receipt, standing: Standing) -> Effect:
         """Put the request back for one more generation: the limit was not the message's fault."""

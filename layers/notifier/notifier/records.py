@@ -259,6 +259,10 @@ class ClaimLost(Exception):  # noqa: N818 - no error: somebody else has the noti
         self.forgotten = forgotten
 
 
+class NotTold(Exception):  # noqa: N818 - no error of ours: the receipt comes again
+    """The status event could not be published, so nothing was recorded."""
+
+
 class Undelivered(StrEnum):
     """What follows when a receipt says that a message failed."""
 

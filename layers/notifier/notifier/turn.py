@@ -67,12 +67,16 @@ class PutOff(Exception):  # noqa: N818 - no error: the notification waits, at no
     Attributes:
         seconds: when to come back; None: when the bot may work again.
         still: why that is unknown, where it is.
+        for_slot: others are before it in the bot's plan.
     """
 
-    def __init__(self, seconds: float | None, still: Still = Still.BOT_SHUT) -> None:
+    def __init__(
+        self, seconds: float | None, still: Still = Still.BOT_SHUT, *, for_slot: bool = False
+    ) -> None:
         super().__init__()
         self.seconds = seconds
         self.still = still
+        self.for_slot = for_slot
 
 
 class Slots:
@@ -122,13 +126,15 @@ class Turn:
 
     Attributes:
         lease_until: when every claim of this round ends by itself.
-        probing: the bots whose breaker is open, and of which one notification may try.
+        probed: the bots whose breaker is open, and which are asked whether they work again.
+        probing: those of them of which one notification tries.
         looked_up: the notifications for which BLiP was asked who the recipient is.
         posted: the notifications of which a send was begun.
     """
 
     def __init__(self, deadline: float, reserve: Reserve, clock: Clock) -> None:
         self.lease_until = deadline + CLOCK_SKEW_SECONDS
+        self.probed: set[str] = set()
         self.probing: set[str] = set()
         self.looked_up: set[str] = set()
         self.posted: set[str] = set()

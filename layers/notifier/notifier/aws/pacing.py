@@ -68,9 +68,18 @@ class DynamoDbPacing:
         self._now = now
 
     def reserve(
-        self, bot: "Bot", plan: Plan, count: int, horizon: float, *, probing: bool = False
+        self,
+        bot: "Bot",
+        plan: Plan,
+        count: int,
+        horizon: float,
+        *,
+        probing: bool = False,
+        asking: bool = False,
     ) -> Reservation:
         """Reserve `count` slots of the bot's plan, the first at most `horizon` seconds away.
+
+        Who is `asking` for receipts gets some while the number is down: they can tell that it is.
 
         One conditional write while the bot is idle, or busy within the horizon; two at a change
         from one to the other. None while the bot is shut, or its breaker open and this no probe.
@@ -81,8 +90,7 @@ class DynamoDbPacing:
         now_us = round(now * MICROSECONDS)
         taken = round(count * interval)
         times = {":now": now_us, ":now_ms": milliseconds(now)}
-        # A number that is down answers questions: its receipts are what can tell that it still is.
-        open_enough = _NOT_BROKEN if plan == "messages" else _NOT_BROKEN_OR_NUMBER_DOWN
+        open_enough = _NOT_BROKEN_OR_NUMBER_DOWN if asking else _NOT_BROKEN
         allowed = _NOT_SHUT if probing else f"{_NOT_SHUT} AND {open_enough}"
 
         following = f"next_{plan}_at"
@@ -105,7 +113,7 @@ class DynamoDbPacing:
         state = bot_state(item)
         if state.paused:
             return Reservation((), PAUSED_SECONDS)
-        answers = plan == "commands" and "number_down_at" in item
+        answers = asking and "number_down_at" in item
         if state.broken and not probing and not answers:
             return Reservation((), None)
         free_at = max(state.shut_until, item.get(following, now_us) / MICROSECONDS)
@@ -142,19 +150,21 @@ class DynamoDbPacing:
             },
         )
 
-    def close_breaker(self, bot: str) -> bool:
+    def close_breaker(self, bot: str, *, sent: bool) -> bool:
         """Let the bot's requests go again after a probe; tell whether it was enough for that.
 
-        Where the number was down it takes a second one, after the first one's receipt would have
-        come. When it was probed is not forgotten: it may break again within seconds.
+        Where the number was down only what was `sent` is a try, and it takes a second one, after
+        the first one's receipt would have come. When it was probed is not forgotten: it may break
+        again within seconds.
         """
+        enough = "attribute_not_exists(number_down_at)"
         closed, _ = self._table.update(
             bot_key(bot),
             "REMOVE broken, failing, number_down_at, tried_at",
-            "attribute_not_exists(number_down_at) OR attribute_exists(tried_at)",
+            f"{enough} OR attribute_exists(tried_at)" if sent else enough,
             {},
         )
-        if not closed:
+        if sent and not closed:
             now = self._now()
             self._table.update(
                 bot_key(bot),

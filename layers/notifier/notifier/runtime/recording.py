@@ -16,8 +16,8 @@ from notifier.aws.queues import DeadLettersQueue, RequestsQueue
 from notifier.aws.table import Table
 from notifier.blip.receipts import receipt
 from notifier.failures import crash_facts
-from notifier.receipts import EVERY, TOLD, Effect, NotTold, Receipts
-from notifier.records import Receipt
+from notifier.receipts import EVERY, TOLD, Effect, Receipts
+from notifier.records import NotTold, Receipt
 from notifier.runtime import AWS, SIDE_BY_SIDE, BatchCrashed, SystemClock, boto3
 from notifier.settings import RecordReceiptSettings
 
