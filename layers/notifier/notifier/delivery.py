@@ -70,6 +70,8 @@ HISTORY_SECONDS = 3 * 86_400
 FIRST_POLL_SECONDS = 300
 # No request is hidden for longer at a time, but for a slot, so that whatever changes is noticed.
 LONGEST_WAIT_SECONDS = 900.0
+# When what the event bus did not take is tried again the first time.
+TELL_AGAIN_SECONDS = (5, 30)
 # Only for a slot: so SQS shows it some 700 times in the week after which it is given up.
 LONGEST_PATIENCE_SECONDS = 3600.0
 # A batch that can do nothing holds still for so long: so an outage hides few messages at a time.
@@ -512,7 +514,9 @@ class Delivery:
         self._meter.count("status_event_not_told", len(not_told))
         return [
             replace(
-                verdict, come_back_in=verdict.come_back_in or self._again(verdict.queued, 5, 30)
+                verdict,
+                come_back_in=verdict.come_back_in
+                or self._again(verdict.queued, *TELL_AGAIN_SECONDS),
             )
             if verdict.event is not None and verdict.event in not_told
             else verdict
@@ -780,7 +784,7 @@ class Delivery:
         except NotTold:
             self._meter.count("status_event_not_told")
             self._ledger.put_back(claim)
-            again = self._again(notification.queued, 5, 30)
+            again = self._again(notification.queued, *TELL_AGAIN_SECONDS)
             return self._verdict(notification, Outcome.UNSETTLED, come_back_in=again)
         # Of what goes further, and of a failure, the receipt itself has told.
         event = None
@@ -905,7 +909,7 @@ class Delivery:
         )
         event = self._event(notification, Status.REJECTED, found.generation, Reason.ID_CONFLICT)
         if not self._told_first(event):
-            again = self._again(notification.queued, 5, 30)
+            again = self._again(notification.queued, *TELL_AGAIN_SECONDS)
             return self._verdict(notification, Outcome.PUT_OFF, come_back_in=again)
         # Without a generation: a redrive of it must not take the place of the one that has the id.
         self._dead_letter(notification, failure, None, "claim", 0)
@@ -959,7 +963,9 @@ class Delivery:
                 correlation_id=failure.correlation_id,
             )
             if not self._told_first(event):
-                return Verdict(queued, Outcome.PUT_OFF, come_back_in=self._again(queued, 5, 30))
+                return Verdict(
+                    queued, Outcome.PUT_OFF, come_back_in=self._again(queued, *TELL_AGAIN_SECONDS)
+                )
         self._dead_letters.put(
             queued.body,
             failure.reason,
