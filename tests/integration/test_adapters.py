@@ -52,7 +52,6 @@ from tests.fakes import (
     Clock,
     FakeDeadLetters,
     FakeIdentities,
-    FakeLedger,
     FakePacing,
     FakeRequests,
     FakeSecrets,
@@ -102,8 +101,8 @@ class Fakes:
         self._letters.now = self.clock.now
         self._requests = FakeRequests()
 
-    def ledger(self) -> FakeLedger:
-        return FakeLedger(self._tables["ledger"], self.clock.now)
+    def ledger(self) -> DynamoDbLedger:
+        return DynamoDbLedger(self._tables["ledger"], self.clock.now)
 
     def identities(self, *, uniform: Callable[[float, float], float] = max) -> FakeIdentities:
         return FakeIdentities(
@@ -112,7 +111,6 @@ class Fakes:
             ttl_seconds=TTL,
             negative_ttl_seconds=NEGATIVE_TTL,
             uniform=uniform,
-            memory_entries=self._entries,
         )
 
     def pacing(self) -> FakePacing:

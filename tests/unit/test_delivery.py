@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from notifier.aws.ledger import DynamoDbLedger
 from notifier.bots import Bot
 from notifier.delivery import Outcome, Verdict
 from notifier.failures import (
@@ -32,7 +33,6 @@ from tests.fakes import (
     KEY,
     OTHER_KEY,
     Clock,
-    FakeLedger,
     Sandbox,
     World,
     a_request,
@@ -2200,7 +2200,9 @@ def test_a_sandbox_is_what_this_suite_thinks_it_is(world: World) -> None:
 
 
 def cancelled(world: World, body: Request) -> None:
-    FakeLedger(world.ledger_table, world.clock.now).cancel(body.get("bot", "default"), body["id"])
+    DynamoDbLedger(world.ledger_table, world.clock.now).cancel(
+        body.get("bot", "default"), body["id"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from notifier.aws.ledger import DynamoDbLedger
 from notifier.bots import Bot
 from notifier.delivery import Outcome
 from notifier.failures import Failure, Reason, Transient, Unknown
@@ -16,7 +17,7 @@ from notifier.forgetting import Forgetting, Order, OrderError, Report, read_orde
 from notifier.lifecycle import Status
 from notifier.receipts import Effect
 from notifier.records import Receipt
-from tests.fakes import FakeDeadLetters, FakeIdentities, FakeLedger, World, a_request, raises
+from tests.fakes import FakeDeadLetters, FakeIdentities, World, a_request, raises
 
 PHONE = "+5531999998888"
 SAME_DIGITS = "+5521977778888"
@@ -36,7 +37,7 @@ class Memory:
     def __post_init__(self) -> None:
         self.receipts.now = self.world.clock.now
         now = self.world.clock.now
-        self.ledger: Any = FakeLedger(self.world.ledger_table, now)
+        self.ledger: Any = DynamoDbLedger(self.world.ledger_table, now)
         self.identities: Any = FakeIdentities(self.world.identities_table, now=now)
 
     def run(self, seconds: float = 50, **order: Any) -> Report:

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from notifier.aws.ledger import DynamoDbLedger
 from notifier.failures import Transient
 from notifier.lifecycle import SENT_OR_LATER, Status
 from notifier.notifications import Notifications, NotKnown, NotTold, TooLate
 from notifier.request import ledger_key
-from tests.fakes import FakeLedger, World, a_request, raises
+from tests.fakes import World, a_request, raises
 
 
 @dataclass
@@ -22,7 +23,7 @@ class Asked:
     @property
     def notifications(self) -> Notifications:
         return Notifications(
-            FakeLedger(self.world.ledger_table, self.world.clock.now), self.world.events
+            DynamoDbLedger(self.world.ledger_table, self.world.clock.now), self.world.events
         )
 
     def cancel(self, request: dict[str, Any]) -> Status:

@@ -37,8 +37,10 @@ class Bot(BaseModel):
         base_url: `https://CONTRACT.http.msging.net`, or without the contract's prefix.
         key: the whole value of the `Authorization` header. Never logged.
         namespace: the WhatsApp namespace of its templates, where a request names none.
-        messages_per_second: what the plan allows for messages; we stay 5 % below.
-        commands_per_second: what the plan allows for commands, likewise.
+        messages_per_second: what the plan allows for messages.
+        commands_per_second: what the plan allows for commands.
+        share: the part of the plan that is used at most. The bot's live conversations use the same
+            plan, and round trips vary: what leaves evenly spaced arrives less evenly.
         receipts: how they reach us: `webhook`, or `history` for bots that BLiP pushes nothing to
             (it pushes to HTTP bots only), which are asked about on a schedule.
     """
@@ -51,6 +53,7 @@ class Bot(BaseModel):
     namespace: Annotated[str, AfterValidator(_no_placeholder)] | None = None
     messages_per_second: float = Field(default=50, gt=0, allow_inf_nan=False)
     commands_per_second: float = Field(default=200, gt=0, allow_inf_nan=False)
+    share: float = Field(default=0.90, ge=0.1, le=1)
     receipts: Literal["webhook", "history"] = "webhook"
 
 

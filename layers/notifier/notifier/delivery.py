@@ -33,6 +33,7 @@ from notifier.records import (
     BotState,
     Claim,
     ClaimLost,
+    Control,
     Identity,
     LookUpLease,
     Notification,
@@ -43,15 +44,15 @@ from notifier.records import (
     Reservation,
     Standing,
     StatusEvent,
+    Still,
 )
 from notifier.request import Template, Unusable, ledger_key, message_id, parse
 from notifier.turn import (
+    CLOCK_SKEW_SECONDS,
     LONGEST_PENALTY_SECONDS,
-    SLOT_HORIZON_SECONDS,
     Clock,
     Meter,
     PutOff,
-    Still,
     Turn,
 )
 
@@ -72,10 +73,23 @@ FIRST_POLL_SECONDS = 300
 LONGEST_WAIT_SECONDS = 900.0
 # When what the event bus did not take is tried again the first time.
 TELL_AGAIN_SECONDS = (5, 30)
-# Only for a slot: so SQS shows it some 700 times in the week after which it is given up.
+# Every wait is at least this part of a request's age, an hour at most: so SQS, which gives up after
+# a thousand receives, shows it less than 700 times in a week, whatever the parameters are.
+PART_OF_AGE = 1 / 60
 LONGEST_PATIENCE_SECONDS = 3600.0
-# A batch that can do nothing holds still for so long: so an outage hides few messages at a time.
+# SQS gives nothing while 120,000 requests are in flight, and then those of a bot that is still
+# would keep every other bot's waiting. From CROWDED on they are hidden for short times only; from
+# FULL on a batch that can do nothing else holds still, so that no more are taken.
+CROWDED = 60_000
+FULL = 100_000
+CROWDED_SECONDS = (20.0, 30.0)
 HOLD_STILL_SECONDS = 3.0
+# For how long a bot that has worked may be missing from the secret before it is an unknown bot.
+MISSING_SECONDS = 900.0
+# Without a later message the history may deny an unknown by an earlier one after so long.
+WITHOUT_LATER_MESSAGE_SECONDS = 6 * 3600
+# An abandoned send was begun at most so long before its lease ended (`FunctionTimeoutSeconds`).
+LONGEST_LEASE_SECONDS = 900 + 2 * CLOCK_SKEW_SECONDS
 
 
 class Ledger(Protocol):
@@ -84,6 +98,7 @@ class Ledger(Protocol):
     def claim(
         self, notification: Notification, status: Status, lease_until: float
     ) -> Claim | Standing: ...
+    def release_unsent(self, claim: Claim) -> None: ...
     def start_sending(self, claim: Claim, lease_until: float) -> Claim: ...
     def settle_sent(self, claim: Claim, poll_at: float | None) -> None: ...
     def settle_unknown(self, claim: Claim) -> None: ...
@@ -113,9 +128,13 @@ class Pacing(Protocol):
     """The bot's item: keeps every bot to its plan, and still while it does not work."""
 
     def reserve(
-        self, bot: Bot, plan: Plan, count: int, horizon: float, *, probing: bool
+        self, bot: Bot, plan: Plan, count: int, horizon: float, *, share: float, probing: bool
     ) -> Reservation: ...
-    def shut(self, bot: str, until: float) -> None: ...
+    def shut(self, bot: Bot, plan: Plan, until: float) -> bool: ...
+    def missing(self, bot: str) -> float: ...
+    def found(self, bot: str) -> None: ...
+    def keep_control(self, bot: str, control: Control, older_than: float) -> None: ...
+    def history_shows(self, bot: str, sent_at: float) -> None: ...
     def open_breaker(self, bot: str, why: str) -> None: ...
     def close_breaker(self, bot: str, *, sent: bool) -> bool: ...
     def answered(self, bot: str) -> None: ...
@@ -133,9 +152,18 @@ class Secrets(Protocol):
 class Blip(Protocol):
     """The calls to BLiP; see `blip.client` for what they raise."""
 
-    def look_up(self, bot: Bot, phone: str) -> str: ...
-    def send(self, bot: Bot, message_id: str, identity: str, template: Template) -> None: ...
-    def history(self, bot: Bot, message_id: str) -> list[Receipt]: ...
+    def look_up(self, bot: Bot, phone: str, on_connected: Callable[[], None]) -> str: ...
+    def send(
+        self,
+        bot: Bot,
+        message_id: str,
+        identity: str,
+        template: Template,
+        on_connected: Callable[[], None],
+    ) -> None: ...
+    def history(
+        self, bot: Bot, message_id: str, on_connected: Callable[[], None]
+    ) -> list[Receipt]: ...
     def ping(self, bot: Bot) -> None: ...
 
 
@@ -195,6 +223,7 @@ class Outcome(StrEnum):
     CANCELLED = "cancelled"
     DEAD_LETTER = "dead_letter"
     RETRYING = "retrying"
+    REFUSED = "refused"  # as if the bot were misconfigured; but it answers
     UNKNOWN = "unknown"
     UNSETTLED = "unsettled"
     SETTLED = "settled"
@@ -203,17 +232,15 @@ class Outcome(StrEnum):
     MISCONFIGURED = "misconfigured"
     BOT_SHUT = "bot_shut"
     PAUSED = "paused"
+    IN_PENALTY = "in_penalty"
     PUT_OFF = "put_off"
     CRASHED = "crashed"
 
 
-# BLiP was asked, and did not answer about this notification: what opens the breaker.
-_NO_ANSWER = frozenset({Outcome.RETRYING, Outcome.UNKNOWN})
 # Found out before anything was tried.
 _NEVER_TRIED = frozenset(
     {Reason.EXPIRED, Reason.WAITED_TOO_LONG, Reason.UNKNOWN_BOT, Reason.NOT_ALLOWED}
 )
-_NOTHING_DONE = frozenset({Outcome.BOT_SHUT, Outcome.MISCONFIGURED, Outcome.PAUSED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +251,9 @@ class Verdict:
         come_back_in: in how many seconds SQS shall deliver it again; None: it is done.
         reason: of a dead letter.
         event: the change of status that upstream has to hear of before the record is done.
+        no_answer: BLiP was asked, and did not answer definitely; five of these open the breaker.
+        bot_still: it only waits for its bot, which is paused, throttled or does not work.
+        sent_as: the bot, and the message that was sent.
     """
 
     queued: QueuedRequest
@@ -232,6 +262,9 @@ class Verdict:
     reason: Reason | None = None
     event: StatusEvent | None = None
     notification: Notification | None = None
+    no_answer: bool = False
+    bot_still: bool = False
+    sent_as: tuple[str, Control] | None = None
 
 
 class Delivery:
@@ -248,6 +281,7 @@ class Delivery:
         dead_letters: DeadLetters,
         receipts: Receipts,
         events: StatusEvents,
+        in_flight: Callable[[], int],
         meter: Meter,
         clock: Clock,
         threads: Executor,
@@ -263,6 +297,7 @@ class Delivery:
         self._dead_letters = dead_letters
         self._receipts = receipts
         self._events = events
+        self._in_flight = in_flight
         self._meter = meter
         self._clock = clock
         self._threads = threads
@@ -289,8 +324,7 @@ class Delivery:
 
         verdicts: list[Verdict] = []
         for together in _rounds(notifications, self._side_by_side):
-            turn = Turn(deadline, self._pacing.reserve, self._clock)
-            verdicts.extend(self._round(together, turn))
+            verdicts.extend(self._round(together, deadline))
         # Last: where the tables or the secret cannot be read, the batch comes back as a whole, and
         # nothing could tell these letters from those of the next time.
         letters = [
@@ -303,20 +337,52 @@ class Delivery:
         for verdict in verdicts:
             if verdict.come_back_in is not None:
                 self._meter.age("oldest_request", now - verdict.queued.published_at)
-        if verdicts and all(verdict.outcome in _NOTHING_DONE for verdict in verdicts):
-            self._clock.sleep(min(HOLD_STILL_SECONDS, deadline - self._clock.now() - 1))
-        return self._told(verdicts)
+        verdicts = self._told(self._make_room(verdicts, deadline))
+        return [self._less_and_less_often(verdict) for verdict in verdicts]
 
-    def _round(self, notifications: Sequence[Notification], turn: Turn) -> list[Verdict]:
+    def _make_room(self, verdicts: list[Verdict], deadline: float) -> list[Verdict]:
+        """Keep what waits for its bot from filling what SQS allows in flight."""
+        if not any(verdict.bot_still for verdict in verdicts):
+            return verdicts
+        in_flight = self._in_flight()
+        if in_flight < CROWDED:
+            return verdicts
+        if in_flight >= FULL and all(verdict.bot_still for verdict in verdicts):
+            self._clock.sleep(min(HOLD_STILL_SECONDS, deadline - self._clock.now() - 1))
+        return [
+            replace(
+                verdict,
+                come_back_in=min(verdict.come_back_in or 0, self._uniform(*CROWDED_SECONDS)),
+            )
+            if verdict.bot_still
+            else verdict
+            for verdict in verdicts
+        ]
+
+    def _less_and_less_often(self, verdict: Verdict) -> Verdict:
+        """Make a wait long enough for its request's age: SQS shows none more than 1,000 times."""
+        if verdict.come_back_in is None:
+            return verdict
+        now = self._clock.now()
+        least = min(LONGEST_PATIENCE_SECONDS, (now - verdict.queued.published_at) * PART_OF_AGE)
+        notification = verdict.notification
+        if notification is not None and notification.request.valid_until is not None:
+            # It comes back in time to be told apart as expired.
+            least = min(least, notification.request.valid_until.timestamp() - now)
+        return replace(verdict, come_back_in=max(verdict.come_back_in, least))
+
+    def _round(self, notifications: Sequence[Notification], deadline: float) -> list[Verdict]:
         """Deliver side by side what names no notification and no recipient twice."""
         bots = self._bots({notification.request.bot for notification in notifications})
         identities, states = self._identities.read(
             [notification.recipient for notification in notifications], bots
         )
+        bots = self._without_gaps(bots, states)
+        turn = Turn(deadline, states, self._pacing.reserve, self._clock)
         verdicts: list[Verdict] = []
         ready: list[tuple[Notification, Identity | None]] = []
         probed: list[tuple[Notification, Identity | None]] = []
-        probes = self._probes(bots, states, turn)
+        probes = self._probes(bots, turn)
         for notification in notifications:
             identity = identities.get(notification.recipient)
             if identity is not None and identity.forgotten_at is not None:
@@ -327,22 +393,25 @@ class Delivery:
             group = probed if notification.request.bot in probes else ready
             group.append((notification, identity))
 
-        verdicts.extend(self._start(ready, bots, states, turn))
+        verdicts.extend(self._start(ready, bots, turn))
         for name, probe in probes.items():  # a bot that hangs kept nobody else's waiting
             if crash := probe.exception():
                 logger.error("the probe crashed", extra={"bot": name, **crash_facts(crash)})
                 turn.stop(name, None)
-        verdicts.extend(self._start(probed, bots, states, turn))
-        self._judge_bots(verdicts, states, identities, turn)
+        verdicts.extend(self._start(probed, bots, turn))
+        self._judge_bots(verdicts, identities, turn)
+        self._keep_controls(verdicts, turn)
+        for bot in bots.values():
+            if isinstance(bot, Bot):
+                self._meter.share("share_of_plan", turn.share(bot, "messages"))
         self._meter.count("look_up", len(turn.looked_up))
-        self._meter.count("look_up_without_send", len(turn.looked_up - turn.posted))
+        self._meter.count("look_up_without_send", len(turn.looked_up - turn.posted.keys()))
         return verdicts
 
     def _start(
         self,
         notifications: Iterable[tuple[Notification, Identity | None]],
         bots: Mapping[str, Bot | BrokenBot | None],
-        states: Mapping[str, BotState],
         turn: Turn,
     ) -> list[Verdict]:
         """Claim what can be claimed, side by side, then deliver it."""
@@ -350,7 +419,7 @@ class Delivery:
         claiming = []
         for notification, identity in notifications:
             try:
-                bot = self._bot_for(notification, bots, states, turn)
+                bot = self._bot_for(notification, bots, turn)
                 turn.needs(CALL_SECONDS + SETTLE_SECONDS)
             except PutOff as wait:
                 verdicts.append(self._put_off(notification, wait))
@@ -385,11 +454,31 @@ class Delivery:
         except BotsSecretError as error:
             return {name: BrokenBot(name, str(error)) for name in names}
 
+    def _without_gaps(
+        self,
+        bots: Mapping[str, Bot | BrokenBot | None],
+        states: Mapping[str, BotState],
+    ) -> dict[str, Bot | BrokenBot | None]:
+        """Return the bots; one that has worked and is missing now may be back soon.
+
+        The secret may have been written without it by mistake. Its requests wait for
+        MISSING_SECONDS; then it is an unknown bot, as a name that never was is at once.
+        """
+        complete = dict(bots)
+        for name, state in states.items():
+            if bots[name] is not None:
+                if state.missing_since:
+                    self._pacing.found(name)
+                continue
+            since = state.missing_since or self._pacing.missing(name)
+            if self._clock.now() - since < MISSING_SECONDS:
+                complete[name] = BrokenBot(name, f"the bots' secret has no entry {name!r} any more")
+        return complete
+
     def _bot_for(
         self,
         notification: Notification,
         bots: Mapping[str, Bot | BrokenBot | None],
-        states: Mapping[str, BotState],
         turn: Turn,
     ) -> Bot | None:
         """Give the bot of a notification; None where none is needed to end it.
@@ -398,7 +487,7 @@ class Delivery:
             PutOff: it has to wait for its bot. Not for ever: SQS deletes silently.
         """
         try:
-            return self._may_start(bots[notification.request.bot], states, turn)
+            return self._may_start(bots[notification.request.bot], turn)
         except PutOff:
             try:
                 self._wanted(notification, None)
@@ -407,9 +496,7 @@ class Delivery:
                     return None
             raise
 
-    def _may_start(
-        self, bot: Bot | BrokenBot | None, states: Mapping[str, BotState], turn: Turn
-    ) -> Bot | None:
+    def _may_start(self, bot: Bot | BrokenBot | None, turn: Turn) -> Bot | None:
         """Give the bot if it can send now. A bot that does not exist is nothing to wait for.
 
         Raises:
@@ -421,25 +508,21 @@ class Delivery:
             logger.error("the bot cannot be used", extra={"bot": bot.name, "problem": bot.problem})
             raise PutOff(None, Still.MISCONFIGURED)
         now = self._clock.now()
-        state = states.get(bot.name, BotState())
+        state = turn.state(bot.name)
         if state.paused:
             raise PutOff(None, Still.PAUSED)
         if state.shut_until > now:
-            raise PutOff(state.shut_until - now + self._uniform(0, 5))
+            raise PutOff(state.shut_until - now + self._uniform(0, 5), Still.IN_PENALTY)
         if state.broken:
             turn.check(bot.name)
             if bot.name not in turn.probed or bot.name in turn.probing:
-                raise PutOff(None)
+                raise PutOff(None, Still.BOT_SHUT)
             turn.probing.add(bot.name)
-        if state.next_message_at > now + SLOT_HORIZON_SECONDS:
-            raise PutOff(state.next_message_at - now, for_slot=True)
+        turn.admit(bot)
         return bot
 
     def _probes(
-        self,
-        bots: Mapping[str, Bot | BrokenBot | None],
-        states: Mapping[str, BotState],
-        turn: Turn,
+        self, bots: Mapping[str, Bot | BrokenBot | None], turn: Turn
     ) -> dict[str, Future[None]]:
         """Start to try the bots whose breakers are open, side by side."""
         now = self._clock.now()
@@ -447,7 +530,7 @@ class Delivery:
             name: self._threads.submit(self._probe, bot, turn)
             for name, bot in bots.items()
             if isinstance(bot, Bot)
-            and (state := states.get(name, BotState())).broken
+            and (state := turn.state(name)).broken
             and not state.paused
             and state.shut_until <= now
         }
@@ -467,7 +550,7 @@ class Delivery:
         try:
             self._ask(bot, self._blip.ping)
         except Throttled as failure:
-            self._shut(bot.name, failure, turn)
+            self._shut(bot, "commands", failure, turn)
         except Failure as failure:
             logger.warning(
                 "the breaker stays open", extra={"bot": bot.name, "problem": failure.detail}
@@ -479,7 +562,6 @@ class Delivery:
     def _judge_bots(
         self,
         verdicts: Iterable[Verdict],
-        states: Mapping[str, BotState],
         identities: Mapping[tuple[str, str], Identity],
         turn: Turn,
     ) -> None:
@@ -487,7 +569,6 @@ class Delivery:
 
         Args:
             verdicts: what became of it.
-            states: the bots as they were before.
             identities: who was known before, so that BLiP was not asked for them.
             turn: knows for which bots this was a probe.
         """
@@ -501,11 +582,27 @@ class Delivery:
             if bot in turn.probing:
                 if self._pacing.close_breaker(bot, sent=bot in sent):
                     logger.warning("the bot works again", extra={"bot": bot})
-            elif states.get(bot, BotState()).failing:
+            elif turn.state(bot).failing:
                 self._pacing.answered(bot)
         for bot in failing.keys() - answered:
             if self._pacing.failed(bot, failing[bot]):
                 logger.error("the breaker is open", extra={"bot": bot})
+
+    def _keep_controls(self, verdicts: Iterable[Verdict], turn: Turn) -> None:
+        """Keep a message of this round for each bot, by which its history can be tested later.
+
+        At most one write per bot and third of a settle window.
+        """
+        older_than = self._clock.now() - self._policy.settle_window_seconds / 3
+        kept: set[str] = set()
+        for verdict in verdicts:
+            if verdict.outcome is not Outcome.SENT or verdict.sent_as is None:
+                continue
+            bot = verdict.sent_as[0]
+            controls = turn.state(bot).controls
+            if bot not in kept and (not controls or controls[-1].at < older_than):
+                self._pacing.keep_control(bot, verdict.sent_as[1], older_than)
+                kept.add(bot)
 
     def _told(self, verdicts: list[Verdict]) -> list[Verdict]:
         """Publish the changes of status. A record whose change could not be told comes back."""
@@ -579,10 +676,28 @@ class Delivery:
         """Bring one claimed notification to its end, or as near to it as it gets now."""
         if claim.status is Status.UNKNOWN:
             return self._settle_unknown(notification, claim, bot, turn)
+        try:
+            return self._try(notification, claim, self._wanted(notification, bot), identity, turn)
+        except Rejected as failure:
+            return self._give_up(notification, claim, failure)
+        except Exception:
+            # Whatever failed: of what was surely not sent the ledger must not say that it may be.
+            if notification.key not in turn.posted:
+                self._ledger.release_unsent(claim)
+            raise
+
+    def _try(
+        self,
+        notification: Notification,
+        claim: Claim,
+        bot: Bot,
+        identity: Identity | None,
+        turn: Turn,
+    ) -> Verdict:
+        """Send one claimed notification; tell failures apart by what follows from them."""
         known = claim.status is Status.SENDING
         claimed_at = self._clock.now()
         try:
-            bot = self._wanted(notification, bot)
             address = self._identify(notification, bot, identity, turn)
             if not known:
                 claim = self._ledger.start_sending(claim, turn.lease_until)
@@ -598,10 +713,10 @@ class Delivery:
             return self._retry(notification, claim, failure)
         except Throttled as failure:
             self._ledger.release(claim, attempted=False)
-            return self._throttled(notification, failure, turn)
+            plan: Plan = "messages" if claim.status is Status.SENDING else "commands"
+            return self._throttled(notification, bot, plan, failure, turn)
         except Misconfigured as failure:
-            self._ledger.release(claim, attempted=False)
-            return self._misconfigured(notification, failure, turn)
+            return self._misconfigured(notification, claim, bot, failure, turn)
         except Unknown as failure:
             self._ledger.settle_unknown(claim)
             return self._verdict(
@@ -609,12 +724,14 @@ class Delivery:
                 Outcome.UNKNOWN,
                 come_back_in=min(LONGEST_WAIT_SECONDS, self._policy.settle_window_seconds + 1),
                 detail=failure.detail,
+                no_answer=True,
             )
         poll_at = self._clock.now() + FIRST_POLL_SECONDS if bot.receipts == "history" else None
         self._ledger.settle_sent(claim, poll_at)
         self._meter.took("claimed_to_sent", self._clock.now() - claimed_at)
         event = self._event(notification, Status.SENT, claim.generation)
-        return self._verdict(notification, Outcome.SENT, event=event)
+        sent_as = Control(message_id(claim.key, claim.generation), turn.posted[notification.key])
+        return self._verdict(notification, Outcome.SENT, event=event, sent_as=(bot.name, sent_as))
 
     def _lost(self, notification: Notification, lost: ClaimLost) -> Verdict:
         if lost.forgotten:  # while we looked the recipient up: nobody else would erase it
@@ -689,10 +806,15 @@ class Delivery:
         return address
 
     def _look_up(self, notification: Notification, bot: Bot, turn: Turn) -> str:
-        turn.needs(2 * (CALL_SECONDS + SETTLE_SECONDS))
-        turn.wait_for_slot(bot, "commands", known=False)
-        turn.looked_up.add(notification.key)
-        return self._blip.look_up(bot, notification.request.to)
+        time_for_both = 2 * (CALL_SECONDS + SETTLE_SECONDS)
+        turn.check(bot.name)
+        turn.needs(time_for_both)
+
+        def on_connected() -> None:
+            turn.wait_for_slot(bot, "commands", known=False, after=time_for_both)
+            turn.looked_up.add(notification.key)
+
+        return self._blip.look_up(bot, notification.request.to, on_connected)
 
     def _identity_found_by_another(self, notification: Notification) -> Identity:
         """Watch the table for what another sandbox is looking up.
@@ -719,17 +841,22 @@ class Delivery:
         known: bool,
     ) -> None:
         """Send it when its slot has come. Nothing is sent that would not be wanted any more."""
+        time_for_it = CALL_SECONDS + SETTLE_SECONDS
+
+        def on_connected() -> None:
+            turn.wait_for_slot(bot, "messages", known=known, after=time_for_it)
+            self._wanted(notification, bot)
+            turn.posted[notification.key] = self._clock.now()
 
         def send(bot: Bot) -> None:
-            turn.wait_for_slot(bot, "messages", known=known)
-            turn.needs(CALL_SECONDS + SETTLE_SECONDS)
-            self._wanted(notification, bot)
-            turn.posted.add(notification.key)
+            turn.check(bot.name)
+            turn.needs(time_for_it)
             self._blip.send(
                 bot,
                 message_id(claim.key, claim.generation),
                 address,
                 notification.request.template,
+                on_connected,
             )
 
         self._ask(bot, send)
@@ -752,30 +879,23 @@ class Delivery:
     def _settle_unknown(
         self, notification: Notification, claim: Claim, bot: Bot | None, turn: Turn
     ) -> Verdict:
-        """Ask BLiP's history whether a send of which nobody knows went out after all."""
-        if self._clock.now() - claim.in_flight_until >= HISTORY_SECONDS:
-            return self._give_up(notification, claim, _outcome_unknown(self._policy))
-        window = self._policy.settle_window_seconds
-        later = min(LONGEST_WAIT_SECONDS, self._uniform(window / 3, window))
+        """Ask BLiP's history whether a send whose outcome is unknown went out after all."""
         if bot is None:
-            self._ledger.put_back(claim)
-            return self._verdict(notification, Outcome.UNSETTLED, come_back_in=later)
+            return self._unsettled(notification, claim)
+        asked_about = message_id(claim.key, claim.generation)
         try:
-            receipts = self._ask(bot, lambda bot: self._history(claim, bot, turn))
+            receipts = self._ask(bot, lambda bot: self._history(asked_about, bot, turn))
         except Throttled as failure:
             self._ledger.put_back(claim)
-            return self._throttled(notification, failure, turn)
+            return self._throttled(notification, bot, "commands", failure, turn)
         except PutOff as wait:
             self._ledger.put_back(claim)
             return self._put_off(notification, wait)
-        except (Rejected, Transient, Misconfigured) as failure:
-            # A failing question is no answer.
-            self._ledger.put_back(claim)
-            return self._verdict(
-                notification, Outcome.UNSETTLED, come_back_in=later, detail=failure.detail
-            )
+        except (Rejected, Transient, Misconfigured) as failure:  # which is no answer
+            return self._unsettled(notification, claim, failure.detail)
         if not receipts:
-            return self._denied(notification, claim)
+            return self._not_shown(notification, claim, bot, turn)
+        self._history_shows(bot, claim.in_flight_until - LONGEST_LEASE_SECONDS, turn)
         if bot.receipts == "history":
             self._ledger.settle_sent(claim, self._clock.now() + FIRST_POLL_SECONDS)
         known = latest(receipts)
@@ -792,13 +912,69 @@ class Delivery:
             event = self._event(notification, Status.SENT, claim.generation)
         return self._verdict(notification, Outcome.SETTLED, event=event)
 
-    def _history(self, claim: Claim, bot: Bot, turn: Turn) -> list[Receipt]:
-        turn.needs(CALL_SECONDS + SETTLE_SECONDS)
-        turn.wait_for_slot(bot, "commands", known=True)
-        return self._blip.history(bot, message_id(claim.key, claim.generation))
+    def _history(self, asked_about: str, bot: Bot, turn: Turn) -> list[Receipt]:
+        time_for_it = CALL_SECONDS + SETTLE_SECONDS
+        turn.needs(time_for_it)
+        return self._blip.history(
+            bot,
+            asked_about,
+            lambda: turn.wait_for_slot(bot, "commands", known=True, after=time_for_it),
+        )
+
+    def _history_shows(self, bot: Bot, sent_at: float, turn: Turn) -> None:
+        """Record how far BLiP's history goes, if that is news."""
+        if sent_at > turn.state(bot.name).history_seen:
+            self._pacing.history_shows(bot.name, sent_at)
+
+    def _unsettled(
+        self, notification: Notification, claim: Claim, detail: str | None = None
+    ) -> Verdict:
+        """Ask again later; give up what BLiP's history has forgotten by now."""
+        if self._clock.now() - claim.in_flight_until >= HISTORY_SECONDS:
+            return self._give_up(notification, claim, _outcome_unknown(self._policy))
+        self._ledger.put_back(claim)
+        window = self._policy.settle_window_seconds
+        later = min(LONGEST_WAIT_SECONDS, self._uniform(window / 3, window))
+        return self._verdict(notification, Outcome.UNSETTLED, come_back_in=later, detail=detail)
+
+    def _not_shown(self, notification: Notification, claim: Claim, bot: Bot, turn: Turn) -> Verdict:
+        """Believe a history that shows nothing only if it shows a message of that time.
+
+        It may lag, or its answer be one that we cannot read: an empty answer alone would send
+        every unknown twice. That it fills in the order of time is inferred, not documented.
+        """
+        if self._clock.now() - claim.in_flight_until >= HISTORY_SECONDS:
+            return self._unsettled(notification, claim)
+        resend = notification.request.if_unknown == "resend" and claim.denials == 0
+        known_by = claim.in_flight_until + CLOCK_SKEW_SECONDS
+        if not resend or turn.state(bot.name).history_seen >= known_by:
+            return self._denied(notification, claim)
+        for_long = self._clock.now() - claim.in_flight_until >= WITHOUT_LATER_MESSAGE_SECONDS
+        control = _control(claim, turn.state(bot.name), self._clock.now())
+        if control is None:
+            if for_long:
+                return self._give_up(notification, claim, _outcome_unknown(self._policy))
+            return self._unsettled(notification, claim)
+        is_later = control.at >= known_by
+        if (is_later or for_long) and self._is_shown(control, bot, turn):
+            return self._denied(notification, claim)
+        # Bound to its control, which is replaced every few minutes, so that it grows old enough.
+        return self._unsettled(notification, replace(claim, control=control) if is_later else claim)
+
+    def _is_shown(self, control: Control, bot: Bot, turn: Turn) -> bool:
+        """Ask BLiP's history about a message that BLiP surely took, once for the whole round."""
+        try:
+            shown = turn.once.ask(
+                control.message_id, lambda: self._history(control.message_id, bot, turn)
+            )
+        except (Failure, PutOff):  # which is no answer
+            return False
+        if shown:
+            self._history_shows(bot, control.at, turn)
+        return bool(shown)
 
     def _denied(self, notification: Notification, claim: Claim) -> Verdict:
-        """BLiP has nothing of it. Send it again, once, if the producer wants that."""
+        """Send it again, once, if the producer wants that: BLiP never had it."""
         valid_until = notification.request.valid_until
         if valid_until is not None and valid_until.timestamp() <= self._clock.now():
             return self._give_up(
@@ -813,14 +989,22 @@ class Delivery:
 
     # --- what follows -----------------------------------------------------------------------------
 
-    def _retry(self, notification: Notification, claim: Claim, failure: Transient) -> Verdict:
+    def _retry(
+        self,
+        notification: Notification,
+        claim: Claim,
+        failure: Transient | Misconfigured,
+        outcome: Outcome = Outcome.RETRYING,
+        *,
+        no_answer: bool = True,
+    ) -> Verdict:
         if claim.attempts >= self._policy.max_attempts:
             exhausted = Rejected(
                 Reason.RETRIES_EXHAUSTED,
                 f"{claim.attempts} attempts failed, the last one: {failure.detail}",
                 code=failure.code,
             )
-            return self._give_up(notification, claim, exhausted)
+            return replace(self._give_up(notification, claim, exhausted), no_answer=no_answer)
         self._ledger.release(claim, attempted=True)
         longest = min(
             self._policy.backoff_max_seconds,
@@ -831,38 +1015,76 @@ class Delivery:
             # It comes back in time to be told apart as expired, and not long after.
             wait = min(wait, notification.request.valid_until.timestamp() - self._clock.now())
         return self._verdict(
-            notification, Outcome.RETRYING, come_back_in=max(0, wait), detail=failure.detail
+            notification,
+            outcome,
+            come_back_in=max(0, wait),
+            detail=failure.detail,
+            no_answer=no_answer,
         )
 
-    def _throttled(self, notification: Notification, failure: Throttled, turn: Turn) -> Verdict:
-        seconds = self._shut(notification.request.bot, failure, turn)
+    def _throttled(
+        self, notification: Notification, bot: Bot, plan: Plan, failure: Throttled, turn: Turn
+    ) -> Verdict:
+        seconds = self._shut(bot, plan, failure, turn)
         return self._verdict(
             notification,
             Outcome.THROTTLED,
             come_back_in=self._uniform(seconds, 1.1 * seconds + 5),
             detail=failure.detail,
+            bot_still=True,
         )
 
-    def _shut(self, bot: str, failure: Throttled, turn: Turn) -> float:
-        """Keep everybody away from the bot for the penalty; give its seconds."""
+    def _shut(self, bot: Bot, plan: Plan, failure: Throttled, turn: Turn) -> float:
+        """Keep every sandbox away from the bot for the penalty; return its seconds."""
         asked = failure.retry_after_seconds or self._policy.penalty_seconds
         seconds = min(asked, LONGEST_PENALTY_SECONDS)
-        turn.stop(bot, seconds)
-        self._pacing.shut(bot, self._clock.now() + seconds)
+        turn.stop(bot.name, seconds, Still.IN_PENALTY)
+        if self._pacing.shut(bot, plan, self._clock.now() + seconds):
+            self._meter.count("penalty_began")
         return seconds
 
     def _misconfigured(
-        self, notification: Notification, failure: Misconfigured, turn: Turn
+        self,
+        notification: Notification,
+        claim: Claim,
+        bot: Bot,
+        failure: Misconfigured,
+        turn: Turn,
     ) -> Verdict:
-        """Open the breaker at once: no request of this bot can succeed until somebody mends it."""
-        bot = notification.request.bot
+        """Find out whether the bot is wrong or only this notification: one ping per round tells.
+
+        If the ping is answered, this was an attempt of the notification. Five different ones in a
+        row open the breaker all the same: a bot without a WhatsApp channel answers pings. Only
+        first attempts count for that, because a later one tells nothing new about the bot.
+        """
+        if bot.name not in turn.probing:  # a probe was pinged for, and costs no attempt
+            try:
+                turn.needs(CALL_SECONDS + SETTLE_SECONDS)
+                turn.once.ask(("ping", bot.name), lambda: self._ask(bot, self._blip.ping))
+            except PutOff as wait:
+                self._ledger.release(claim, attempted=False)
+                return self._put_off(notification, wait)
+            except Throttled as throttled:
+                self._ledger.release(claim, attempted=False)
+                return self._throttled(notification, bot, "commands", throttled, turn)
+            except Failure:
+                pass
+            else:
+                first = claim.attempts == 1
+                return self._retry(notification, claim, failure, Outcome.REFUSED, no_answer=first)
+        self._ledger.release(claim, attempted=False)
         logger.error(
             "the bot is misconfigured: its requests wait",
-            extra={"bot": bot, "problem": failure.detail},
+            extra={"bot": bot.name, "problem": failure.detail},
         )
-        turn.stop(bot, None)
-        self._pacing.open_breaker(bot, failure.detail)
-        return self._verdict(notification, Outcome.MISCONFIGURED, come_back_in=self._breaker_wait())
+        turn.stop(bot.name, None)
+        self._pacing.open_breaker(bot.name, failure.detail)
+        return self._verdict(
+            notification,
+            Outcome.MISCONFIGURED,
+            come_back_in=self._breaker_wait(),
+            bot_still=True,
+        )
 
     def _breaker_wait(self) -> float:
         wait = self._policy.breaker_wait_seconds
@@ -1015,12 +1237,15 @@ class Delivery:
         )
 
     def _put_off(self, notification: Notification, wait: PutOff) -> Verdict:
-        if wait.seconds is not None:
-            seconds = wait.seconds
-            if wait.for_slot:
-                seconds += self._uniform(0, self._patience(notification))
-            return self._verdict(notification, Outcome.PUT_OFF, come_back_in=seconds)
-        return self._verdict(notification, Outcome(wait.still), come_back_in=self._breaker_wait())
+        seconds = self._breaker_wait() if wait.seconds is None else wait.seconds
+        if wait.for_slot:
+            seconds += self._uniform(0, self._patience(notification))
+        return self._verdict(
+            notification,
+            Outcome.PUT_OFF if wait.why is None else Outcome(wait.why),
+            come_back_in=seconds,
+            bot_still=wait.why is not None,
+        )
 
     def _patience(self, notification: Notification) -> float:
         """Give by how much a wait for a slot may be longer than the slot is away.
@@ -1048,6 +1273,9 @@ class Delivery:
         reason: Reason | None = None,
         detail: str | None = None,
         event: StatusEvent | None = None,
+        no_answer: bool = False,
+        bot_still: bool = False,
+        sent_as: tuple[str, Control] | None = None,
     ) -> Verdict:
         facts = {
             "notification_id": notification.request.id,
@@ -1062,7 +1290,17 @@ class Delivery:
             outcome.value,
             extra={name: fact for name, fact in facts.items() if fact is not None},
         )
-        return Verdict(notification.queued, outcome, come_back_in, reason, event, notification)
+        return Verdict(
+            notification.queued,
+            outcome,
+            come_back_in,
+            reason,
+            event,
+            notification,
+            no_answer,
+            bot_still,
+            sent_as,
+        )
 
     def _outcome[Result](
         self,
@@ -1110,9 +1348,23 @@ def _answers(
             or (verdict.reason is Reason.NOT_A_PHONE_NUMBER and looked_up)
         ):
             answered.add(bot)
-        elif verdict.outcome in _NO_ANSWER or verdict.reason is Reason.RETRIES_EXHAUSTED:
+        elif verdict.no_answer:
             failing[bot].add(verdict.notification.key)
     return answered, failing
+
+
+def _control(claim: Claim, state: BotState, now: float) -> Control | None:
+    """Return the message whose place in the history tells whether it covers an unknown's time.
+
+    The one that the unknown is bound to; else the older one of those that were sent after it; else
+    the newest one before it, as long as BLiP keeps it.
+    """
+    if claim.control is not None:
+        return claim.control
+    known_by = claim.in_flight_until + CLOCK_SKEW_SECONDS
+    later = [control for control in state.controls if control.at >= known_by]
+    kept = [control for control in state.controls if now - control.at < HISTORY_SECONDS]
+    return later[0] if later else kept[-1] if kept else None
 
 
 def _rounds(notifications: Iterable[Notification], size: int) -> list[list[Notification]]:

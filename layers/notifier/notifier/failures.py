@@ -112,10 +112,12 @@ def crash_facts(crash: BaseException) -> dict[str, object]:
     Its message stays out: botocore's repeat the values that they were given. Where AWS refused,
     the operation and the code say enough.
     """
+    # botocore's network errors have a `response`, too: None.
+    response = getattr(crash, "response", None) or {}
     facts = {
         "error": type(crash).__name__,
         "operation": getattr(crash, "operation_name", None),
-        "code": getattr(crash, "response", {}).get("Error", {}).get("Code"),
+        "code": response.get("Error", {}).get("Code"),
         "stack": traceback.format_tb(crash.__traceback__),
     }
     return {name: fact for name, fact in facts.items() if fact is not None}

@@ -6,7 +6,7 @@ age each time and a last time shortly before BLiP forgets it, until it was recei
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, wait
 from dataclasses import dataclass
 from itertools import batched
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from notifier.bots import Bot, BotsSecretError, BrokenBot
 from notifier.failures import Failure, Misconfigured, Throttled
-from notifier.records import Plan, Poll, Reservation
+from notifier.records import BotState, Plan, Poll, Reservation
 from notifier.request import message_id
 from notifier.turn import LONGEST_PENALTY_SECONDS, SLOT_HORIZON_SECONDS, Clock
 
@@ -43,10 +43,11 @@ class Ledger(Protocol):
 class Pacing(Protocol):
     """Keeps every bot to its plan."""
 
+    def state(self, bot: str) -> BotState: ...
     def reserve(
-        self, bot: Bot, plan: Plan, count: int, horizon: float, *, asking: bool
+        self, bot: Bot, plan: Plan, count: int, horizon: float, *, share: float, asking: bool
     ) -> Reservation: ...
-    def shut(self, bot: str, until: float) -> None: ...
+    def shut(self, bot: Bot, plan: Plan, until: float) -> bool: ...
 
 
 class Secrets(Protocol):
@@ -58,7 +59,9 @@ class Secrets(Protocol):
 class Blip(Protocol):
     """The question to BLiP."""
 
-    def events(self, bot: Bot, message_id: str) -> list[dict[str, Any]]: ...
+    def events(
+        self, bot: Bot, message_id: str, on_connected: Callable[[], None]
+    ) -> list[dict[str, Any]]: ...
 
 
 class ReceiptsQueue(Protocol):
@@ -112,8 +115,9 @@ class Polling:
 
     def _round(self, bot: Bot, due: Sequence[Poll], deadline: float) -> int:
         """Ask about a few messages side by side; give the number of those that BLiP answered."""
+        share = self.pacing.state(bot.name).share("commands", bot.share, self.clock.now())
         slots = self.pacing.reserve(
-            bot, "commands", len(due), SLOT_HORIZON_SECONDS, asking=True
+            bot, "commands", len(due), SLOT_HORIZON_SECONDS, share=share, asking=True
         ).slots
         futures = [
             self.threads.submit(self._ask, bot, poll, slot)
@@ -125,9 +129,12 @@ class Polling:
 
     def _ask(self, bot: Bot, poll: Poll, slot: float) -> bool:
         """Ask about one message; tell whether BLiP answered."""
-        self.clock.sleep(slot - self.clock.now())
         try:
-            events = self.blip.events(bot, message_id(poll.key, poll.generation))
+            events = self.blip.events(
+                bot,
+                message_id(poll.key, poll.generation),
+                lambda: self.clock.sleep(slot - self.clock.now()),
+            )
         except Failure as failure:
             facts = {"bot": bot.name, "key": poll.key, "problem": failure.detail}
             logger.warning("not polled", extra=facts)
@@ -145,7 +152,7 @@ class Polling:
         now = self.clock.now()
         if isinstance(failure, Throttled):
             seconds = failure.retry_after_seconds or self.penalty_seconds
-            self.pacing.shut(bot.name, now + min(seconds, LONGEST_PENALTY_SECONDS))
+            self.pacing.shut(bot, "commands", now + min(seconds, LONGEST_PENALTY_SECONDS))
         elif not isinstance(failure, Misconfigured):
             again = now + ASK_AGAIN_SECONDS
             self.ledger.polled(poll, again if again < poll.since + KEPT_SECONDS else None)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from notifier.failures import Reason
 from notifier.lifecycle import Status, before
 from notifier.records import NotTold, Receipt, Standing, StatusEvent, Undelivered
-from notifier.request import parse
+from notifier.request import Unusable, parse
 from notifier.turn import Meter
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ class Pacing(Protocol):
     """Of the bots' items, what receipts need."""
 
     def number_down(self, bot: str, why: str) -> None: ...
+    def number_in_trouble(self, bot: str, key: str, why: str) -> bool: ...
 
 
 class Requests(Protocol):
@@ -145,14 +146,13 @@ class Receipts:
         if receipt.generation != standing.generation:
             self.ledger.advance(receipt)
             return Effect.REPEATED
-        match receipt.undelivered:
-            case Undelivered.UNREACHABLE:
-                recipient = parse(standing.body).request.to
-                self.identities.forget((standing.bot, recipient))
-            case Undelivered.LATER if not _is_second_try(standing):
-                return self._postpone(receipt, standing)
-            case _:
-                pass
+        if receipt.undelivered is Undelivered.UNREACHABLE:
+            self._forget_identity(standing)
+        if receipt.undelivered is Undelivered.SPORADIC and self._is_news(standing):
+            self.pacing.number_in_trouble(standing.bot, receipt.key, receipt.detail)
+        once_more = receipt.undelivered in {Undelivered.LATER, Undelivered.SPORADIC}
+        if once_more and not _is_second_try(standing):
+            return self._postpone(receipt, standing)
         # In this order: an event told twice has the same id, a dead letter put twice is two.
         self._tell(receipt, standing, Reason.UNDELIVERED)
         if receipt.undelivered is Undelivered.NUMBER_DOWN and self._is_news(standing):
@@ -160,6 +160,14 @@ class Receipts:
         self._dead_letter(receipt, standing)
         self.ledger.fail(receipt, Reason.UNDELIVERED, postponed=False)
         return Effect.DEAD_LETTER
+
+    def _forget_identity(self, standing: Standing) -> None:
+        """Drop what is known of a recipient who cannot be reached under it."""
+        try:
+            recipient = parse(standing.body).request.to
+        except Unusable:
+            return  # the contract has changed since: the identity ends with its time to live
+        self.identities.forget((standing.bot, recipient))
 
     def _is_news(self, standing: Standing) -> bool:
         """Tell whether a receipt may say how the bot's number is now."""

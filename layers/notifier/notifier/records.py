@@ -8,8 +8,13 @@ from notifier.failures import Reason
 from notifier.lifecycle import Status
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     # The webhook's function knows records, and nothing of the contract with its libraries.
     from notifier.request import NotificationRequest
+
+# How fast the share of a plan climbs back after a penalty: 0.02 an hour.
+SHARE_PER_SECOND = 0.02 / 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,7 @@ class Claim:
         status: `claimed`; `sending` once the POST may be under way; `unknown` while it is settled.
         in_flight_until: of an unknown: the last instant at which the send can have been under way.
         denials: how often BLiP's history has denied a send of this generation.
+        control: of an unknown: the message that the history has to show before it can deny it.
     """
 
     key: str
@@ -99,6 +105,7 @@ class Claim:
     status: Status
     in_flight_until: float = 0.0
     denials: int = 0
+    control: "Control | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +220,28 @@ class LookUpLease:
     token: str
 
 
+class Still(StrEnum):
+    """Why nothing of a bot goes out."""
+
+    BOT_SHUT = "bot_shut"  # its breaker is open
+    MISCONFIGURED = "misconfigured"  # its entry in the secret is wrong, or missing
+    PAUSED = "paused"  # an operator wants it so
+    IN_PENALTY = "in_penalty"  # BLiP has throttled it
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A message that BLiP took, by which its history is tested.
+
+    Attributes:
+        message_id: as it was sent.
+        at: it was sent then, or later.
+    """
+
+    message_id: str
+    at: float
+
+
 @dataclass(frozen=True, slots=True)
 class BotState:
     """What all sandboxes know of a bot.
@@ -223,6 +252,10 @@ class BotState:
         paused: an operator has stopped it.
         failing: how many notifications in a row have failed without a definite answer.
         next_message_at: the first free send slot.
+        missing_since: since when the bots' secret lacks its entry; 0 if it does not.
+        shares: by plan, the share of it that was left after the last penalty, and since when.
+        controls: messages that BLiP took lately, the older first: what its history should show.
+        history_seen: BLiP's history has shown a message that was sent then, or later.
     """
 
     shut_until: float = 0.0
@@ -230,18 +263,39 @@ class BotState:
     paused: bool = False
     failing: int = 0
     next_message_at: float = 0.0
+    missing_since: float = 0.0
+    shares: "Mapping[Plan, tuple[float, float]]" = field(default_factory=dict)
+    controls: "tuple[Control, ...]" = ()
+    history_seen: float = 0.0
+
+    def share(self, plan: "Plan", ceiling: float, now: float) -> float:
+        """Return the share of a plan that may be used now.
+
+        It climbs back by itself: whoever reads it computes it, and nothing is written.
+
+        Args:
+            plan: which plan.
+            ceiling: the bot's own share.
+            now: the time.
+        """
+        if plan not in self.shares:
+            return ceiling
+        share, since = self.shares[plan]
+        return min(ceiling, share + SHARE_PER_SECOND * max(0.0, now - since))
 
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """Slots, evenly spaced; or none, because the bot is shut or its next slot too far away.
+    """Slots, evenly spaced, perhaps fewer than asked for; or none.
 
     Attributes:
-        come_back_in: seconds until a slot may be free; None while the breaker is open.
+        come_back_in: without slots: seconds until one may be free; None while the breaker is open.
+        why: without slots: why the bot is still; None if its first free slot is too far away.
     """
 
     slots: tuple[float, ...]
     come_back_in: float | None = 0.0
+    why: Still | None = None
 
 
 type Plan = Literal["messages", "commands"]
@@ -268,6 +322,7 @@ class Undelivered(StrEnum):
 
     FOR_GOOD = "for good"
     LATER = "later"  # a rate limit: one more generation, after a while
+    SPORADIC = "sporadic"  # WhatsApp's own trouble: likewise; of many, the bot's number is down
     UNREACHABLE = "unreachable"  # the recipient is not to be had under this identity
     NUMBER_DOWN = "number down"  # it speaks for the bot's whole WhatsApp number
     POSSIBLY_SENT = "possibly sent"

@@ -7,6 +7,9 @@
     look_up, look_up_without_send   how often BLiP was asked, and how often no send followed:
                            many of those get a number banned
 
+    share_of_plan          the share of a bot's plan for messages that is in force, in percent
+    penalty_began          how often BLiP throttled a bot that it did not throttle before
+
     oldest_request         how old a request is that has to come back
     status_event_not_told  changes of status that EventBridge did not take
 
@@ -43,6 +46,10 @@ class Meter:
     def age(self, what: str, seconds: float) -> None:
         """Note how old something is, in seconds, as SQS measures it."""
         self._measured.append((what, MetricUnit.Seconds, seconds))
+
+    def share(self, what: str, share: float) -> None:
+        """Note a share, from 0 to 1."""
+        self._measured.append((what, MetricUnit.Percent, 100 * share))
 
     def count(self, what: str, number: int = 1) -> None:
         """Note that something happened."""

@@ -136,7 +136,7 @@ class DynamoDbIdentities:
         ttl = self._ttl_seconds if known else self._negative_ttl_seconds
         good_until = self._now() + self._uniform(0.9 * ttl, ttl)
         fact = "address = :fact REMOVE code," if known else "code = :fact REMOVE address,"
-        self._table.update(
+        kept, _ = self._table.update(
             _key(lease.recipient),
             f"SET good_until = :good_until, expires_at = :expires_at, {fact} #token, lease_until",
             "#token = :token",
@@ -147,7 +147,8 @@ class DynamoDbIdentities:
                 ":token": lease.token,
             },
         )
-        self._remember(lease.recipient, identity, good_until)
+        if kept:  # else the recipient was forgotten, or somebody else has the lease
+            self._remember(lease.recipient, identity, good_until)
 
     def release(self, lease: LookUpLease) -> None:
         """End the lease without an answer, so that nobody waits for it."""

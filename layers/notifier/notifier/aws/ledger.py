@@ -14,6 +14,8 @@
     lease_until    when that claim ends
     in_flight_until  of an unknown: the last instant at which the send can have been under way
     denials        how often BLiP's history denied a send of this generation
+    control, control_at  of an unknown: the message that the history has to show before it can
+                   deny this one, and when that was sent
     postponed      the generation that was put back because of a rate limit
     redrives       how often the request had been put back when this generation began
     reason, code   why it ended without delivery
@@ -32,14 +34,17 @@ import logging
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from botocore.exceptions import BotoCoreError, ClientError
+
 from notifier.aws.table import Item, Table, milliseconds
-from notifier.failures import Reason
+from notifier.failures import Reason, crash_facts
 from notifier.lifecycle import UNDELIVERED, Status, before
 from notifier.phone import mask
 from notifier.records import (
     Account,
     Claim,
     ClaimLost,
+    Control,
     Held,
     Notification,
     Page,
@@ -55,6 +60,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 KEPT_SECONDS = 45 * 86_400
+# boto3 has tried three times at each of them.
+TAKE_BACK_TRIES = 4
 
 # Each clause of the claim's condition by name.
 _NOTHING = "attribute_not_exists(#key)"
@@ -79,7 +86,7 @@ _CLAIM = f"""{_CLAIMED}
 # A redrive, or an id that comes again after its item's time: everything anew.
 _RESTART = f"""{_CLAIMED}
     generation = :generation, attempts = :one, redrives = :redrives, expires_at = :expires_at
-REMOVE reason, code, in_flight_until, denials, poll_bot, poll_at, poll_since
+REMOVE reason, code, in_flight_until, denials, control, control_at, poll_bot, poll_at, poll_since
 """
 # What sending would need is kept no more. It lives anew until no copy can be on a queue.
 _CANCEL = """
@@ -92,8 +99,8 @@ REMOVE #token, lease_until, #request, reason, code, in_flight_until, postponed
 _FORGET = """
 SET #status = :status, forgotten = :forgotten, updated_at = :now, expires_at = :expires_at
 REMOVE #id, bot, content_hash, #request, template, recipient, metadata, correlation_id, attempts,
-    redrives, #token, lease_until, in_flight_until, denials, postponed, reason, code, timeline,
-    poll_bot, poll_since, poll_at, created_at
+    redrives, #token, lease_until, in_flight_until, denials, control, control_at, postponed,
+    reason, code, timeline, poll_bot, poll_since, poll_at, created_at
 """
 _AS_FOUND = (
     "#status = :found_status AND generation = :found_generation AND updated_at = :found_update"
@@ -186,10 +193,21 @@ class DynamoDbLedger:
         """Take a notification for sending, or tell what stands in the way.
 
         One conditional write. A redrive, and an id whose item has outlived its time, take two.
+        A write whose answer is not known is taken back, so that the notification does not count as
+        one that may have gone out.
         """
+        token = uuid4().hex
+        try:
+            return self._claim_as(token, notification, status, lease_until)
+        except (BotoCoreError, ClientError):
+            self._take_back(notification.key, token)
+            raise
+
+    def _claim_as(
+        self, token: str, notification: Notification, status: Status, lease_until: float
+    ) -> Claim | Standing:
         now = self._now()
         asked_generation = notification.queued.generation
-        token = uuid4().hex
         values = {
             ":status": status,
             ":token": token,
@@ -228,6 +246,33 @@ class DynamoDbLedger:
             if found.get("token") == token:
                 return _claim(found)
         return _standing(found)
+
+    def release_unsent(self, claim: Claim) -> None:
+        """Give back what was claimed and surely not sent, after a failure of AWS."""
+        self._take_back(claim.key, claim.token)
+
+    def _take_back(self, key: str, token: str) -> None:
+        """Undo a claim. If that cannot be written either, the claim ends with its lease."""
+        for _ in range(TAKE_BACK_TRIES):
+            try:
+                self._table.update(
+                    key,
+                    "SET #status = :retrying, updated_at = :now, attempts = attempts - :one"
+                    " REMOVE #token, lease_until",
+                    "#token = :token AND #status IN (:claimed, :sending)",
+                    {
+                        ":retrying": Status.RETRYING,
+                        ":claimed": Status.CLAIMED,
+                        ":sending": Status.SENDING,
+                        ":token": token,
+                        ":now": milliseconds(self._now()),
+                        ":one": 1,
+                    },
+                )
+            except (BotoCoreError, ClientError) as error:
+                logger.warning("claim not taken back", extra={"key": key, **crash_facts(error)})
+            else:
+                return
 
     def start_sending(self, claim: Claim, lease_until: float) -> Claim:
         """Say that the POST may be under way from now on.
@@ -323,10 +368,16 @@ class DynamoDbLedger:
         )
 
     def put_back(self, claim: Claim) -> None:
-        """Give an unknown back unsettled, to be asked about later."""
-        self._table.update(
-            claim.key, "REMOVE #token, lease_until", "#token = :token", {":token": claim.token}
-        )
+        """Give an unknown back unsettled, to be asked about later, bound to its control."""
+        change = "REMOVE #token, lease_until"
+        values: dict[str, Any] = {":token": claim.token}
+        if claim.control is not None:
+            change = f"SET control = :control, control_at = :control_at {change}"
+            values |= {
+                ":control": claim.control.message_id,
+                ":control_at": milliseconds(claim.control.at),
+            }
+        self._table.update(claim.key, change, "#token = :token", values)
 
     def advance(self, receipt: Receipt) -> bool | None:
         """Move the status forward as far as the receipt says; tell whether it moved.
@@ -520,6 +571,7 @@ def _claim(item: Item) -> Claim:
         status=Status(item["status"]),
         in_flight_until=item.get("in_flight_until", 0) / 1000,
         denials=item.get("denials", 0),
+        control=Control(item["control"], item["control_at"] / 1000) if "control" in item else None,
     )
 
 

@@ -10,24 +10,38 @@
     probe_until        epoch milliseconds: nobody probes an open breaker before
     number_down_at     epoch milliseconds: when a receipt said that the number cannot deliver
     tried_at           epoch milliseconds: when, since then, BLiP took a message again
+    down, down_since   the notifications whose receipts spoke of WhatsApp's own trouble; since when
+    messages_share, commands_share  millionths of the plan that were left after the last penalty
+    messages_share_at, commands_share_at  epoch milliseconds: since when
+    penalties          how many there were
+    missing_since      epoch milliseconds: since when the bots' secret lacks its entry
+    control, control_at  a message that BLiP took, epoch milliseconds at which it was sent or later
+    control_before, control_before_at  the one before it
+    history_seen       epoch milliseconds: BLiP's history has shown a message sent then or later
 
 Slots are evenly spaced and never made up for when missed, so no second holds more of them than the
-plan allows, however many sandboxes there are.
+share of the plan allows, however many sandboxes there are.
 """
 
 from typing import TYPE_CHECKING
 
 from notifier.aws.table import Item, Table, milliseconds
-from notifier.records import BotState, Plan, Reservation
+from notifier.records import BotState, Control, Plan, Reservation, Still
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from notifier.bots import Bot
 
-# Clocks and networks are not exact: what is spaced evenly here may arrive a little closer there.
-SHARE_OF_PLAN = 0.95
 MICROSECONDS = 1_000_000
+# What a penalty leaves of the share that was in force, and what is left at least.
+SHARE_AFTER_PENALTY = 0.8
+LEAST_SHARE = 0.1
+# A reservation meets those of other sandboxes; then it looks again.
+RESERVE_TRIES = 3
+# So many different notifications within so long, and WhatsApp's trouble is the number's.
+DOWN_NOTIFICATIONS = 5
+DOWN_SECONDS = 300.0
 # So many different notifications in a row without a definite answer open the breaker.
 FAILING_IN_A_ROW = 5
 PROBE_SECONDS = 30.0
@@ -51,12 +65,25 @@ def bot_key(bot: str) -> str:
 
 def bot_state(item: Item) -> BotState:
     """Read a bot's item."""
+    plans: tuple[Plan, ...] = ("messages", "commands")
     return BotState(
         shut_until=item.get("shut_until", 0) / 1000,
         broken=item.get("broken", ""),
         paused="paused" in item,
         failing=len(item.get("failing", ())),
         next_message_at=item.get("next_messages_at", 0) / MICROSECONDS,
+        missing_since=item.get("missing_since", 0) / 1000,
+        shares={
+            plan: (item[f"{plan}_share"] / MICROSECONDS, item[f"{plan}_share_at"] / 1000)
+            for plan in plans
+            if f"{plan}_share" in item
+        },
+        controls=tuple(
+            Control(item[name], item[f"{name}_at"] / 1000)
+            for name in ("control_before", "control")
+            if name in item
+        ),
+        history_seen=item.get("history_seen", 0) / 1000,
     )
 
 
@@ -67,6 +94,10 @@ class DynamoDbPacing:
         self._table = table
         self._now = now
 
+    def state(self, bot: str) -> BotState:
+        """Read a bot's item as it stands now."""
+        return bot_state(self._table.get(bot_key(bot)))
+
     def reserve(
         self,
         bot: "Bot",
@@ -74,58 +105,126 @@ class DynamoDbPacing:
         count: int,
         horizon: float,
         *,
+        share: float,
         probing: bool = False,
         asking: bool = False,
     ) -> Reservation:
-        """Reserve `count` slots of the bot's plan, the first at most `horizon` seconds away.
+        """Reserve up to `count` slots of the bot's plan, all within `horizon` seconds.
 
-        Who is `asking` for receipts gets some while the number is down: they can tell that it is.
+        One conditional write while nobody else uses the plan, two while somebody does. None while
+        the bot is shut, or its breaker open and this no probe.
 
-        One conditional write while the bot is idle, or busy within the horizon; two at a change
-        from one to the other. None while the bot is shut, or its breaker open and this no probe.
+        Args:
+            bot: whose plan.
+            plan: which of its plans.
+            count: how many slots.
+            horizon: how far away the last one may be.
+            share: the share of the plan that is in force.
+            probing: the one notification that tries a bot whose breaker is open.
+            asking: for receipts. While the number is down only they can tell that it still is.
         """
         per_second = bot.messages_per_second if plan == "messages" else bot.commands_per_second
-        interval = -(-MICROSECONDS // (SHARE_OF_PLAN * per_second))
+        interval = -(-MICROSECONDS // (share * per_second))
         now = self._now()
         now_us = round(now * MICROSECONDS)
-        taken = round(count * interval)
-        times = {":now": now_us, ":now_ms": milliseconds(now)}
+        end_us = now_us + round(horizon * MICROSECONDS)
         open_enough = _NOT_BROKEN_OR_NUMBER_DOWN if asking else _NOT_BROKEN
         allowed = _NOT_SHUT if probing else f"{_NOT_SHUT} AND {open_enough}"
-
         following = f"next_{plan}_at"
-        idle, item = self._table.update(
-            bot_key(bot.name),
-            f"SET {following} = :end",
-            f"(attribute_not_exists({following}) OR {following} <= :now) AND {allowed}",
-            times | {":end": now_us + taken},
-        )
-        if idle:
-            return _slots(now_us, interval, count)
-        busy, item = self._table.update(
-            bot_key(bot.name),
-            f"SET {following} = {following} + :taken",
-            f"{following} > :now AND {following} <= :horizon AND {allowed}",
-            times | {":taken": taken, ":horizon": now_us + round(horizon * MICROSECONDS)},
-        )
-        if busy:
-            return _slots(item[following] - taken, interval, count)
-        state = bot_state(item)
-        if state.paused:
-            return Reservation((), PAUSED_SECONDS)
-        answers = asking and "number_down_at" in item
-        if state.broken and not probing and not answers:
-            return Reservation((), None)
-        free_at = max(state.shut_until, item.get(following, now_us) / MICROSECONDS)
-        return Reservation((), max(0.0, free_at - now))
+        item: Item = {}
+        for _ in range(RESERVE_TRIES):
+            first = max(now_us, item.get(following, 0))
+            fit = min(count, int((end_us - first) // interval) + 1)
+            if fit < 1 or _stands_still(item, now, probing=probing, asking=asking):
+                break
+            taken = round(fit * interval)
+            times = {":now": now_us, ":now_ms": milliseconds(now)}
+            if first == now_us:
+                held, item = self._table.update(
+                    bot_key(bot.name),
+                    f"SET {following} = :end",
+                    f"(attribute_not_exists({following}) OR {following} <= :now) AND {allowed}",
+                    times | {":end": now_us + taken},
+                )
+            else:
+                latest = end_us - round((fit - 1) * interval)
+                held, item = self._table.update(
+                    bot_key(bot.name),
+                    f"SET {following} = {following} + :taken",
+                    f"{following} > :now AND {following} <= :latest AND {allowed}",
+                    times | {":taken": taken, ":latest": latest},
+                )
+            if held:
+                return _slots(item[following] - taken, interval, fit)
+        return _none(item, following, now, probing=probing, asking=asking)
 
-    def shut(self, bot: str, until: float) -> None:
-        """Let nobody speak to BLiP as this bot before `until`, in any sandbox."""
+    def shut(self, bot: "Bot", plan: Plan, until: float) -> bool:
+        """Stop everything of this bot until then, in every sandbox: BLiP has throttled it.
+
+        The first of a penalty lowers the share of the plan, the others only prolong it. Return
+        whether this was the first.
+        """
+        now = self._now()
+        share = max(
+            LEAST_SHARE, SHARE_AFTER_PENALTY * self.state(bot.name).share(plan, bot.share, now)
+        )
+        first, _ = self._table.update(
+            bot_key(bot.name),
+            f"SET shut_until = :until, {plan}_share = :share, {plan}_share_at = :now,"
+            " penalties = if_not_exists(penalties, :none) + :one",
+            "attribute_not_exists(shut_until) OR shut_until <= :now",
+            {
+                ":until": milliseconds(until),
+                ":share": round(share * MICROSECONDS),
+                ":now": milliseconds(now),
+                ":none": 0,
+                ":one": 1,
+            },
+        )
+        if not first:
+            self._table.update(
+                bot_key(bot.name),
+                "SET shut_until = :until",
+                "shut_until < :until",
+                {":until": milliseconds(until)},
+            )
+        return first
+
+    def missing(self, bot: str) -> float:
+        """Record that the bots' secret lacks this bot; return since when it does."""
+        _, item = self._table.update(
+            bot_key(bot),
+            "SET missing_since = if_not_exists(missing_since, :now)",
+            "attribute_exists(#key)",
+            {":now": milliseconds(self._now())},
+        )
+        return float(item.get("missing_since", 0)) / 1000
+
+    def found(self, bot: str) -> None:
+        """Record that the bots' secret has this bot again."""
+        self._table.update(bot_key(bot), "REMOVE missing_since", "attribute_exists(#key)", {})
+
+    def keep_control(self, bot: str, control: Control, older_than: float) -> None:
+        """Keep a message that BLiP took, and the one before it; not if the newest is not so old."""
         self._table.update(
             bot_key(bot),
-            "SET shut_until = :until",
-            "attribute_not_exists(shut_until) OR shut_until < :until",
-            {":until": milliseconds(until)},
+            "SET control_before = if_not_exists(control, :id),"
+            " control_before_at = if_not_exists(control_at, :at), control = :id, control_at = :at",
+            "attribute_not_exists(control_at) OR control_at < :older_than",
+            {
+                ":id": control.message_id,
+                ":at": milliseconds(control.at),
+                ":older_than": milliseconds(older_than),
+            },
+        )
+
+    def history_shows(self, bot: str, sent_at: float) -> None:
+        """Record that BLiP's history has shown a message that was sent then, or later."""
+        self._table.update(
+            bot_key(bot),
+            "SET history_seen = :at",
+            "attribute_not_exists(history_seen) OR history_seen < :at",
+            {":at": milliseconds(sent_at)},
         )
 
     def open_breaker(self, bot: str, why: str) -> None:
@@ -141,7 +240,7 @@ class DynamoDbPacing:
         self._table.update(
             bot_key(bot),
             "SET broken = :why, number_down_at = :now, probe_until = :until"
-            " REMOVE failing, tried_at",
+            " REMOVE failing, tried_at, down, down_since",
             "",
             {
                 ":why": why,
@@ -149,6 +248,36 @@ class DynamoDbPacing:
                 ":until": milliseconds(now + NUMBER_DOWN_SECONDS),
             },
         )
+
+    def number_in_trouble(self, bot: str, key: str, why: str) -> bool:
+        """Count a notification whose receipt speaks of WhatsApp's own trouble.
+
+        One such receipt tells nothing about the number. DOWN_NOTIFICATIONS different notifications
+        within DOWN_SECONDS do: the number is down. Return whether it is.
+        """
+        now = self._now()
+        counted, item = self._table.update(
+            bot_key(bot),
+            "SET down_since = if_not_exists(down_since, :now) ADD down :keys",
+            "attribute_not_exists(down_since) OR down_since > :began",
+            {
+                ":keys": {key},
+                ":now": milliseconds(now),
+                ":began": milliseconds(now - DOWN_SECONDS),
+            },
+        )
+        if not counted:
+            self._table.update(
+                bot_key(bot),
+                "SET down_since = :now, down = :keys",
+                "",
+                {":keys": {key}, ":now": milliseconds(now)},
+            )
+            return False
+        if len(item["down"]) < DOWN_NOTIFICATIONS:
+            return False
+        self.number_down(bot, why)
+        return True
 
     def close_breaker(self, bot: str, *, sent: bool) -> bool:
         """Let the bot's requests go again after a probe; tell whether it was enough for that.
@@ -225,3 +354,24 @@ class DynamoDbPacing:
 
 def _slots(first: int, interval: float, count: int) -> Reservation:
     return Reservation(tuple((first + number * interval) / MICROSECONDS for number in range(count)))
+
+
+def _stands_still(item: Item, now: float, *, probing: bool, asking: bool) -> bool:
+    """Return whether a bot may not use its plan, whoever asks."""
+    state = bot_state(item)
+    answers = asking and "number_down_at" in item
+    broken = state.broken and not probing and not answers
+    return bool(state.paused or broken or state.shut_until > now)
+
+
+def _none(item: Item, following: str, now: float, *, probing: bool, asking: bool) -> Reservation:
+    """Return why there are no slots."""
+    state = bot_state(item)
+    if not _stands_still(item, now, probing=probing, asking=asking):
+        free_in = item.get(following, 0) / MICROSECONDS - now
+        return Reservation((), max(0.0, free_in))
+    if state.paused:
+        return Reservation((), PAUSED_SECONDS, Still.PAUSED)
+    if state.shut_until > now:
+        return Reservation((), state.shut_until - now, Still.IN_PENALTY)
+    return Reservation((), None, Still.BOT_SHUT)

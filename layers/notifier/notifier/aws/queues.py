@@ -32,6 +32,7 @@ MOST_BATCH_BYTES = 1024 * 1024 - 16 * 1024
 # Asked for so long, SQS looks at all of its servers: only then does "nothing" mean nothing.
 LONG_POLL_SECONDS = 1
 MOST_DIGITS = 9
+IN_FLIGHT_SECONDS = 10.0
 # Leaves room in SQS's message for everything else.
 MOST_FAILURE_BYTES = 4096
 
@@ -122,6 +123,36 @@ class RequestsQueue:
                 _warn_of_refused("letters not put back", answer)
                 taken += [batch[int(entry["Id"])] for entry in answer.get("Successful", [])]
         return taken
+
+
+class RequestsInFlight:
+    """How many requests are received or hidden at the moment; SQS allows 120,000."""
+
+    def __init__(self, sqs: "SQSClient", url: str, now: "Callable[[], float]") -> None:
+        self._sqs = sqs
+        self._url = url
+        self._now = now
+        self._known = 0
+        self._asked_at = float("-inf")
+
+    def __call__(self) -> int:
+        """Return about how many; SQS is asked every IN_FLIGHT_SECONDS at most.
+
+        Where it does not answer, the last figure counts.
+        """
+        if self._now() - self._asked_at >= IN_FLIGHT_SECONDS:
+            try:
+                answer = self._sqs.get_queue_attributes(
+                    QueueUrl=self._url,
+                    AttributeNames=["ApproximateNumberOfMessagesNotVisible"],
+                )
+            except (BotoCoreError, ClientError) as error:
+                logger.error("in flight not known", extra=crash_facts(error))
+            else:
+                attributes = answer["Attributes"]
+                self._known = int(attributes["ApproximateNumberOfMessagesNotVisible"])
+            self._asked_at = self._now()
+        return self._known
 
 
 class ReceiptsQueue:

@@ -1,10 +1,15 @@
-"""The calls to BLiP. Each gives its result or raises one of `failures`, and none is repeated here.
+"""The calls to BLiP. Each returns its result or raises one of `failures`; none is repeated here.
+
+A call that takes a place in the bot's plan is given `on_connected`: it is called once per POST,
+when the connection stands and before the first byte is written, and waits there for the slot. What
+it raises ends the call, and nothing was written.
 
 BLiP's HTTP API: `POST /messages` answers 202 to whatever looks like a message, `POST /commands`
 answers 200 with a LIME `status` inside, success and failure alike (docs.blip.ai, HTTP).
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from uuid import uuid4
@@ -24,7 +29,7 @@ from notifier.blip.codes import (
 )
 from notifier.blip.envelopes import WHATSAPP_DOMAIN, Json
 from notifier.blip.receipts import receipt, reduced
-from notifier.blip.transport import Transport, total_deadline
+from notifier.blip.transport import Transport, call
 from notifier.bots import Bot
 from notifier.failures import (
     Failure,
@@ -40,6 +45,8 @@ from notifier.request import Template
 from notifier.request import message_id as id_of_message
 
 CONNECT_SECONDS = 3.0
+# A proxy's own words are short.
+MAX_TEXT_BYTES = 500
 NO_CHANNEL = (
     "BLiP cannot look numbers up for this bot: its key belongs to a bot without a WhatsApp channel "
     "(with a router, use the router's key)"
@@ -69,10 +76,15 @@ BROKEN_EXCHANGE: dict[type[httpx.RequestError], type[Failure]] = {
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What came back: HTTP status, the JSON object in the body (or nothing), LIME's reason."""
+    """What came back: HTTP status, the JSON object in the body (or nothing), LIME's reason.
+
+    Attributes:
+        text: how the body begins; never logged.
+    """
 
     status: int
     body: Json
+    text: str
     retry_after_seconds: float | None
 
     @property
@@ -115,7 +127,7 @@ class BlipClient:
         """Close every connection."""
         self._http.close()
 
-    def look_up(self, bot: Bot, phone: str) -> str:
+    def look_up(self, bot: Bot, phone: str, on_connected: Callable[[], None]) -> str:
         """Give the WhatsApp identity of a phone number in E.164.
 
         It is an opaque string: it need not contain the number's own digits.
@@ -127,18 +139,25 @@ class BlipClient:
             Misconfigured: wrong key, wrong URL, or a bot without a WhatsApp channel.
         """
         try:
-            return self._look_up(bot, phone)
+            return self._look_up(bot, phone, on_connected)
         except Transient as failure:
             if failure.code != GATEWAY_ERROR:
                 raise
         try:
-            return self._look_up(bot, phone)
+            return self._look_up(bot, phone, on_connected)
         except Transient as failure:
             if failure.code != GATEWAY_ERROR:
                 raise
             raise Misconfigured(NO_CHANNEL, code=failure.code) from None
 
-    def send(self, bot: Bot, message_id: str, identity: str, template: Template) -> None:
+    def send(
+        self,
+        bot: Bot,
+        message_id: str,
+        identity: str,
+        template: Template,
+        on_connected: Callable[[], None],
+    ) -> None:
         """Send a template to an identity. Returns when BLiP has taken it.
 
         Raises:
@@ -150,21 +169,22 @@ class BlipClient:
         """
         envelope = envelopes.message(message_id, identity, template, bot.namespace)
         try:
-            answer = self._post(bot, "/messages", envelope)
+            answer = self._post(bot, "/messages", envelope, on_connected)
         except httpx.RequestError as error:
             failure = BROKEN_EXCHANGE.get(type(error), Unknown)
             raise failure(f"sending: {type(error).__name__}") from error
         if _is_success(answer.status):
             return
-        raise _failure(refused_message(answer.status, answer.code), "the message", answer)
+        kind = refused_message(answer.status, answer.code, answer.text)
+        raise _failure(kind, "the message", answer)
 
-    def history(self, bot: Bot, message_id: str) -> list[Receipt]:
+    def history(self, bot: Bot, message_id: str, on_connected: Callable[[], None]) -> list[Receipt]:
         """Give what BLiP has stored about a message. An empty list says that it has nothing.
 
         Raises:
             Rejected, Transient, Throttled, Misconfigured: there is no answer to go by.
         """
-        events = self.events(bot, message_id)
+        events = self.events(bot, message_id, on_connected)
         receipts = [
             about
             for event in events
@@ -175,13 +195,13 @@ class BlipClient:
             raise Transient("BLiP's history answered with events of another message")
         return receipts
 
-    def events(self, bot: Bot, message_id: str) -> list[Json]:
+    def events(self, bot: Bot, message_id: str, on_connected: Callable[[], None]) -> list[Json]:
         """Give the receipts that BLiP has stored about a message, as LIME's JSON, reduced.
 
         Raises:
             Rejected, Transient, Throttled, Misconfigured: there is no answer to go by.
         """
-        answer = self._command(bot, envelopes.history(str(uuid4()), message_id))
+        answer = self._command(bot, envelopes.history(str(uuid4()), message_id), on_connected)
         if not _succeeded(answer):
             if _is_success(answer.status) and answer.code == NOT_FOUND:
                 return []
@@ -222,8 +242,8 @@ class BlipClient:
         members = ("name", "language", "status")
         return [tuple(str(entry.get(name, "")) for name in members) for entry in entries]  # type: ignore[misc] # three
 
-    def _look_up(self, bot: Bot, phone: str) -> str:
-        answer = self._command(bot, envelopes.look_up(str(uuid4()), phone))
+    def _look_up(self, bot: Bot, phone: str, on_connected: Callable[[], None]) -> str:
+        answer = self._command(bot, envelopes.look_up(str(uuid4()), phone), on_connected)
         if not _succeeded(answer):
             if answer.status < 500 and about_the_number(answer.code, answer.description):
                 raise Rejected(
@@ -240,19 +260,23 @@ class BlipClient:
                     return identity
         raise Transient("BLiP's look-up succeeded without a WhatsApp identity in its answer")
 
-    def _command(self, bot: Bot, envelope: Json) -> _Answer:
+    def _command(
+        self, bot: Bot, envelope: Json, on_connected: Callable[[], None] | None = None
+    ) -> _Answer:
         """Post a command. It changes nothing, so a broken exchange only means: ask again."""
         try:
-            return self._post(bot, "/commands", envelope)
+            return self._post(bot, "/commands", envelope, on_connected)
         except httpx.UnsupportedProtocol as error:
             raise Misconfigured("the bot's base URL cannot be used") from error
         except httpx.RequestError as error:
             raise Transient(f"asking BLiP: {type(error).__name__}") from error
 
-    def _post(self, bot: Bot, path: str, envelope: Json) -> _Answer:
+    def _post(
+        self, bot: Bot, path: str, envelope: Json, on_connected: Callable[[], None] | None
+    ) -> _Answer:
         url = bot.base_url.rstrip("/") + path
         with (
-            total_deadline(self._call_seconds),
+            call(self._call_seconds, on_connected),
             self._http.stream(
                 "POST", url, content=to_json(envelope), headers={"Authorization": bot.key}
             ) as response,
@@ -263,7 +287,10 @@ class BlipClient:
                 # The status has come, and for a message it says all. What it lacks is the reason.
                 body = b""
             return _Answer(
-                response.status_code, _object(body), _seconds(response.headers.get("Retry-After"))
+                response.status_code,
+                _object(body),
+                body[:MAX_TEXT_BYTES].decode(errors="replace"),
+                _seconds(response.headers.get("Retry-After")),
             )
 
 

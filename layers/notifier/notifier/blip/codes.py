@@ -6,6 +6,8 @@ The codes are those of LIME's `ReasonCodes` (takenet/lime-csharp). Not every cod
 every answer; all are named, so that none is judged by accident.
 """
 
+import re
+
 from notifier.failures import Failure, Misconfigured, Rejected, Throttled, Transient, Unknown
 
 LIME_CODES = {
@@ -81,6 +83,8 @@ NOT_A_PHONE_NUMBER = frozenset({64, 67, 83})
 # text it is BLiP's own trouble.
 PROCESSING_ERROR = 61
 PHONE_TEXTS = ("phone number", "default region")
+# With 401 or 403 it contradicts the status: a ping tells which of the two is true.
+QUOTA_EXCEEDED = 34
 # 81 on a look-up, twice: the key belongs to a bot without a WhatsApp channel.
 GATEWAY_ERROR = 81
 
@@ -98,32 +102,50 @@ def about_the_number(code: int | None, description: str) -> bool:
     return code in NOT_A_PHONE_NUMBER
 
 
-def refused_message(status: int, code: int | None) -> type[Failure]:
-    """Judge an answer to a message that is not a 2xx, by HTTP status and LIME code.
+# What a proxy in front of BLiP says when it did not pass the request on (Envoy's response flags UH,
+# UF and UO). Without these words its 502, 503 or 504 may also mean that the answer was lost:
+# Envoy answers 503 when the connection ends after the request was written (UC).
+_NEVER_PASSED_ON = re.compile(
+    r"no healthy upstream|reset reason: (?:(?:remote|local) )?connection failure|"
+    r"reset reason: overflow"
+)
 
-    The status goes first where it alone tells who has to act; where it doesn't, the code decides.
+
+def refused_message(status: int, code: int | None, text: str = "") -> type[Failure]:
+    """Return what an answer to a message means that is not a 2xx.
+
+    LIME's code decides, where the body has one: LIME has read the message. Else the HTTP status.
+
+    Args:
+        status: the HTTP status.
+        code: LIME's reason code.
+        text: the body, for what a proxy says in plain words.
     """
     if status == 429:
         return Throttled
-    if status < 400 or status in {401, 403, 404, 405, 415}:
+    if status < 400 or (status in {401, 403} and code == QUOTA_EXCEEDED):
         return Misconfigured
-    if status == 408 or (status >= 500 and status != 503):
-        return Unknown
     by_code = MESSAGE.get(code) if code is not None else None
-    if status == 503:
-        return by_code if by_code in {Unknown, Throttled} else Transient
-    return by_code or Rejected
+    if by_code is not None:
+        return by_code
+    if status in {401, 403, 404, 405, 415}:
+        return Misconfigured
+    if status in {502, 503, 504} and _NEVER_PASSED_ON.search(text):
+        return Transient
+    return Unknown if status == 408 or status >= 500 else Rejected
 
 
 def failed_command(status: int, code: int | None) -> type[Failure]:
-    """Judge a command that did not succeed, by HTTP status and LIME code."""
+    """Return what it means that a command did not succeed, by LIME code, then HTTP status."""
     if status == 429:
         return Throttled
-    if 300 <= status < 400 or status in {401, 403, 404, 405, 415}:
-        return Misconfigured
     if status >= 500 or status == 408:
         return Transient
+    if 300 <= status < 400 or (status in {401, 403} and code == QUOTA_EXCEEDED):
+        return Misconfigured
     by_code = COMMAND.get(code) if code is not None else None
-    if status >= 400:
-        return by_code or Rejected
-    return by_code or Transient
+    if by_code is not None:
+        return by_code
+    if status in {401, 403, 404, 405, 415}:
+        return Misconfigured
+    return Rejected if status >= 400 else Transient

@@ -119,7 +119,6 @@ FAILED: dict[int, tuple[Undelivered, str]] = dict(
             {
                 # Cloud, in the range of LIME's
                 0: "WhatsApp did not accept BLiP's token",
-                2: "WhatsApp's service is down",
                 3: "access denied: capability",
                 10: "access denied: permission",
                 100: "a parameter is not valid",
@@ -167,7 +166,6 @@ FAILED: dict[int, tuple[Undelivered, str]] = dict(
                 # Cloud
                 130472: "the recipient is part of an experiment",
                 130497: "the account may not write to this country",
-                131000: "WhatsApp's generic error",
                 131005: "access denied",
                 131008: "a required parameter is missing",
                 131009: "a parameter's value is not valid",
@@ -182,7 +180,6 @@ FAILED: dict[int, tuple[Undelivered, str]] = dict(
                 131051: "message type not supported",
                 131052: "the media cannot be downloaded",
                 131053: "the media cannot be uploaded",
-                131057: "the account is under maintenance",
                 131063: "marketing templates are not enabled for the Cloud API",
                 131064: "messaging limit reached",
                 132000: "number of parameters differs from the template",
@@ -215,6 +212,16 @@ FAILED: dict[int, tuple[Undelivered, str]] = dict(
             },
         ),
         *_all(
+            Undelivered.SPORADIC,
+            {
+                2: "WhatsApp's service is down",
+                1016: "WhatsApp is overloaded",
+                131000: "WhatsApp's generic error",
+                131016: "WhatsApp is not available",
+                131057: "the account is under maintenance",
+            },
+        ),
+        *_all(
             Undelivered.UNREACHABLE,
             {
                 33: "destination account not found",
@@ -231,9 +238,7 @@ FAILED: dict[int, tuple[Undelivered, str]] = dict(
             {
                 368: "the WhatsApp account is blocked for policy violations",
                 402: "the WhatsApp account has a payment problem",
-                1016: "WhatsApp is overloaded",
                 1031: "the WhatsApp account is locked",
-                131016: "WhatsApp is not available",
                 131031: "the WhatsApp account is locked",
                 131042: "the WhatsApp account has a payment problem",
             },

@@ -10,7 +10,12 @@ from notifier.aws.events import EventBridgeStatusEvents
 from notifier.aws.identities import DynamoDbIdentities
 from notifier.aws.ledger import DynamoDbLedger
 from notifier.aws.pacing import DynamoDbPacing
-from notifier.aws.queues import DeadLettersQueue, RequestsQueue, queued_request
+from notifier.aws.queues import (
+    DeadLettersQueue,
+    RequestsInFlight,
+    RequestsQueue,
+    queued_request,
+)
 from notifier.aws.secrets import SecretsManagerBots
 from notifier.aws.table import Table
 from notifier.blip.client import BlipClient
@@ -117,6 +122,7 @@ def send_notification(settings: SendNotificationSettings) -> SendNotification:
             told=EVERY if settings.tell_every_receipt else TOLD,
         ),
         events=events,
+        in_flight=RequestsInFlight(sqs, settings.requests_queue_url, clock.now),
         meter=meter,
         clock=clock,
         threads=threads,
