@@ -90,7 +90,7 @@ class _Here:
         self.simulation = SimpleNamespace(now=0.0, random=Random(1))
         self._lock = RLock()
 
-    def call[T](self, _: str, effect: Callable[[], T], typical: float = 0.0) -> T:
+    def call[T](self, _: str, effect: Callable[[], T]) -> T:
         with self._lock:
             return effect()
 
@@ -101,6 +101,9 @@ class FakeTable(SimTable):
     def __init__(self) -> None:
         super().__init__("table", cast("Any", _Here()))
         self.writes = 0
+
+    def get_many(self, keys: list[str]) -> tuple[list[Item], set[str]]:
+        return [self.get(key) | {"key": key} for key in keys if key in self.items], set()
 
     def get(self, key: str) -> Item:
         return copy.deepcopy(super().get(key))

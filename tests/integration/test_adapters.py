@@ -36,6 +36,7 @@ from notifier.records import (
     BotState,
     Claim,
     ClaimLost,
+    Control,
     DeadLetter,
     Held,
     Identity,
@@ -45,6 +46,7 @@ from notifier.records import (
     Receipt,
     Reservation,
     Standing,
+    Still,
 )
 from tests.fakes import (
     KEY,
@@ -64,6 +66,7 @@ from tests.integration.conftest import Aws, Stack
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
 LEASE = 30.0
 HORIZON = 3.0
+SHARE = 0.9
 
 RECIPIENT = ("default", "+5531999998888")
 ADDRESS = "553199998888@wa.gw.msging.net"
@@ -86,7 +89,6 @@ class Backend(Protocol):
     def put_secret(self, text: str) -> None: ...
     def item(self, table: str, key: str) -> Item: ...
     def change(self, table: str, key: str, **attributes: Any) -> None: ...
-    def remember_at_most(self, entries: int) -> None: ...
 
 
 class Fakes:
@@ -95,7 +97,6 @@ class Fakes:
     def __init__(self) -> None:
         self.clock = Clock()
         self._tables = {"ledger": FakeTable(), "identities": FakeTable()}
-        self._entries = 10_000
         self._text = "{}"
         self._letters = FakeDeadLetters()
         self._letters.now = self.clock.now
@@ -139,9 +140,6 @@ class Fakes:
 
     def change(self, table: str, key: str, **attributes: Any) -> None:
         self._tables[table].items[key] |= attributes
-
-    def remember_at_most(self, entries: int) -> None:
-        self._entries = entries
 
 
 class RealOnes:
@@ -205,9 +203,6 @@ class RealOnes:
         assignments = ", ".join(f"#{name} = :{name}" for name in attributes)
         assert names
         self.table(table).update(key, f"SET {assignments}", "", values)
-
-    def remember_at_most(self, entries: int) -> None:
-        self._monkeypatch.setattr(identities_module, "MEMORY_ENTRIES", entries)
 
 
 @pytest.fixture
@@ -1505,8 +1500,10 @@ def test_memory_lives_no_longer_than_the_entry(backend: Backend) -> None:
     assert known(identities) is None
 
 
-def test_memory_is_bounded_and_forgets_the_oldest(backend: Backend) -> None:
-    backend.remember_at_most(3)
+def test_memory_is_bounded_and_forgets_the_oldest(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identities_module, "MEMORY_ENTRIES", 3)
     recipients = [("default", f"+55319999{number:05}") for number in range(4)]
     for recipient in recipients:
         learn(backend, recipient=recipient)
@@ -1664,7 +1661,9 @@ def a_bot(**changes: Any) -> Bot:
 def reserve(
     backend: Backend, count: int = 1, bot: Bot | None = None, plan: str = "messages"
 ) -> Reservation:
-    reservation = backend.pacing().reserve(bot or a_bot(), plan, count, HORIZON, probing=False)
+    reservation = backend.pacing().reserve(
+        bot or a_bot(), plan, count, HORIZON, share=SHARE, probing=False
+    )
     assert isinstance(reservation, Reservation)
     return reservation
 
@@ -1687,10 +1686,9 @@ def test_an_idle_bot_s_slots_start_now_and_are_evenly_spaced(backend: Backend) -
     assert len(slots) == 40
     assert slots[0] == pytest.approx(backend.clock.now(), abs=0.001)
     gaps = [later - earlier for earlier, later in pairwise(slots)]
-    # 5 % below the plan.
-    assert min(gaps) == pytest.approx(1 / (0.95 * 20), rel=0.001)
+    assert min(gaps) == pytest.approx(1 / (SHARE * 20), rel=0.001)
     assert max(gaps) == pytest.approx(min(gaps), rel=0.001)
-    assert fastest(list(slots)) <= 0.95 * 20 + 1
+    assert fastest(list(slots)) <= SHARE * 20 + 1
 
 
 @pytest.mark.parametrize("per_second", [0.5, 1, 3, 7, 50, 80, 200, 1000])
@@ -1720,28 +1718,122 @@ def test_slots_that_were_missed_are_not_made_up_for(backend: Backend) -> None:
     assert fastest(list(slots)) <= 20
 
 
-def test_nothing_is_reserved_beyond_the_horizon(backend: Backend) -> None:
-    bot = a_bot(messages_per_second=1 / 0.95)
-    reserve(backend, 4, bot)  # the next free slot lies 4 s ahead
-    before = backend.item("identities", "bot:default")
+def test_only_slots_within_the_horizon_are_reserved(backend: Backend) -> None:
+    bot = a_bot(messages_per_second=1 / SHARE)  # one a second
 
+    assert len(reserve(backend, 10, bot).slots) == 4
+    before = backend.item("identities", "bot:default")
     beyond = reserve(backend, 1, bot)
 
-    assert beyond.slots == ()
+    assert (beyond.slots, beyond.why) == ((), None)
     assert beyond.come_back_in == pytest.approx(4, abs=0.01)
     assert backend.item("identities", "bot:default") == before
+    backend.clock.advance(2.1)
+    slots = reserve(backend, 5, bot).slots
+    assert len(slots) == 2
+    assert slots[0] == pytest.approx(backend.clock.now() + 1.9, abs=0.01)
 
-    backend.clock.advance(1.1)
-    assert reserve(backend, 5, bot).slots[0] == pytest.approx(backend.clock.now() + 2.9, abs=0.01)
+
+def test_slow_plan_has_one_slot_at_a_time(backend: Backend) -> None:
+    bot = a_bot(messages_per_second=0.1 / SHARE)  # one in ten seconds
+
+    assert len(reserve(backend, 10, bot).slots) == 1
+    assert reserve(backend, 10, bot).come_back_in == pytest.approx(10, abs=0.01)
+
+
+def test_reservation_that_meets_another_looks_again(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another sandbox takes slots between the two looks of this one."""
+    bot = a_bot(messages_per_second=1 / SHARE)
+    reserve(backend, 1, bot)
+    pacing = backend.pacing()
+    table = pacing._table
+    update, others = table.update, [lambda: reserve(backend, 1, bot)]
+
+    def meets_another(*args: Any) -> Any:
+        if "+ :taken" in args[1] and others:
+            others.pop()()
+        return update(*args)
+
+    monkeypatch.setattr(table, "update", meets_another)
+    slots = pacing.reserve(bot, "messages", 9, HORIZON, share=SHARE).slots
+
+    assert len(slots) == 2
+    assert slots[0] == pytest.approx(backend.clock.now() + 2, abs=0.01)
 
 
 def test_the_plans_and_the_bots_do_not_mix(backend: Backend) -> None:
-    reserve(backend, 1000, a_bot(messages_per_second=1))
+    slow = a_bot(messages_per_second=0.01)
+    assert reserve(backend, 1, slow).slots
 
     now = pytest.approx(backend.clock.now(), abs=0.001)
     assert reserve(backend, plan="commands").slots[0] == now
     assert reserve(backend, bot=a_bot(name="clinic")).slots[0] == now
     assert reserve(backend).slots == ()
+
+
+def test_first_throttling_lowers_the_share_of_its_plan(backend: Backend) -> None:
+    pacing, now = backend.pacing(), backend.clock.now()
+
+    first = [pacing.shut(a_bot(), "messages", now + seconds) for seconds in (120, 130, 120)]
+
+    assert first == [True, False, False]
+    assert state(backend).shares["messages"] == pytest.approx((0.72, now))
+    assert "commands" not in state(backend).shares
+    assert state(backend).shut_until == pytest.approx(now + 130, abs=0.001)
+    backend.clock.advance(131)
+    assert pacing.shut(a_bot(), "messages", backend.clock.now() + 120)
+    (share, _) = state(backend).shares["messages"]
+    assert share == pytest.approx(0.8 * (0.72 + 0.02 * 131 / 3600), abs=1e-5)
+
+
+def test_controls_are_kept_two_at_a_time(backend: Backend) -> None:
+    pacing, now = backend.pacing(), backend.clock.now()
+    for number, older_than in ((1, now), (2, now + 300), (3, now), (4, now + 900)):
+        pacing.keep_control("default", Control(f"message {number}", now + number), older_than)
+
+    assert [control.message_id for control in state(backend).controls] == ["message 2", "message 4"]
+    assert state(backend).controls[1].at == pytest.approx(now + 4, abs=0.001)
+
+
+def test_history_seen_only_grows(backend: Backend) -> None:
+    pacing, now = backend.pacing(), backend.clock.now()
+    for seconds in (10, 5, 20, 0):
+        pacing.history_shows("default", now + seconds)
+
+    assert state(backend).history_seen == pytest.approx(now + 20, abs=0.001)
+
+
+def test_bot_that_never_was_is_not_missing(backend: Backend) -> None:
+    pacing = backend.pacing()
+    assert pacing.missing("default") == 0
+    pacing.found("default")
+    assert backend.item("identities", "bot:default") == {}
+
+    reserve(backend)
+    since = pacing.missing("default")
+    backend.clock.advance(60)
+    assert pacing.missing("default") == since == pytest.approx(backend.clock.now() - 60, abs=0.001)
+    pacing.found("default")
+    assert state(backend).missing_since == 0
+
+
+def test_number_is_down_after_five_different_notifications_within_minutes(
+    backend: Backend,
+) -> None:
+    pacing = backend.pacing()
+    for key in "aabbccdd":
+        assert not pacing.number_in_trouble("default", key, "WhatsApp is not available")
+    backend.clock.advance(300)
+    for key in "abcd":  # anew
+        assert not pacing.number_in_trouble("default", key, "WhatsApp is not available")
+    assert state(backend).broken == ""
+
+    assert pacing.number_in_trouble("default", "e", "WhatsApp is not available")
+
+    assert state(backend).broken == "WhatsApp is not available"
+    assert "down" not in backend.item("identities", "bot:default")
 
 
 def test_sandboxes_that_reserve_at_once_share_the_plan(backend: Backend) -> None:
@@ -1762,7 +1854,7 @@ def test_sandboxes_that_reserve_at_once_share_the_plan(backend: Backend) -> None
 
 
 def test_a_shut_bot_is_shut_for_all_sandboxes_and_plans(backend: Backend) -> None:
-    backend.pacing().shut("default", backend.clock.now() + 120)
+    backend.pacing().shut(a_bot(), "messages", backend.clock.now() + 120)
 
     assert state(backend).shut_until == pytest.approx(backend.clock.now() + 120, abs=0.001)
     for plan in ("messages", "commands"):
@@ -1777,7 +1869,7 @@ def test_a_shut_bot_is_shut_for_all_sandboxes_and_plans(backend: Backend) -> Non
 
 def test_a_busy_bot_can_be_shut(backend: Backend) -> None:
     reserve(backend, 3)
-    backend.pacing().shut("default", backend.clock.now() + 120)
+    backend.pacing().shut(a_bot(), "messages", backend.clock.now() + 120)
 
     assert reserve(backend).come_back_in == pytest.approx(120, abs=0.001)
 
@@ -1785,7 +1877,7 @@ def test_a_busy_bot_can_be_shut(backend: Backend) -> None:
 def test_a_longer_penalty_stays(backend: Backend) -> None:
     now = backend.clock.now()
     for seconds in (60, 120, 30):
-        backend.pacing().shut("default", now + seconds)
+        backend.pacing().shut(a_bot(), "messages", now + seconds)
 
     assert state(backend).shut_until == pytest.approx(now + 120, abs=0.001)
 
@@ -1795,8 +1887,8 @@ def test_an_open_breaker_lets_only_a_probe_through(backend: Backend) -> None:
     pacing.open_breaker("default", "a wrong key")
 
     assert state(backend).broken == "a wrong key"
-    assert reserve(backend) == Reservation((), None)
-    assert pacing.reserve(a_bot(), "messages", 1, HORIZON, probing=True).slots
+    assert reserve(backend) == Reservation((), None, Still.BOT_SHUT)
+    assert pacing.reserve(a_bot(), "messages", 1, HORIZON, share=SHARE, probing=True).slots
 
     pacing.close_breaker("default", sent=True)
     assert state(backend).broken == ""
@@ -1808,8 +1900,8 @@ def test_a_paused_bot_gives_no_slots_to_anybody_until_it_is_resumed(backend: Bac
     pacing.pause("default")
 
     assert state(backend).paused
-    assert reserve(backend) == Reservation((), 60)
-    assert pacing.reserve(a_bot(), "commands", 1, HORIZON, probing=True).slots == ()
+    assert reserve(backend) == Reservation((), 60, Still.PAUSED)
+    assert pacing.reserve(a_bot(), "commands", 1, HORIZON, share=SHARE, probing=True).slots == ()
     assert reserve(backend, bot=a_bot(name="clinic")).slots
 
     pacing.close_breaker("default", sent=True)
@@ -1929,10 +2021,12 @@ def test_a_number_that_is_down_is_asked_for_its_receipts(backend: Backend) -> No
     pacing = backend.pacing()
     pacing.number_down("default", "payment")
 
-    assert pacing.reserve(a_bot(), "commands", 1, HORIZON, asking=True).slots
-    assert reserve(backend, plan="commands") == Reservation((), None)  # nobody is looked up
+    assert pacing.reserve(a_bot(), "commands", 1, HORIZON, share=SHARE, asking=True).slots
+    assert reserve(backend, plan="commands") == Reservation(
+        (), None, Still.BOT_SHUT
+    )  # nobody is looked up
     pacing.pause("default")
-    assert not pacing.reserve(a_bot(), "commands", 1, HORIZON, asking=True).slots
+    assert not pacing.reserve(a_bot(), "commands", 1, HORIZON, share=SHARE, asking=True).slots
 
 
 def test_a_reservation_whose_answer_was_lost_costs_slots_and_breaks_no_plan(
@@ -1940,7 +2034,11 @@ def test_a_reservation_whose_answer_was_lost_costs_slots_and_breaks_no_plan(
 ) -> None:
     pacing = real.pacing(LostAnswers(aws.dynamodb))
 
-    slots = [slot for _ in range(4) for slot in pacing.reserve(a_bot(), "messages", 3, 9).slots]
+    slots = [
+        slot
+        for _ in range(4)
+        for slot in pacing.reserve(a_bot(), "messages", 3, 9, share=SHARE).slots
+    ]
 
     assert len(slots) == 12
     assert min(later - earlier for earlier, later in pairwise(slots)) >= 1 / 20
@@ -1958,20 +2056,25 @@ def test_fake_and_real_bot_s_item_cannot_be_told_apart(real: RealOnes) -> None:
         probing, until = rng.random() < 0.2, fakes.clock.now() + rng.choice([1, 120])
         keys = [rng.choice("abcdefg")]
         moves: list[Callable[[Any], Any]] = [
-            lambda pacing: pacing.reserve(bot, plan, count, HORIZON, probing=probing),  # noqa: B023
-            lambda pacing: pacing.reserve(bot, plan, count, HORIZON, probing=probing),  # noqa: B023
-            lambda pacing: pacing.reserve(bot, plan, count, HORIZON, probing=probing),  # noqa: B023
-            lambda pacing: pacing.shut("default", until),  # noqa: B023
+            lambda pacing: pacing.reserve(bot, plan, count, HORIZON, share=SHARE, probing=probing),  # noqa: B023
+            lambda pacing: pacing.reserve(bot, plan, count, HORIZON, share=SHARE, probing=probing),  # noqa: B023
+            lambda pacing: pacing.reserve(bot, plan, count, HORIZON, share=SHARE, probing=probing),  # noqa: B023
+            lambda pacing: pacing.shut(bot, plan, until),  # noqa: B023
             lambda pacing: pacing.failed("default", keys),  # noqa: B023
             lambda pacing: pacing.probe("default"),
             lambda pacing: pacing.close_breaker("default", sent=True),
             lambda pacing: pacing.open_breaker("default", "why"),
             lambda pacing: pacing.number_down("default", "why"),
+            lambda pacing: pacing.number_in_trouble("default", keys[0], "why"),  # noqa: B023
+            lambda pacing: pacing.missing("default"),
+            lambda pacing: pacing.found("default"),
+            lambda pacing: pacing.keep_control("default", Control(keys[0], until), until - 130),  # noqa: B023
+            lambda pacing: pacing.history_shows("default", until),  # noqa: B023
             lambda pacing: pacing.answered("default"),
             lambda pacing: pacing.pause("default"),
             lambda pacing: pacing.resume("default"),
         ]
-        move = rng.choices(moves, [4, 4, 4, 1, 3, 2, 3, 1, 1, 1, 1, 2])[0]
+        move = rng.choices(moves, [4, 4, 4, 1, 3, 2, 3, 1, 1, 2, 1, 1, 2, 2, 1, 1, 2])[0]
 
         assert move(fakes.pacing()) == move(real.pacing())
         assert fakes.item("identities", "bot:default") == real.item("identities", "bot:default")

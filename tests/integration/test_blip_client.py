@@ -2,15 +2,27 @@
 
 import contextlib
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from types import SimpleNamespace
 
+import httpcore
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from notifier.blip import client as client_module
-from notifier.blip.client import BlipClient
+from notifier.blip import transport as transport_module
+from notifier.blip.client import CONNECT_SECONDS, BlipClient
 from notifier.bots import Bot
 from notifier.failures import (
     Failure,
@@ -60,9 +72,13 @@ def at(port: int, scheme: str = "http") -> Bot:
     return Bot(name="default", base_url=f"{scheme}://127.0.0.1:{port}", key=KEY)
 
 
+def at_once() -> None:
+    """Wait for no slot."""
+
+
 def send(client: BlipClient, bot: Bot, message_id: str = "id") -> Failure | None:
     try:
-        client.send(bot, message_id, IDENTITY, TEMPLATE)
+        client.send(bot, message_id, IDENTITY, TEMPLATE, at_once)
     except Failure as failure:
         return failure
     return None
@@ -70,7 +86,7 @@ def send(client: BlipClient, bot: Bot, message_id: str = "id") -> Failure | None
 
 def look_up(client: BlipClient, bot: Bot) -> Failure | str:
     try:
-        return client.look_up(bot, PHONE)
+        return client.look_up(bot, PHONE, at_once)
     except Failure as failure:
         return failure
 
@@ -90,8 +106,9 @@ class Server:
     """Accepts connections on loopback and lets a script have each of them.
 
     Attributes:
-        requests: the head and body of every request that `requests_of` read.
+        requests: the head and body of every request that `answering` has read.
         connections: how many were accepted.
+        closed: how many of them the script has done with.
     """
 
     script: Script
@@ -99,6 +116,8 @@ class Server:
         default_factory=lambda: socket.create_server(("127.0.0.1", 0), backlog=16)
     )
     connections: int = 0
+    closed: int = 0
+    requests: list[bytes] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
     closing: threading.Event = field(default_factory=threading.Event)
 
@@ -133,6 +152,7 @@ class Server:
         connection.settimeout(0.05)
         with connection, contextlib.suppress(OSError, EOFError):
             self.script(connection)
+        self.closed += 1
 
     def request(self, connection: socket.socket) -> bytes:
         """Read one request; EOFError if none comes any more."""
@@ -163,7 +183,7 @@ def answering(*parts: bytes, every_seconds: float = 0, close: bool = False) -> S
 
     def script(connection: socket.socket) -> None:
         while True:
-            server.request(connection)
+            server.requests.append(server.request(connection))
             for part in parts:
                 connection.sendall(part)
                 if server.closing.wait(every_seconds):
@@ -173,6 +193,216 @@ def answering(*parts: bytes, every_seconds: float = 0, close: bool = False) -> S
 
     server = Server(script)
     return server
+
+
+# --- The wait for a slot --------------------------------------------------------------------------
+
+
+class NotNowError(Exception):
+    """Raised while a call waits for its slot."""
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait until something is so in another thread."""
+    while not condition():
+        time.sleep(0.001)
+
+
+def stop() -> None:
+    raise NotNowError
+
+
+def test_slot_is_waited_for_when_the_connection_stands_and_before_the_first_byte(
+    client: BlipClient,
+) -> None:
+    seen: list[tuple[int, int]] = []
+    with answering(TAKEN) as server:
+
+        def look() -> None:
+            until(lambda: server.connections == 1)
+            seen.append((server.connections, len(server.requests)))
+
+        client.send(server.bot, "id", IDENTITY, TEMPLATE, look)
+        client.send(server.bot, "id", IDENTITY, TEMPLATE, look)
+
+        assert seen == [(1, 0), (1, 1)]
+        assert len(server.requests) == 2
+
+
+def test_call_that_is_stopped_while_it_waits_writes_nothing(client: BlipClient) -> None:
+    with answering(TAKEN) as server:
+        with pytest.raises(NotNowError):
+            client.send(server.bot, "id", IDENTITY, TEMPLATE, stop)
+        with pytest.raises(NotNowError):
+            client.look_up(server.bot, PHONE, stop)
+        with pytest.raises(NotNowError):
+            client.events(server.bot, "id", stop)
+        assert send(client, server.bot) is None
+
+        assert len(server.requests) == 1
+
+
+def test_wait_for_a_slot_does_not_count_against_the_deadline(
+    client: BlipClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that the wait moves by a minute, and nothing else."""
+    moved = [0.0]
+    monotonic = time.monotonic
+    monkeypatch.setattr(
+        transport_module,
+        "time",
+        SimpleNamespace(monotonic=lambda: monotonic() + moved[0], time=time.time),
+    )
+
+    def wait() -> None:
+        moved[0] += 60
+
+    with answering(TAKEN) as server:
+        client.send(server.bot, "id", IDENTITY, TEMPLATE, wait)
+
+
+def test_connection_that_is_closed_while_a_call_waits_was_surely_not_written_to(
+    client: BlipClient,
+) -> None:
+    closed = threading.Event()
+
+    def script(connection: socket.socket) -> None:
+        connection.close()
+        closed.set()
+
+    with Server(script) as server, pytest.raises(Transient, match="ConnectError"):
+        client.send(server.bot, "id", IDENTITY, TEMPLATE, lambda: until(closed.is_set))
+
+
+def test_connection_on_which_the_server_speaks_first_is_not_written_to(client: BlipClient) -> None:
+    spoken = threading.Event()
+
+    def script(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
+        spoken.set()
+        server.closing.wait()
+
+    server = Server(script)
+    with server, pytest.raises(Transient, match="ConnectError"):
+        client.send(server.bot, "id", IDENTITY, TEMPLATE, lambda: until(spoken.is_set))
+
+
+def test_connection_that_a_frozen_sandbox_held_for_too_long_is_not_written_to(
+    client: BlipClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def freeze() -> None:
+        frozen = SimpleNamespace(monotonic=time.monotonic, time=lambda: time.time() + 16)
+        monkeypatch.setattr(transport_module, "time", frozen)
+
+    with answering(TAKEN) as server, pytest.raises(Transient, match="ConnectError"):
+        client.send(server.bot, "id", IDENTITY, TEMPLATE, freeze)
+
+
+def test_tls_session_tickets_are_no_reason_to_drop_a_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TLS 1.3 servers send them right after the handshake, so the socket is readable."""
+    certificate = a_certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    wrapped, close = threading.Event(), threading.Event()
+
+    def script(connection: socket.socket) -> None:
+        connection.settimeout(10)
+        with context.wrap_socket(connection, server_side=True) as encrypted:
+            wrapped.set()  # the tickets are on their way
+            if close.is_set():
+                return
+            server.request(encrypted)
+            encrypted.sendall(TAKEN)
+
+    server = Server(script)
+    with contextlib.closing(BlipClient(4, 10)) as client, server:
+        bot = at(server.listener.getsockname()[1], "https")
+        client.send(bot, "id", IDENTITY, TEMPLATE, lambda: until(wrapped.is_set))
+
+        close.set()
+        wrapped.clear()
+        with pytest.raises(Transient, match="ConnectError"):
+            client.send(bot, "id", IDENTITY, TEMPLATE, lambda: until(lambda: server.closed == 2))
+
+
+def a_certificate(folder: Path) -> Path:
+    """Write a key and its own certificate for 127.0.0.1."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    pem = certificate.public_bytes(Encoding.PEM) + key.private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+    )
+    path = folder / "certificate.pem"
+    path.write_bytes(pem)
+    return path
+
+
+# --- Where a host has several addresses -----------------------------------------------------------
+
+
+def test_all_addresses_of_a_host_share_one_time_to_connect(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried: list[tuple[str, float]] = []
+
+    def connect(_: object, host: str, _port: int, timeout: float, *__: object) -> None:
+        tried.append((host, timeout))
+        raise httpcore.ConnectTimeout
+
+    monkeypatch.setattr(httpcore.SyncBackend, "connect_tcp", connect)
+    addresses = [(0, 0, 0, "", (f"10.0.0.{number}", 80)) for number in range(1, 5)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses)
+
+    with contextlib.closing(BlipClient(1, 10)) as client:
+        failure = send(client, Bot(name="default", base_url="http://blip.example", key=KEY))
+
+    assert type(failure) is Transient
+    assert [host for host, _ in tried] == ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"]
+    assert tried[0][1] == pytest.approx(CONNECT_SECONDS / 4, rel=0.1)
+    assert tried[3][1] <= CONNECT_SECONDS
+
+
+def test_next_address_is_tried_when_one_refuses(
+    client: BlipClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with answering(TAKEN) as server:
+        port = server.listener.getsockname()[1]
+        # Nothing listens on the first one's port.
+        addresses = [(0, 0, 0, "", ("127.0.0.2", port)), (0, 0, 0, "", ("127.0.0.1", port))]
+        resolve = socket.getaddrinfo
+        monkeypatch.setattr(
+            socket,
+            "getaddrinfo",
+            lambda host, *args, **kwargs: (
+                addresses if host == "blip.example" else resolve(host, *args, **kwargs)
+            ),
+        )
+        bot = Bot(name="default", base_url=f"http://blip.example:{port}", key=KEY)
+
+        assert send(client, bot) is None
+
+
+def test_host_without_an_address_was_surely_not_written_to(client: BlipClient) -> None:
+    bot = Bot(name="default", base_url="http://nowhere.invalid", key=KEY)
+
+    assert type(send(client, bot)) is Transient
 
 
 # --- What an exchange comes to --------------------------------------------------------------------
@@ -282,8 +512,9 @@ def test_a_connection_dropped_without_an_answer(
 
 
 def test_a_connection_dropped_before_the_request_is_read(client: BlipClient) -> None:
+    """Whether the client sees it before its first byte or after it is chance."""
     with Server(lambda _: None) as server:
-        assert type(send(client, server.bot)) is Unknown
+        assert type(send(client, server.bot)) in {Unknown, Transient}
 
 
 @pytest.mark.parametrize("part", [b"", b"HTT", b"HTTP/1.1 202 Acc", TAKEN[:-2]])
@@ -352,12 +583,12 @@ def test_a_request_too_long_for_a_connection_that_closes(client: BlipClient) -> 
         connection.recv(10)
 
     with Server(script) as server, pytest.raises(Unknown):
-        client.send(server.bot, "id", IDENTITY, huge)
+        client.send(server.bot, "id", IDENTITY, huge, at_once)
 
 
 @pytest.mark.parametrize(
     ("status", "expected"),
-    [(503, Transient), (500, Unknown), (502, Unknown), (504, Unknown), (408, Unknown)],
+    [(503, Unknown), (500, Unknown), (502, Unknown), (504, Unknown), (408, Unknown)],
 )
 def test_blip_is_in_trouble(
     client: BlipClient, blip: Simulator, bot: Bot, status: int, expected: type[Failure]
@@ -566,7 +797,9 @@ def test_a_connection_that_was_closed_meanwhile_is_not_used_again(client: BlipCl
 def test_calls_run_side_by_side(client: BlipClient, blip: Simulator, bot: Bot) -> None:
     blip.configure(latency_seconds=0.2)
     threads = [
-        threading.Thread(target=client.send, args=(bot, f"id-{number}", IDENTITY, TEMPLATE))
+        threading.Thread(
+            target=client.send, args=(bot, f"id-{number}", IDENTITY, TEMPLATE, at_once)
+        )
         for number in range(4)
     ]
     for thread in threads:

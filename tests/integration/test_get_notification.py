@@ -176,7 +176,7 @@ def test_what_waits_is_taken_back_and_never_sent(
     asked: Asked, stack: Stack, receipts: ReceiptsStack
 ) -> None:
     request = a_request(metadata={"order": "981"})
-    stack.blip.add_fault(path="messages", status=503, times=1)
+    stack.blip.add_fault(path="messages", status=400, code=51, times=1)
     stack.deliver(request)
 
     assert asked.cancel(request["id"])[1]["status"] == "cancelled"
@@ -221,7 +221,7 @@ def test_who_could_not_be_told_is_told_with_the_next_question(
     asked: Asked, stack: Stack, receipts: ReceiptsStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = a_request(id="order-1")
-    stack.blip.add_fault(path="messages", status=503, times=1)
+    stack.blip.add_fault(path="messages", status=400, code=51, times=1)
     stack.deliver(request)
     refused = {"FailedEntryCount": 1, "Entries": [{"ErrorCode": "InternalFailure"}]}
     events = asked.function._notifications.events._eventbridge  # type: ignore[attr-defined]

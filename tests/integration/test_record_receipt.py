@@ -17,7 +17,7 @@ from notifier.aws.events import EventBridgeStatusEvents
 from notifier.bots import Bot
 from notifier.lifecycle import Status
 from notifier.records import StatusEvent
-from notifier.request import Template, ledger_key
+from notifier.request import ledger_key
 from notifier.runtime import BatchCrashed
 from tests.integration.conftest import Stack, a_request
 from tests.integration.receipts_stack import Json, ReceiptsStack, SimulatedClock, a_receipt
@@ -335,9 +335,9 @@ def test_a_receipt_before_the_settle_stands(
     blip: Any = stack.sandbox()._delivery._blip
     send: Callable[..., None] = blip.send
 
-    def overtaken(bot: Bot, message_id: str, identity: str, template: Template) -> None:
+    def overtaken(bot: Bot, message_id: str, *others: Any) -> None:
         assert item(stack, message_id)["status"] == "sending"
-        send(bot, message_id, identity, template)
+        send(bot, message_id, *others)
         assert receipts.record(a_receipt(message_id, "received")) == []
 
     monkeypatch.setattr(blip, "send", overtaken)
@@ -357,8 +357,8 @@ def test_a_failure_before_the_settle_stands(
     blip: Any = stack.sandbox()._delivery._blip
     send: Callable[..., None] = blip.send
 
-    def overtaken(bot: Bot, message_id: str, identity: str, template: Template) -> None:
-        send(bot, message_id, identity, template)
+    def overtaken(bot: Bot, message_id: str, *others: Any) -> None:
+        send(bot, message_id, *others)
         assert receipts.record(a_receipt(message_id, "failed", 132_001)) == []
 
     monkeypatch.setattr(blip, "send", overtaken)

@@ -99,7 +99,18 @@ def lost(stack: Stack, fault: Json | None = None, *, accept: bool, **changes: An
     case = Case(stack, **changes)
     assert case.deliver() == 900  # no request is hidden for longer at a time
     assert case.status == "unknown"
+    believe_history(stack)
     return case
+
+
+def believe_history(stack: Stack) -> None:
+    """Let BLiP's history have shown what was sent later: what it does not show was not sent."""
+    stack.aws.dynamodb.update_item(
+        TableName="identities",
+        Key={"key": {"S": "bot:default"}},
+        UpdateExpression="SET history_seen = :later",
+        ExpressionAttributeValues={":later": {"N": str(10**14)}},
+    )
 
 
 def told(receipts: ReceiptsStack) -> list[tuple[str, str | None]]:
@@ -289,6 +300,28 @@ def test_a_redrive_may_be_resent_anew(stack: Stack, clock: SimulatedClock) -> No
     assert (case.status, case.item["generation"]) == ("sent", "3")
 
 
+def test_history_is_believed_when_it_shows_a_message_that_was_sent_later(
+    stack: Stack, clock: SimulatedClock
+) -> None:
+    stack.blip.add_fault(path="messages", drop=True, accept=False, times=1)
+    case = Case(stack)
+    case.deliver()
+    clock.advance(WINDOW + 2)
+    assert case.deliver() is not None
+    assert (case.status, case.questions) == ("unknown", 1)  # there is no later message
+
+    later = Case(stack, to="+5511988887777")
+    assert later.deliver() is None
+    assert case.deliver() == 0
+
+    assert case.status == "retrying"
+    asked = [request.envelope["uri"] for request in case._of("history")]
+    assert [key in uri for key, uri in zip((case.key, later.key), asked[-2:], strict=True)] == [
+        True,
+        True,
+    ]
+
+
 # --- Nobody can tell ------------------------------------------------------------------------------
 
 
@@ -376,7 +409,7 @@ def test_what_blip_has_forgotten_nobody_can_deny(
 
     assert case.deliver() is None
 
-    assert case.questions == 1
+    assert case.questions == 2  # had it been shown, it would be settled, however late
     (letter,) = stack.aws.dead_letters()
     assert letter["reason"] == "outcome_unknown"
     assert letter["failure"]["possibly_sent"] is True
@@ -474,6 +507,8 @@ def test_what_was_being_sent_when_its_sandbox_ended_is_an_unknown(
     def ends(*message: Any) -> None:
         if went_out:
             send(*message)
+        else:
+            message[-1]()  # the connection stood, and its slot had come
         raise RuntimeError("the sandbox ends here")
 
     case = Case(stack)
@@ -481,6 +516,7 @@ def test_what_was_being_sent_when_its_sandbox_ended_is_an_unknown(
         patched.setattr(blip, "send", ends)
         assert case.deliver() is not None
     assert case.status == "sending"
+    believe_history(stack)
 
     # While the lease is live it may still be under way.
     wait = case.deliver()

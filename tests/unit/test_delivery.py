@@ -11,6 +11,7 @@ from threading import Event
 from typing import Any
 
 import pytest
+from botocore.exceptions import EndpointConnectionError, ReadTimeoutError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -807,7 +808,7 @@ def test_a_throttled_bot_is_shut_for_everybody(
     # One was over the plan; the others of the batch were not even tried.
     asked = world.blip.look_ups if stage == "before_look_up" else world.blip.sent
     assert len(asked) == 1
-    assert sorted(map(outcome, verdicts)) == ["put_off"] * 4 + ["throttled"]
+    assert sorted(map(outcome, verdicts)) == ["in_penalty"] * 4 + ["throttled"]
     assert all(verdict.come_back_in == pytest.approx(seconds, abs=1) for verdict in verdicts)
     for body in bodies:
         assert world.entry(body)["attempts"] == 0
@@ -818,7 +819,7 @@ def test_a_throttled_bot_is_shut_for_everybody(
     later = request()
     world.clock.advance(seconds - 1)
     (verdict,) = world.sandbox(uniform=min).deliver(later)
-    assert outcome(verdict) == "put_off"
+    assert outcome(verdict) == "in_penalty"
     assert verdict.come_back_in == pytest.approx(1, abs=0.5)
     assert world.entry(later) == {}
 
@@ -920,7 +921,7 @@ def test_a_secret_that_breaks_when_it_is_needed_most_stops_the_bot(world: World)
     sandbox.secrets.bots()
     world.bots = "not JSON"
     world.clock.advance(11)
-    world.blip.before_send = wrong_key
+    world.blip.before_send = world.blip.before_ping = wrong_key
     body = request()
 
     (verdict,) = sandbox.deliver(body)
@@ -968,8 +969,9 @@ def test_a_bot_that_cannot_be_used_does_no_harm_to_the_others(world: World) -> N
 
 
 def test_a_batch_that_can_do_nothing_holds_still_for_a_moment(world: World) -> None:
-    """So an outage hides few messages at a time: SQS allows 120,000 in flight."""
+    """SQS allows 120,000 in flight."""
     world.bots = {"default": {"key": "REPLACE_ME"}}
+    world.in_flight = 100_000
 
     world.sandbox().deliver(request(), request())
     assert world.clock.slept == [pytest.approx(3)]
@@ -1180,7 +1182,7 @@ def test_what_is_paused_in_the_middle_of_a_batch_goes_no_further(world: World) -
 
     (verdict,) = sandbox.deliver(body)
 
-    assert outcome(verdict) == "put_off"
+    assert outcome(verdict) == "paused"
     assert world.blip.sent == []
     assert world.entry(body)["status"] == "retrying"
 
@@ -1287,7 +1289,7 @@ def test_slow_neighbours_leave_no_send_that_could_be_cut_off(world: World) -> No
     verdicts = world.sandbox().deliver(*bodies, seconds=30)
 
     assert list(map(outcome, verdicts)) == ["sent", "sent", *["put_off"] * 4]
-    assert all(v.come_back_in == 0 for v in verdicts[2:])
+    assert all(v.come_back_in == pytest.approx(0, abs=1) for v in verdicts[2:])
     assert all(world.entry(body)["attempts"] == 0 for body in bodies[2:])
     assert world.clock.now() - world.blip.sent[-1].at <= 12
 
@@ -1480,6 +1482,18 @@ def unknown(world: World, body: Request, *, stored: Status | None = None) -> Non
         world.blip.stored[message_id] = [Receipt(key_of(body), 1, stored)]
 
 
+def show_later_message(world: World) -> str:
+    """Send another message later, and let BLiP's history show it; its id."""
+    before = len(world.blip.taken)
+    world.blip.before_send = lambda _: None
+    world.clock.advance(3)
+    (verdict,) = world.sandbox().deliver(request(to="+5511977776666"))
+    assert outcome(verdict) == "sent"
+    later = world.blip.taken[before].message_id
+    world.blip.stored[later] = [Receipt(later, 1, Status.ACCEPTED)]
+    return later
+
+
 def test_what_may_have_gone_out_is_not_sent_again_before_that_is_settled(world: World) -> None:
     body = request()
     unknown(world, body)
@@ -1542,32 +1556,35 @@ def test_what_blip_s_history_does_not_know_is_sent_again_under_the_same_id_once(
 ) -> None:
     body = request()
     unknown(world, body)
+    later = show_later_message(world)
 
     world.clock.advance(WINDOW + 2)
     (verdict,) = world.sandbox().deliver(body)
     assert (outcome(verdict), verdict.come_back_in) == ("denied", 0)
+    assert world.blip.asked == [key_of(body), later]
     world.blip.before_send = raises(Unknown("no answer"))
     world.sandbox().deliver(body)
-    assert [sent.message_id for sent in world.blip.sent] == [key_of(body)] * 2
+    assert [sent.message_id for sent in world.blip.sent] == [key_of(body), later, key_of(body)]
 
     # The second time it is given up.
     world.clock.advance(WINDOW + 2)
     (verdict,) = world.sandbox().deliver(body)
     assert verdict.reason is Reason.OUTCOME_UNKNOWN
     assert world.dead_letters.letters[0].failure["possibly_sent"] is True
-    assert len(world.blip.sent) == 2
+    assert len(world.blip.sent) == 3
 
 
 def test_what_is_too_late_by_the_time_it_is_denied_is_not_sent_again(world: World) -> None:
     body = request(valid_until=at(world.clock.now() + 60))
     unknown(world, body)
+    later = show_later_message(world)
 
     world.clock.advance(WINDOW + 2)
     (verdict,) = world.sandbox().deliver(body)
 
     assert verdict.reason is Reason.EXPIRED
     assert world.entry(body)["status"] == "expired"
-    assert len(world.blip.sent) == 1
+    assert [sent.message_id for sent in world.blip.sent] == [key_of(body), later]
 
 
 def test_what_is_too_late_but_went_out_is_no_dead_letter(world: World) -> None:
@@ -1610,14 +1627,15 @@ def test_a_question_that_fails_is_no_answer(world: World, failure: type[Failure]
 
 
 def test_what_is_too_late_at_the_very_moment_it_is_denied_is_not_sent_again(world: World) -> None:
-    body = request(valid_until=at(world.clock.now() + WINDOW + 2))
+    body = request(valid_until=at(world.clock.now() + WINDOW + 5))
     unknown(world, body)
+    show_later_message(world)
     world.clock.advance(WINDOW + 2)
 
     (verdict,) = world.sandbox().deliver(body)
 
     assert verdict.reason is Reason.EXPIRED
-    assert len(world.blip.sent) == 1
+    assert len(world.blip.sent) == 2
 
 
 @pytest.mark.parametrize(("uniform", "wait"), [(max, WINDOW), (min, WINDOW / 3)])
@@ -1626,8 +1644,11 @@ def test_an_unknown_of_a_bot_that_was_taken_away_waits_for_it(
 ) -> None:
     body = request()
     unknown(world, body)
+    show_later_message(world)
     bots, world.bots = world.bots, {}
     world.clock.advance(WINDOW + 2)
+    assert outcome(world.sandbox().deliver(body)[0]) == "misconfigured"
+    world.clock.advance(900)  # now it is an unknown bot
 
     (verdict,) = world.sandbox(uniform=uniform).deliver(body)
 
@@ -1665,9 +1686,10 @@ def test_a_question_takes_no_place_that_is_reserved_for_a_look_up(world: World) 
 def test_a_question_for_which_there_is_no_place_soon_is_asked_later(world: World) -> None:
     body = request()
     unknown(world, body)
+    show_later_message(world)
     world.clock.advance(WINDOW + 2)
     later = round((world.clock.now() + 60) * 1e6)
-    world.identities_table.items["bot:default"] = {"next_commands_at": later}
+    world.identities_table.items["bot:default"]["next_commands_at"] = later
 
     (verdict,) = world.sandbox().deliver(body)
 
@@ -1683,14 +1705,15 @@ def test_no_question_is_asked_whose_answer_could_come_too_late(world: World) -> 
     bodies = [request(to=f"+55119888877{n:02}") for n in range(2)]
     for body in bodies:
         unknown(world, body)
+    later = show_later_message(world)
     world.clock.advance(WINDOW + 2)
     world.blip.call_seconds = 10
 
-    first, second = world.sandbox().deliver(*bodies, seconds=21)
+    first, second = world.sandbox().deliver(*bodies, seconds=31)
 
     assert (outcome(first), outcome(second)) == ("denied", "put_off")
-    assert second.come_back_in == 0
-    assert world.blip.asked == [key_of(bodies[0])]
+    assert second.come_back_in == pytest.approx(0, abs=1)
+    assert world.blip.asked == [key_of(bodies[0]), later]
 
 
 def test_a_question_is_asked_with_the_bots_own_key(world: World) -> None:
@@ -1723,16 +1746,483 @@ def test_what_went_out_after_all_is_asked_for_its_receipts_if_none_come(
     assert entry.get("poll_at") == expected
 
 
-def test_after_three_days_nobody_can_tell_any_more(world: World) -> None:
+def test_unknown_is_given_up_after_three_days_when_the_history_shows_nothing(
+    world: World,
+) -> None:
     body = request()
     unknown(world, body)
+    show_later_message(world)
 
     world.clock.advance(3 * DAY)
     (verdict,) = world.sandbox().deliver(body)
 
     assert verdict.reason is Reason.OUTCOME_UNKNOWN
-    assert world.blip.asked == []
+    assert world.blip.asked == [key_of(body)]
+    assert len(world.blip.sent) == 2
+
+
+def test_unknown_is_settled_after_three_days_when_the_history_still_shows_it(world: World) -> None:
+    body = request()
+    unknown(world, body, stored=Status.ACCEPTED)
+
+    world.clock.advance(3 * DAY)
+    (verdict,) = world.sandbox().deliver(body)
+
+    assert outcome(verdict) == "settled"
+
+
+def test_unknown_is_given_up_after_three_days_when_the_question_fails(world: World) -> None:
+    body = request()
+    unknown(world, body)
+    world.clock.advance(3 * DAY)
+    world.blip.before_history = raises(Transient("no answer"))
+
+    (verdict,) = world.sandbox().deliver(body)
+
+    assert verdict.reason is Reason.OUTCOME_UNKNOWN
+
+
+# --- The control question -------------------------------------------------------------------------
+
+
+def test_empty_history_denies_nothing_until_it_shows_a_later_message(world: World) -> None:
+    body = request()
+    unknown(world, body)
+    later = show_later_message(world)
+    shown = world.blip.stored.pop(later)
+
+    for _ in range(8):
+        world.clock.advance(WINDOW + 2)
+        assert outcome(world.sandbox().deliver(body)[0]) == "unsettled"
+    world.blip.stored[later] = shown
+    world.clock.advance(WINDOW + 2)
+
+    assert outcome(world.sandbox().deliver(body)[0]) == "denied"
+
+
+def test_unknown_keeps_its_control_while_newer_messages_take_its_place(world: World) -> None:
+    body = request()
+    unknown(world, body)
+    later = show_later_message(world)
+    shown = world.blip.stored.pop(later)
+    world.clock.advance(WINDOW + 2)
+    world.sandbox().deliver(body)
+    for _ in range(3):
+        world.clock.advance(WINDOW)
+        del world.blip.stored[show_later_message(world)]
+    world.blip.stored[later] = shown
+
+    assert outcome(world.sandbox().deliver(body)[0]) == "denied"
+    assert world.blip.asked[-1] == later
+
+
+def test_history_that_has_shown_a_later_message_needs_no_second_control(world: World) -> None:
+    bodies = [request(to=f"+55119888877{n:02}") for n in range(2)]
+    for body in bodies:
+        unknown(world, body)
+    later = show_later_message(world)
+    world.clock.advance(WINDOW + 2)
+
+    assert outcome(world.sandbox().deliver(bodies[0])[0]) == "denied"
+    assert outcome(world.sandbox().deliver(bodies[1])[0]) == "denied"
+
+    assert world.blip.asked == [key_of(bodies[0]), later, key_of(bodies[1])]
+
+
+def test_unknowns_of_one_batch_ask_about_their_control_once(world: World) -> None:
+    bodies = [request(to=f"+55119888877{n:02}") for n in range(3)]
+    for body in bodies:
+        unknown(world, body)
+    later = show_later_message(world)
+    del world.blip.stored[later]
+    world.clock.advance(WINDOW + 2)
+
+    world.sandbox().deliver(*bodies)
+
+    assert world.blip.asked.count(later) == 1
+
+
+def test_message_sent_before_an_unknown_is_no_control_for_six_hours(world: World) -> None:
+    show_later_message(world)
+    body = request()
+    unknown(world, body)
+
+    world.clock.advance(6 * 3600 - 1)
+    assert outcome(world.sandbox().deliver(body)[0]) == "unsettled"
+    world.clock.advance(1)
+    assert outcome(world.sandbox().deliver(body)[0]) == "denied"
+
+
+def test_message_sent_before_an_unknown_must_be_shown_after_six_hours(world: World) -> None:
+    del world.blip.stored[show_later_message(world)]
+    body = request()
+    unknown(world, body)
+
+    world.clock.advance(6 * 3600)
+
+    assert outcome(world.sandbox().deliver(body)[0]) == "unsettled"
+
+
+def test_first_message_of_a_bot_is_given_up_after_six_hours(world: World) -> None:
+    body = request()
+    unknown(world, body)
+
+    world.clock.advance(6 * 3600 - 1)
+    assert outcome(world.sandbox().deliver(body)[0]) == "unsettled"
+    world.clock.advance(1)
+    (verdict,) = world.sandbox().deliver(body)
+
+    assert verdict.reason is Reason.OUTCOME_UNKNOWN
     assert len(world.blip.sent) == 1
+
+
+def test_producer_that_wants_no_second_send_hears_after_the_window(world: World) -> None:
+    body = request(if_unknown="fail")
+    unknown(world, body)
+    world.clock.advance(WINDOW + 2)
+
+    (verdict,) = world.sandbox().deliver(body)
+
+    assert verdict.reason is Reason.OUTCOME_UNKNOWN
+    assert world.blip.asked == [key_of(body)]
+
+
+def test_control_is_written_once_in_a_third_of_the_window(world: World) -> None:
+    sandbox = world.sandbox()
+    kept = []
+    for _ in range(4):
+        sandbox.deliver(request())
+        kept.append(world.identities_table.get("bot:default")["control"])
+        world.clock.advance(WINDOW / 6 + 1)
+
+    assert kept[0] == kept[1] != kept[2] == kept[3]
+    assert world.identities_table.get("bot:default")["control_before"] == kept[0]
+
+
+# --- A wrong bot, or a wrong notification ---------------------------------------------------------
+
+
+def refuse(world: World, *phones: str, failure: Callable[[], Failure] | None = None) -> None:
+    """Refuse the messages to these as though the bot were misconfigured."""
+    addresses = {identity_of(phone) for phone in phones}
+
+    def strike(_: Bot) -> None:
+        if world.blip.sent[-1].identity in addresses:
+            raise failure() if failure else Misconfigured("HTTP 403", code=403)
+
+    world.blip.before_send = strike
+
+
+def test_notification_that_is_refused_while_the_bot_answers_costs_it_an_attempt(
+    world: World,
+) -> None:
+    refuse(world, PHONE)
+    bad, good = request(), request(to=OTHER_PHONE)
+
+    refused, sent = world.sandbox().deliver(bad, good)
+
+    assert (outcome(refused), outcome(sent)) == ("refused", "sent")
+    assert (world.blip.pings, world.entry(bad)["attempts"]) == (1, 1)
+    assert "broken" not in world.identities_table.get("bot:default")
+
+
+def test_notification_that_is_always_refused_is_given_up(world: World) -> None:
+    refuse(world, PHONE)
+    body = request()
+
+    for _ in range(19):
+        world.sandbox().deliver(body)
+        world.clock.advance(900)
+    (verdict,) = world.sandbox().deliver(body)
+
+    assert verdict.reason is Reason.RETRIES_EXHAUSTED
+    assert "broken" not in world.identities_table.get("bot:default")
+    assert world.dead_letters.letters[0].failure["code"] == 403
+
+
+def test_five_different_refusals_in_a_row_open_the_breaker(world: World) -> None:
+    """A bot without a WhatsApp channel answers pings, and no request can succeed."""
+    fail(world, "before_look_up", lambda: Misconfigured("81 twice", code=81))
+    phones = [f"+55119888877{number:02}" for number in range(5)]
+
+    for phone in phones[:4]:
+        world.sandbox().deliver(request(to=phone))
+    assert "broken" not in world.identities_table.get("bot:default")
+    world.sandbox().deliver(request(to=phones[4]))
+
+    assert "broken" in world.identities_table.get("bot:default")
+
+
+def test_later_refusals_of_the_same_notifications_do_not_open_the_breaker(world: World) -> None:
+    bodies = [request(to=f"+55119888877{number:02}") for number in range(8)]
+    refuse(world, *(body["to"] for body in bodies))
+    for body in bodies:
+        world.sandbox().deliver(body)
+        world.sandbox().deliver(request(to=OTHER_PHONE))
+
+    for _ in range(3):
+        world.clock.advance(900)
+        verdicts = world.sandbox().deliver(*bodies)
+        assert list(map(outcome, verdicts)) == ["refused"] * 8
+
+    assert "broken" not in world.identities_table.get("bot:default")
+
+
+def test_probe_that_is_refused_costs_no_attempt_and_leaves_the_breaker_open(world: World) -> None:
+    sandbox = world.sandbox()
+    sandbox.pacing.open_breaker("default", "no answer")
+    refuse(world, PHONE)
+    world.know(PHONE)
+    body = request()
+
+    (verdict,) = sandbox.deliver(body)
+
+    assert outcome(verdict) == "misconfigured"
+    assert world.entry(body)["attempts"] == 0
+    assert "broken" in world.identities_table.get("bot:default")
+
+
+def test_refusals_of_one_batch_ping_once(world: World) -> None:
+    phones = [f"+55119888877{number:02}" for number in range(6)]
+    refuse(world, *phones)
+
+    verdicts = world.sandbox().deliver(*(request(to=phone) for phone in phones))
+
+    assert {outcome(verdict) for verdict in verdicts} == {"refused"}
+    assert world.blip.pings == 1
+
+
+def test_throttled_ping_after_a_refusal_is_a_penalty(world: World) -> None:
+    """401 with LIME's 34 says both."""
+    refuse(world, PHONE)
+    world.blip.before_ping = always(lambda: Throttled("too fast"))
+    body = request()
+
+    (verdict,) = world.sandbox().deliver(body)
+
+    assert outcome(verdict) == "throttled"
+    assert world.entry(body)["attempts"] == 0
+
+
+def test_refusal_with_too_little_time_for_a_ping_comes_back_at_once(world: World) -> None:
+    world.know(PHONE)
+    refuse(world, PHONE)
+    body = request()
+
+    def slowly(_: Bot) -> None:
+        world.clock.advance(5)
+        raise Misconfigured("HTTP 403", code=403)
+
+    world.blip.before_send = slowly
+    (verdict,) = world.sandbox().deliver(body, seconds=14)
+
+    assert (outcome(verdict), world.blip.pings) == ("put_off", 0)
+    assert world.entry(body)["attempts"] == 0
+
+
+# --- A penalty lowers the share, and time heals it ------------------------------------------------
+
+
+def test_first_throttling_of_a_penalty_lowers_the_share_and_the_others_do_not(
+    world: World,
+) -> None:
+    sandbox = world.sandbox()
+    world.blip.before_send = always(lambda: Throttled("too fast"))
+
+    sandbox.deliver(request())
+    first = world.identities_table.get("bot:default")
+    sandbox.pacing.shut(Bot(name="default", key=KEY), "messages", world.clock.now() + 130)
+    second = world.identities_table.get("bot:default")
+
+    assert (first["messages_share"], first["penalties"]) == (720_000, 1)
+    assert (second["messages_share"], second["penalties"]) == (720_000, 1)
+    assert second["shut_until"] > first["shut_until"]
+    assert "commands_share" not in first
+    assert world.meter.counts["penalty_began"] == 1
+
+
+def test_throttled_look_up_lowers_the_share_of_the_commands(world: World) -> None:
+    world.blip.before_look_up = always(lambda: Throttled("too fast"))
+
+    world.sandbox().deliver(request())
+
+    item = world.identities_table.get("bot:default")
+    assert item["commands_share"] == 720_000
+    assert "messages_share" not in item
+
+
+def test_share_never_falls_below_a_tenth_and_climbs_from_what_was_left(world: World) -> None:
+    pacing, bot = world.sandbox().pacing, Bot(name="default", key=KEY)
+    shares = []
+    for _ in range(15):
+        pacing.shut(bot, "messages", world.clock.now() + 120)
+        shares.append(pacing.state("default").share("messages", bot.share, world.clock.now()))
+        world.clock.advance(121)
+
+    assert shares[1] == pytest.approx(0.8 * (0.72 + 0.02 * 121 / 3600))
+    assert min(shares) == shares[-1] == 0.1
+    world.clock.advance(3600)
+    assert pacing.state("default").share("messages", bot.share, world.clock.now()) > 0.12
+
+
+def test_slots_are_spaced_by_the_share_that_is_in_force(world: World) -> None:
+    world.know(PHONE)
+    world.know(OTHER_PHONE)
+    now = round(1000 * world.clock.now())
+    world.bots["default"]["messages_per_second"] = 2
+    world.identities_table.items["bot:default"] = {
+        "messages_share": 500_000,
+        "messages_share_at": now,
+    }
+
+    world.sandbox().deliver(request(), request(to=OTHER_PHONE))
+
+    first, second = world.blip.sent
+    assert second.at - first.at == pytest.approx(1)
+    assert world.meter.times["share_of_plan"] == [pytest.approx(0.5, abs=1e-3)]
+
+
+# --- Room in flight -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("in_flight", [0, 59_999, 60_000, 99_999, 100_000])
+@pytest.mark.parametrize("reason", ["paused", "penalty", "broken"])
+def test_bot_that_is_still_leaves_room_in_flight_for_others(
+    world: World, reason: str, in_flight: int
+) -> None:
+    sandbox = world.sandbox()
+    match reason:
+        case "paused":
+            sandbox.pacing.pause("default")
+        case "broken":
+            sandbox.pacing.open_breaker("default", "no answer")
+            world.blip.before_ping = always(lambda: Transient("busy"))
+        case _:
+            bot = Bot(name="default", key=KEY)
+            sandbox.pacing.shut(bot, "messages", world.clock.now() + 100)
+    world.in_flight = in_flight
+
+    (verdict,) = sandbox.deliver(request())
+
+    long = 105 if reason == "penalty" else 900
+    assert verdict.come_back_in == (long if in_flight < 60_000 else 30)
+    assert world.clock.slept == ([3] if in_flight >= 100_000 else [])
+
+
+def test_batch_that_could_do_something_does_not_hold_still(world: World) -> None:
+    world.bots["other"] = world.bots["default"]
+    sandbox = world.sandbox()
+    sandbox.pacing.pause("default")
+    world.in_flight = 110_000
+
+    still, sent = sandbox.deliver(request(), request(bot="other"))
+
+    assert (still.come_back_in, outcome(sent)) == (30, "sent")
+    assert world.clock.slept == []
+
+
+@pytest.mark.parametrize(
+    ("age", "valid_for", "least"),
+    [(60, None, 5), (6000, None, 100), (6 * DAY, None, 3600), (6000, 100, 10), (6000, 5000, 100)],
+)
+def test_every_wait_is_a_sixtieth_of_the_age_at_least(
+    world: World, age: float, valid_for: float | None, least: float
+) -> None:
+    fail(world, "before_send", lambda: Transient("busy"))
+    world.know(PHONE)
+    changes = {} if valid_for is None else {"valid_until": at(world.clock.now() + valid_for)}
+    queued = world.queued(request(**changes), age=age)
+
+    (verdict,) = world.sandbox(uniform=min).deliver(queued)
+
+    assert verdict.come_back_in == pytest.approx(least, abs=0.1)
+
+
+# --- A bot that vanishes from the secret ----------------------------------------------------------
+
+
+def test_bot_that_worked_and_vanished_from_the_secret_is_waited_for(world: World) -> None:
+    world.sandbox().deliver(request())
+    bots, world.bots = world.bots, {}
+    body = request()
+
+    for _ in range(2):
+        assert outcome(world.sandbox().deliver(body)[0]) == "misconfigured"
+        world.clock.advance(449)
+    world.bots = bots
+    assert outcome(world.sandbox().deliver(body)[0]) == "sent"
+    world.bots = {}
+    world.clock.advance(600)
+    assert outcome(world.sandbox().deliver(request())[0]) == "misconfigured"
+
+
+def test_bot_that_stays_away_is_an_unknown_bot_after_a_quarter_of_an_hour(world: World) -> None:
+    world.sandbox().deliver(request())
+    world.bots = {}
+    world.sandbox().deliver(request())
+    world.clock.advance(900)
+
+    (verdict,) = world.sandbox().deliver(request())
+
+    assert verdict.reason is Reason.UNKNOWN_BOT
+
+
+# --- AWS fails, and nothing was sent --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_was_not_sent_is_not_left_as_if_it_might_have_been(
+    world: World, monkeypatch: pytest.MonkeyPatch, *, known: bool
+) -> None:
+    if known:
+        world.know(PHONE)
+    sandbox, body = world.sandbox(), request()
+
+    def fail_to_reserve(*_: Any, **__: Any) -> None:
+        raise EndpointConnectionError(endpoint_url="https://aws.invalid")
+
+    monkeypatch.setattr(sandbox.pacing, "reserve", fail_to_reserve)
+    (verdict,) = sandbox.deliver(body)
+
+    assert outcome(verdict) == "crashed"
+    item = world.entry(body)
+    assert (item["status"], item["attempts"]) == ("retrying", 0)
+
+
+def test_what_was_posted_stays_as_it_is_when_the_answer_cannot_be_written(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox, body = world.sandbox(), request()
+
+    def fail_to_settle(*_: Any, **__: Any) -> None:
+        raise EndpointConnectionError(endpoint_url="https://aws.invalid")
+
+    monkeypatch.setattr(sandbox.ledger, "settle_sent", fail_to_settle)
+    (verdict,) = sandbox.deliver(body)
+
+    assert (outcome(verdict), world.entry(body)["status"]) == ("crashed", "sending")
+
+
+@pytest.mark.parametrize("failures", [1, 3])
+def test_claim_whose_answer_is_lost_is_taken_back(
+    world: World, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    world.know(PHONE)
+    sandbox, body = world.sandbox(), request()
+    update, left = world.ledger_table.update, [True] + [False] * (failures - 1)
+
+    def lose_answers(*args: Any) -> Any:
+        if not left:
+            return update(*args)
+        if left.pop(0):
+            update(*args)
+        raise ReadTimeoutError(endpoint_url="https://aws.invalid")
+
+    monkeypatch.setattr(world.ledger_table, "update", lose_answers)
+    (verdict,) = sandbox.deliver(body)
+
+    assert outcome(verdict) == "crashed"
+    assert (world.entry(body)["status"], world.entry(body)["attempts"]) == ("retrying", 0)
 
 
 # --- How long everything waits --------------------------------------------------------------------
@@ -1763,6 +2253,7 @@ def test_after_a_failure(
     world: World, failure: Callable[[], Exception], bounds: tuple[float, float]
 ) -> None:
     fail(world, "before_send", failure)
+    world.blip.before_ping = raises(Transient("no answer"))
     spread = Spread()
 
     (verdict,) = world.sandbox(uniform=spread).deliver(request())
@@ -1789,7 +2280,7 @@ def test_for_a_penalty(world: World) -> None:
 
     (verdict,) = world.sandbox(uniform=spread).deliver(request())
 
-    assert (outcome(verdict), verdict.come_back_in) == ("put_off", 55)
+    assert (outcome(verdict), verdict.come_back_in) == ("in_penalty", 55)
     assert spread.asked == [(0, 5)]
 
 
@@ -1889,7 +2380,7 @@ def test_a_throttled_probe_shuts_the_bot_for_everybody(world: World) -> None:
 
     (verdict,) = sandbox.deliver(request())
 
-    assert (outcome(verdict), world.blip.sent) == ("put_off", [])
+    assert (outcome(verdict), world.blip.sent) == ("in_penalty", [])
     for _ in range(3):
         world.clock.advance(28)
         sandbox.deliver(request())
@@ -1928,7 +2419,7 @@ def test_for_a_slot_further_away_than_one_waits_for(world: World) -> None:
     (verdict,) = world.sandbox().deliver(request())
     assert (outcome(verdict), verdict.come_back_in) == ("put_off", 4)
 
-    next_at(3)
+    next_at(2)
     (verdict,) = world.sandbox().deliver(request())
     assert outcome(verdict) == "sent"
 
@@ -2044,6 +2535,7 @@ def test_a_batch_that_has_little_time_left_holds_still_until_a_second_before_its
     world.identities_table.items["bot:default"] = {"broken": "no answer"}
     world.blip.before_ping = always(lambda: Transient("busy"))
     world.blip.call_seconds = 10
+    world.in_flight = 100_000
 
     world.sandbox().deliver(request(), seconds=12.5)
 

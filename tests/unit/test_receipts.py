@@ -64,15 +64,16 @@ FOR_GOOD = {
         *(1021, 1022, 1023, 1024, 1025, 1028, 2000, 2001, 2002, 2003, 2004, 2005),
     ],
     "Cloud": [
-        *(0, 2, 3, 10, 100, 190, 130472, 130497, 131000, 131005, 131008, 131009, 131021, 131030),
-        *(131037, 131045, 131047, 131048, 131049, 131050, 131051, 131052, 131053, 131057, 131063),
+        *(0, 3, 10, 100, 190, 130472, 130497, 131005, 131008, 131009, 131021, 131030),
+        *(131037, 131045, 131047, 131048, 131049, 131050, 131051, 131052, 131053, 131063),
         *(131064, 132000, 132001, 132005, 132007, 132008, 132012, 132015, 132016, 132068, 132069),
         *(133010, 133016, 135000, 137000),
     ],
 }
 LATER = {"LIME": [34, 85], "on-premises": [429, 1015], "Cloud": [4, 80007, 130429, 131056]}
 UNREACHABLE = {"LIME": [33, 42, 83], "on-premises": [1013, 1026], "Cloud": [131026, 131062]}
-NUMBER_DOWN = {"on-premises": [402, 1016, 1031], "Cloud": [368, 131016, 131031, 131042]}
+NUMBER_DOWN = {"on-premises": [402, 1031], "Cloud": [368, 131031, 131042]}
+SPORADIC = {"on-premises": [1016], "Cloud": [2, 131000, 131016, 131057]}
 POSSIBLY_SENT = {"LIME": [86]}
 
 TABLE = {
@@ -82,6 +83,7 @@ TABLE = {
         (Undelivered.LATER, LATER),
         (Undelivered.UNREACHABLE, UNREACHABLE),
         (Undelivered.NUMBER_DOWN, NUMBER_DOWN),
+        (Undelivered.SPORADIC, SPORADIC),
         (Undelivered.POSSIBLY_SENT, POSSIBLY_SENT),
     )
     for codes in families.values()
@@ -109,7 +111,7 @@ def failed(reason: object) -> Receipt:
 def test_no_code_is_forgotten_and_none_stands_there_twice() -> None:
     listed = [
         code
-        for families in (FOR_GOOD, LATER, UNREACHABLE, NUMBER_DOWN, POSSIBLY_SENT)
+        for families in (FOR_GOOD, LATER, UNREACHABLE, NUMBER_DOWN, SPORADIC, POSSIBLY_SENT)
         for codes in families.values()
         for code in codes
     ]
@@ -676,7 +678,8 @@ def test_a_redrive_after_another_failure_may_meet_a_rate_limit() -> None:
 
 # --- Given up -------------------------------------------------------------------------------------
 
-GIVEN_UP = [code for code, follows in TABLE.items() if follows is not Undelivered.LATER]
+ONCE_MORE = {Undelivered.LATER, Undelivered.SPORADIC}
+GIVEN_UP = [code for code, follows in TABLE.items() if follows not in ONCE_MORE]
 
 
 @pytest.mark.parametrize("code", [*GIVEN_UP, 9999, None])
@@ -771,7 +774,7 @@ def test_who_is_forgotten_is_found_inside_a_wrapper() -> None:
 
 @pytest.mark.parametrize("code", [*TABLE, None])
 def test_only_what_speaks_for_the_number_opens_the_breaker(code: int | None) -> None:
-    number_down = code in {368, 402, 1016, 1031, 131016, 131031, 131042}
+    number_down = code in {368, 402, 1031, 131031, 131042}
     case = Case()
 
     case.record("failed", code)
@@ -779,6 +782,66 @@ def test_only_what_speaks_for_the_number_opens_the_breaker(code: int | None) -> 
     assert ("broken" in case.bot) == number_down
     if number_down:
         assert case.bot["broken"] == a_receipt("failed", code).detail
+
+
+TROUBLE = [code for code, follows in TABLE.items() if follows is Undelivered.SPORADIC]
+
+
+@pytest.mark.parametrize("code", TROUBLE)
+def test_sporadic_failure_goes_out_once_more_and_is_a_dead_letter_the_second_time(
+    code: int,
+) -> None:
+    case = Case()
+
+    assert case.record("failed", code) is Effect.POSTPONED
+    assert case.world.dead_letters.letters == []
+    case.send(generation=1)
+    assert case.record("failed", code, generation=2) is Effect.DEAD_LETTER
+
+
+def in_trouble(case: Case, *keys: str, every: float = 1) -> bool:
+    """Count these notifications as failed by WhatsApp's trouble; is the number down?"""
+    for key in keys:
+        case.world.clock.advance(every)
+        case.sandbox.pacing.number_in_trouble("default", key, "WhatsApp is not available")
+    return "number_down_at" in case.bot
+
+
+def test_five_different_sporadic_failures_within_minutes_open_the_breaker() -> None:
+    case = Case()
+
+    assert not in_trouble(case, "a", "b", "c", "d")
+    assert not in_trouble(case, "a", "b", "c", "d", "d")
+    case.record("failed", 131016)
+
+    assert case.bot["broken"] == a_receipt("failed", 131016).detail
+    assert "number_down_at" in case.bot
+
+
+def test_sporadic_failures_far_apart_open_nothing() -> None:
+    case = Case()
+
+    assert not in_trouble(case, *"abcdefghijkl", every=76)
+
+
+def test_sporadic_failure_of_an_old_message_counts_for_nothing() -> None:
+    case = Case()
+    in_trouble(case, "a", "b", "c", "d")
+    case.world.clock.advance(3601)
+
+    case.record("failed", 131016)
+
+    assert "broken" not in case.bot
+
+
+def test_request_that_the_contract_no_longer_takes_is_a_dead_letter_all_the_same() -> None:
+    case = Case()
+    case.item["request"] = "{}"
+    case.world.ledger_table.items[KEY]["request"] = "{}"
+
+    assert case.record("failed", 131026) is Effect.DEAD_LETTER
+
+    assert case.world.dead_letters.letters[0].body == "{}"
 
 
 def test_what_whatsapp_said_of_an_old_message_says_nothing_of_the_number_now() -> None:

@@ -20,7 +20,7 @@ from notifier.failures import (
     Unknown,
 )
 from notifier.lifecycle import Status
-from notifier.records import QueuedRequest, Receipt, StatusEvent
+from notifier.records import Control, QueuedRequest, Receipt, StatusEvent
 from notifier.request import ledger_key
 from tests.fakes import World, a_request, always, raises
 
@@ -321,6 +321,10 @@ def test_of_attempts_that_all_failed(world: World) -> None:
 def unknown(world: World, body: Request = REQUEST) -> None:
     world.blip.before_send = raises(Unknown("no answer"))
     deliver(world, body)
+    # A later message of the bot, which its history shows.
+    shown = Control("shown", world.clock.now() + 3)
+    world.sandbox().pacing.keep_control("default", shown, 0)
+    world.blip.stored["shown"] = [Receipt("shown", 1, Status.ACCEPTED)]
     world.clock.advance(WINDOW + 2)
 
 
@@ -475,7 +479,7 @@ def test_a_misconfigured_bot_is_logged(world: World, caplog: pytest.LogCaptureFi
     def unauthorized(_: Bot) -> None:
         raise Misconfigured("HTTP 401")
 
-    world.blip.before_send = unauthorized
+    world.blip.before_send = world.blip.before_ping = unauthorized
 
     deliver(world)
 
@@ -491,7 +495,7 @@ def test_a_secret_that_breaks_when_a_key_is_refused_is_logged(
         world.clock.advance(11)
         raise Misconfigured("HTTP 401")
 
-    world.blip.before_send = unauthorized
+    world.blip.before_send = world.blip.before_ping = unauthorized
 
     deliver(world)
 

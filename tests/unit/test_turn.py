@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from notifier.bots import Bot
-from notifier.records import Plan, Reservation
-from notifier.turn import SLOT_GRACE_SECONDS, PutOff, Slots, Turn
+from notifier.failures import Transient
+from notifier.records import BotState, Plan, Reservation, Still
+from notifier.turn import SLOT_GRACE_SECONDS, Once, PutOff, Slots, Turn
 from tests.fakes import KEY, Clock
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class Reserved:
         self._left = list(reservations)
         self.asked: list[int] = []
         self.probing: list[bool] = []
+        self.horizons: list[float] = []
         self.before: Callable[[], None] = lambda: None
 
     def __call__(self, count: int) -> Reservation:
@@ -32,14 +34,15 @@ class Reserved:
         return Reservation(slots, None if slots else 7.0)
 
     def turn(self, clock: Clock, *, seconds: float = 30) -> Turn:
-        def reserve(
-            bot: Bot, plan: Plan, count: int, horizon: float, *, probing: bool
-        ) -> Reservation:
-            assert (bot, plan, horizon) == (BOT, "messages", 3)
-            self.probing.append(probing)
-            return self(count)
+        return Turn(clock.now() + seconds, {}, self.reserve, clock)
 
-        return Turn(clock.now() + seconds, reserve, clock)
+    def reserve(
+        self, bot: Bot, plan: Plan, count: int, horizon: float, *, share: float, probing: bool
+    ) -> Reservation:
+        assert (bot, plan, share) == (BOT, "messages", 0.9)
+        self.horizons.append(horizon)
+        self.probing.append(probing)
+        return self(count)
 
 
 def test_slots_are_reserved_for_all_that_will_come_and_given_one_by_one() -> None:
@@ -124,7 +127,7 @@ def test_what_is_stopped_while_it_waits_for_its_slot_does_not_start() -> None:
     reserved.before = lambda: turn.stop("default", 120)
 
     with pytest.raises(PutOff) as put_off:
-        turn.wait_for_slot(BOT, "messages", known=True)
+        turn.wait_for_slot(BOT, "messages", known=True, after=12)
 
     assert put_off.value.seconds == 120
     assert clock.now() == NOW + 2
@@ -136,7 +139,7 @@ def test_what_was_stopped_before_reserves_nothing() -> None:
     turn.stop("default", 120)
 
     with pytest.raises(PutOff):
-        turn.wait_for_slot(BOT, "messages", known=True)
+        turn.wait_for_slot(BOT, "messages", known=True, after=12)
 
     assert reserved.asked == []
 
@@ -145,7 +148,7 @@ def test_a_stop_of_one_bot_stops_no_other() -> None:
     turn = Reserved((NOW,)).turn(Clock(NOW))
     turn.stop("clinic", 120)
 
-    turn.wait_for_slot(BOT, "messages", known=True)
+    turn.wait_for_slot(BOT, "messages", known=True, after=12)
 
 
 class Drowsy(Clock):
@@ -166,7 +169,7 @@ def test_a_machine_too_slow_for_any_slot_leaves_the_notification_to_another() ->
     turn = reserved.turn(clock)
 
     with pytest.raises(PutOff) as put_off:
-        turn.wait_for_slot(BOT, "messages", known=True)
+        turn.wait_for_slot(BOT, "messages", known=True, after=12)
 
     assert put_off.value.seconds == 1
     assert len(reserved.asked) == 5
@@ -176,7 +179,7 @@ def test_a_slot_is_used_up_to_the_end_of_its_grace() -> None:
     reserved = Reserved((NOW + 1,))
     clock = Drowsy(SLOT_GRACE_SECONDS)
 
-    reserved.turn(clock).wait_for_slot(BOT, "messages", known=True)
+    reserved.turn(clock).wait_for_slot(BOT, "messages", known=True, after=12)
 
     assert len(reserved.asked) == 1
 
@@ -188,7 +191,7 @@ def test_only_who_probes_gets_a_slot_of_a_bot_whose_breaker_is_open(*, probing: 
     if probing:
         turn.probing.add("default")
 
-    turn.wait_for_slot(BOT, "messages", known=True)
+    turn.wait_for_slot(BOT, "messages", known=True, after=12)
 
     assert reserved.probing == [probing]
 
@@ -207,3 +210,87 @@ def test_time_is_left_until_exactly_as_much_as_is_needed() -> None:
 
 def test_a_claim_outlives_the_sandbox_by_what_clocks_may_differ() -> None:
     assert Reserved().turn(Clock(NOW), seconds=30).lease_until == NOW + 32
+
+
+def test_no_slot_is_reserved_whose_call_could_not_end_in_time() -> None:
+    reserved = Reserved((NOW,), (NOW,))
+
+    reserved.turn(Clock(NOW), seconds=30).wait_for_slot(BOT, "messages", known=True, after=12)
+    reserved.turn(Clock(NOW), seconds=14).wait_for_slot(BOT, "messages", known=True, after=12)
+
+    assert reserved.horizons == [3, 2]
+
+
+def test_call_does_not_start_when_too_little_time_is_left_at_its_slot() -> None:
+    turn = Reserved((NOW + 2.5,)).turn(Clock(NOW), seconds=14)
+
+    with pytest.raises(PutOff) as put_off:
+        turn.wait_for_slot(BOT, "messages", known=True, after=12)
+
+    assert (put_off.value.seconds, put_off.value.why) == (0, None)
+
+
+def test_no_more_are_admitted_than_have_a_slot_within_two_seconds() -> None:
+    slow = BOT.model_copy(update={"messages_per_second": 2})  # of which 0.9 is used
+    turn = Reserved().turn(Clock(NOW))
+
+    for _ in range(4):
+        turn.admit(slow)
+    with pytest.raises(PutOff) as put_off:
+        turn.admit(slow)
+
+    assert put_off.value.for_slot
+    assert put_off.value.seconds == pytest.approx(4 / 1.8)
+
+
+def test_slots_that_others_have_reserved_leave_less_room() -> None:
+    clock = Clock(NOW)
+    states = {"default": BotState(next_message_at=NOW + 2.1)}
+    turn = Turn(NOW + 30, states, Reserved().reserve, clock)
+
+    with pytest.raises(PutOff) as put_off:
+        turn.admit(BOT)
+
+    assert put_off.value.seconds == pytest.approx(2.1)
+
+
+def test_refused_reservation_is_a_wait_for_a_slot() -> None:
+    with pytest.raises(PutOff) as put_off:
+        Slots(lambda _: Reservation((), 7.0), Clock(NOW)).take()
+
+    assert (put_off.value.seconds, put_off.value.why, put_off.value.for_slot) == (7, None, True)
+
+
+def test_reservation_of_a_bot_that_is_still_is_no_wait_for_a_slot() -> None:
+    with pytest.raises(PutOff) as put_off:
+        Slots(lambda _: Reservation((), 60.0, Still.PAUSED), Clock(NOW)).take()
+
+    assert (put_off.value.why, put_off.value.for_slot) == (Still.PAUSED, False)
+
+
+def test_share_after_a_penalty_climbs_by_two_hundredths_an_hour_up_to_the_ceiling() -> None:
+    state = BotState(shares={"messages": (0.5, NOW)})
+
+    shares = [state.share("messages", 0.9, NOW + hours * 3600) for hours in (0, 1, 10, 30)]
+
+    assert shares == pytest.approx([0.5, 0.52, 0.7, 0.9])
+    assert state.share("commands", 0.9, NOW) == 0.9
+    assert state.share("messages", 0.9, NOW - 5) == 0.5  # another sandbox's clock is ahead
+
+
+def test_question_in_common_is_asked_once_and_its_failure_is_everybody_s() -> None:
+    once, asked = Once(), []
+
+    def ask() -> str:
+        asked.append(1)
+        return "shown"
+
+    def fail() -> str:
+        asked.append(2)
+        raise Transient("no answer")
+
+    assert [once.ask("a", ask), once.ask("a", ask)] == ["shown", "shown"]
+    for _ in range(2):
+        with pytest.raises(Transient):
+            once.ask("b", fail)
+    assert asked == [1, 2]

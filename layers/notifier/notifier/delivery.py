@@ -361,14 +361,14 @@ class Delivery:
 
     def _less_and_less_often(self, verdict: Verdict) -> Verdict:
         """Make a wait long enough for its request's age: SQS shows none more than 1,000 times."""
-        if verdict.come_back_in is None:
+        if verdict.come_back_in is None or verdict.outcome is Outcome.DENIED:
             return verdict
         now = self._clock.now()
         least = min(LONGEST_PATIENCE_SECONDS, (now - verdict.queued.published_at) * PART_OF_AGE)
         notification = verdict.notification
         if notification is not None and notification.request.valid_until is not None:
-            # It comes back in time to be told apart as expired.
-            least = min(least, notification.request.valid_until.timestamp() - now)
+            # The nearer its end, the more often it gets its chance.
+            least = min(least, (notification.request.valid_until.timestamp() - now) / 10)
         return replace(verdict, come_back_in=max(verdict.come_back_in, least))
 
     def _round(self, notifications: Sequence[Notification], deadline: float) -> list[Verdict]:
@@ -542,7 +542,7 @@ class Delivery:
         try:
             turn.needs(CALL_SECONDS + SETTLE_SECONDS)
         except PutOff:
-            turn.stop(bot.name, 0)
+            turn.stop(bot.name, 0, None)
             return
         if not self._pacing.probe(bot.name):
             turn.stop(bot.name, None)  # somebody else is trying

@@ -237,6 +237,7 @@ class Turn:
         slots = self._slots_of(bot, plan, known=known, after=after)
         for _ in range(SLOT_TRIES):
             self.check(bot.name)
+            self.needs(after)
             slot = slots.take()
             self._clock.sleep(slot - self._clock.now())
             self.check(bot.name)

@@ -96,7 +96,9 @@ class _Stream(httpcore.NetworkStream):
         began = time.monotonic()
         on_connected()
         call.deadline += time.monotonic() - began
-        if self.get_extra_info("is_readable"):
+        if time.time() - self._used_at > MAX_IDLE_SECONDS or _is_closed(
+            self._stream.get_extra_info("socket")
+        ):
             raise httpcore.ConnectError("the connection was closed before anything was written")
 
     def close(self) -> None:
@@ -152,6 +154,22 @@ class _Backend(httpcore.NetworkBackend):
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
         raise failure
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    """Return whether the other side closed a connection, or spoke first, which HTTP does not.
+
+    "Readable" would not do: after a TLS 1.3 handshake the server's session tickets are. Reading
+    takes them in, and finds no data behind them.
+    """
+    connection.settimeout(0)
+    try:
+        connection.recv(1)
+    except (BlockingIOError, ssl.SSLWantReadError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _addresses(host: str, port: int) -> list[str]:
