@@ -23,7 +23,8 @@ from dataclasses import dataclass
 # "At 1,769 MB, a function has the equivalent of one vCPU", and below it in proportion.
 # https://docs.aws.amazon.com/lambda/latest/dg/configuration-memory.html
 ONE_PROCESSOR_MB = 1769
-# Lambda's. The kernel's default is 100 ms.
+# Lambda's, as observed: AWS does not document it. The kernel's default is 100 ms.
+# https://github.com/pwrdrvr/lambda-dispatch/issues/246
 PERIOD_SECONDS = 0.020
 # Far below the tick.
 SHORTEST_WAIT_SECONDS = 0.0005
