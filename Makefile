@@ -88,7 +88,7 @@ template: setup ## the transformed template: lint and what no linter checks
 e2e: setup ## the template built and deployed into the local AWS
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile tests/e2e $(ARGS)
 
-bench: setup ## against a textbook handler and the floor: time, CPU, calls, memory (ten minutes; leave the machine alone)
+bench: setup ## against a textbook handler and the floor: time, CPU, calls, memory (a quarter of an hour; leave the machine alone; ARGS=memory: only what a MemorySize costs)
 	@PYTHONPATH=layers/notifier $(PYTHON) -m tests.benchmarks $(ARGS)
 
 cost: .venv/.done ## dollars per million, and what a day's volume needs, from the last bench

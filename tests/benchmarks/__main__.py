@@ -1,8 +1,9 @@
 """Measures ours against the textbook handler and the floor, and prints what came of it.
 
     make bench
+    make bench ARGS=memory    only what a MemorySize costs, in five minutes; writes nothing
 
-Writes results.json and batches.svg beside this file. About ten minutes.
+Writes results.json and batches.svg beside this file. About a quarter of an hour.
 """
 
 import argparse
@@ -11,16 +12,16 @@ import platform
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tests.benchmarks import cold_start, growth, plot, targets
+from tests.benchmarks import cold_start, growth, memory, plot, targets
+from tests.benchmarks.batches import ALL_DONE, CASES, LATENCIES, WARM_UP, add, measure
 from tests.benchmarks.figures import RESULTS, Figures, ratio
 from tests.benchmarks.lab import (
     COMPETITORS,
@@ -36,56 +37,7 @@ from tests.benchmarks.lab import (
     record,
 )
 
-
-@dataclass(frozen=True)
-class Case:
-    """A batch of so many recipients, known and new, of whom BLiP refuses so many."""
-
-    name: str
-    known: int
-    new: int
-    refused: int = 0
-    rounds: int = 15
-
-    @property
-    def size(self) -> int:
-        return self.known + self.new
-
-
-CASES = (
-    Case("ten known", 10, 0),
-    Case("ten new", 0, 10),
-    Case("one known", 1, 0),
-    Case("ten, 10 % fail", 5, 5, refused=1),
-    Case("a hundred known", 100, 0, rounds=5),
-)
-LATENCIES = (0.0, 0.1)
-WARM_UP = 2
-ALL_DONE: dict[str, Any] = {"batchItemFailures": []}
 RECEIPT_STATUSES = ("accepted", "dispatched", "received", "consumed")
-
-
-def measure(lab: Lab, functions: list[Function], case: Case, latency: float) -> list[Figures]:
-    """Let everybody handle such a batch in turn, round after round, in changing order."""
-    lab.latency(latency)
-    figures = {
-        function.name: Figures(case.name, latency, function.name, case.size)
-        for function in functions
-    }
-    for number in range(-WARM_UP, case.rounds):
-        for function in functions[number % 3 :] + functions[: number % 3]:
-            records = batch(lab, case.known, case.new, case.refused)
-            lab.counts()
-            lab.accepted()
-            measured = function.invoke({"Records": records})
-            counts = lab.counts()
-            # Whoever does not do the work is not fast.
-            expected = case.size - case.refused
-            assert measured["answer"] == ALL_DONE, f"{function.name}: {measured}"
-            assert lab.accepted() == expected, f"{function.name} did not send {expected}"
-            if number >= 0:
-                _add(figures[function.name], case.rounds, measured, counts)
-    return list(figures.values())
 
 
 def measure_receipts(lab: Lab, sender: Function) -> list[Figures]:
@@ -108,26 +60,13 @@ def measure_receipts(lab: Lab, sender: Function) -> list[Figures]:
                 measured = receive.invoke(request)
                 assert measured["answer"]["statusCode"] == 200, measured
                 if number >= 0:
-                    _add(received, 5 * 4 * 10, measured, lab.counts())
+                    add(received, 5 * 4 * 10, measured, lab.counts())
             records = [record(place, receipt) for place, receipt in enumerate(some)]
             measured = record_ten.invoke({"Records": records})
             assert measured["answer"] == ALL_DONE, measured
             if number >= 0:
-                _add(recorded, 5 * 4, measured, lab.counts())
+                add(recorded, 5 * 4, measured, lab.counts())
     return [received, recorded]
-
-
-def _add(figures: Figures, rounds: int, measured: dict[str, Any], counts: dict[str, Any]) -> None:
-    share = 1 / (rounds * figures.size)
-    figures.seconds.append(measured["seconds"])
-    figures.cpu_seconds.append(measured["cpu_seconds"])
-    figures.peak_bytes = measured["peak_bytes"]
-    figures.logged_bytes += measured["logged_bytes"] * share
-    figures.read_units += counts["read_units"] * share
-    figures.write_units += counts["write_units"] * share
-    figures.largest_item = max(figures.largest_item, counts["largest_item"])
-    for operation, count in counts["calls"].items():
-        figures.calls[operation] = figures.calls.get(operation, 0) + count * share
 
 
 def table(results: Sequence[Figures]) -> Table:
@@ -167,10 +106,15 @@ def table(results: Sequence[Figures]) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("part", nargs="?", choices=["memory"], help="only this")
     parser.add_argument("--rounds", type=int, help="instead of each case's own number")
     parser.add_argument("--only", default="", help="cases whose names hold this")
     arguments = parser.parse_args()
     console = Console(width=165)
+    if arguments.part:
+        with lab() as running:
+            console.print(memory.tables(memory.measure(running)))
+        return
     results: list[Figures] = []
     with lab() as running, tempfile.TemporaryDirectory() as folder:
         functions = [running.function(name) for name in COMPETITORS]
@@ -187,16 +131,21 @@ def main() -> None:
         if arguments.only or arguments.rounds:
             return
         of_receipts = measure_receipts(running, functions[0])
+        sizes = memory.measure(running)
         cold = cold_start.measure(running, Path(folder))
         grown = growth.measure(running)
     console.print(
-        cold_start.tables(cold), growth.tables(grown), targets.table(results, cold, grown)
+        memory.tables(sizes),
+        cold_start.tables(cold),
+        growth.tables(grown),
+        targets.table(results, cold, grown),
     )
     document = {
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
         "batches": [asdict(figures) for figures in results],
         "receipts": [asdict(figures) for figures in of_receipts],
+        "memory": sizes,
         "cold_start": cold,
         "growth": grown,
     }

@@ -61,7 +61,6 @@ def _invoke(task: Path, layers: str, lab: Lab, event: Any, folder: Path) -> dict
         "PYTHONPATH": layers,
         "LAMBDA_TASK_ROOT": str(task),
         "AWS_LAMBDA_FUNCTION_TIMEOUT": str(EVENT_SECONDS),
-        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "512",
     }
     with process(command, task, environment, folder / "log"):
         wait_until(lambda: answers(port, "/"), EVENT_SECONDS, "the Runtime Interface Emulator")

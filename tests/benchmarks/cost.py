@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.figures import Figures, last_run
-from tests.benchmarks.lab import OURS, TEXTBOOK
+from tests.benchmarks.lab import OURS, RECEIPTS, TEXTBOOK
+from tests.benchmarks.quota import share_of
+from tests.template.transformed import load
 
 # Dollars. List prices of us-east-1 from https://aws.amazon.com/SERVICE/pricing, November 2025.
 # Other regions differ; sa-east-1 is up to a half dearer.
@@ -28,11 +30,9 @@ PRICES = {
     "cloudwatch logs GB": 0.50,
 }
 MILLION = 1_000_000
+SENDING = "SendNotificationFunction"
 DAY = 86_400
 
-MEMORY_GB = 0.5
-# Of a processor, at 512 MB: Lambda gives a whole one at 1,769 MB.
-PROCESSOR = 512 / 1769
 # START, END and REPORT.
 PLATFORM_LOG_BYTES = 350
 KEPT_DAYS = 45
@@ -55,27 +55,42 @@ QUOTAS = {
 }
 
 
-def billed_seconds(figures: Figures) -> float:
-    """Give how long one invocation takes where the processor is a fraction of ours."""
+def memory_mb(function: str) -> int:
+    """Return the MemorySize that the template gives a function."""
+    return int(load().properties(function)["MemorySize"])
+
+
+def billed_seconds(figures: Figures, memory_mb: int) -> float:
+    """Estimate how long one invocation takes where the processor is a fraction of ours.
+
+    A little too long: other threads wait while one works. `make bench` measures it for some sizes.
+    """
     cpu = figures.cpu * figures.size
-    return max(0.0, figures.p50 - cpu) + cpu / PROCESSOR
+    return max(0.0, figures.p50 - cpu) + cpu / share_of(memory_mb)
 
 
-def _function(figures: Figures) -> dict[str, float]:
-    """Give the dollars per million of what a function handles: itself, its calls, its logs."""
+def lambda_dollars(invocations: float, billed_seconds: float, memory_mb: int) -> float:
+    """Return the dollars for a million times so many invocations, of so many seconds in all."""
+    gb_seconds = billed_seconds * memory_mb / 1024
+    return MILLION * (
+        invocations * PRICES["lambda request"] + gb_seconds * PRICES["lambda GB-second, arm64"]
+    )
+
+
+def _function(figures: Figures, memory_mb: int) -> dict[str, float]:
+    """Return the dollars per million of what a function handles: itself, its calls, its logs."""
     calls = figures.calls
     queue = sum(calls.get(name, 0) for name in ("SendMessage", "ChangeMessageVisibilityBatch"))
-    seconds = billed_seconds(figures) / figures.size
+    invocation = lambda_dollars(1, billed_seconds(figures, memory_mb), memory_mb)
     logged = figures.logged_bytes + PLATFORM_LOG_BYTES / figures.size
-    dollars = {
-        "SQS": queue * PRICES["sqs request"],
-        "Lambda": PRICES["lambda request"] / figures.size
-        + seconds * MEMORY_GB * PRICES["lambda GB-second, arm64"],
-        "DynamoDB writes": figures.write_units * PRICES["dynamodb write unit, on demand"],
-        "DynamoDB reads": figures.read_units * PRICES["dynamodb read unit, on demand"],
-        "logs": logged * PRICES["cloudwatch logs GB"] / 1e9,
+    write, read = (PRICES[f"dynamodb {unit} unit, on demand"] for unit in ("write", "read"))
+    return {
+        "SQS": MILLION * queue * PRICES["sqs request"],
+        "Lambda": invocation / figures.size,
+        "DynamoDB writes": MILLION * figures.write_units * write,
+        "DynamoDB reads": MILLION * figures.read_units * read,
+        "logs": MILLION * logged * PRICES["cloudwatch logs GB"] / 1e9,
     }
-    return {name: MILLION * price for name, price in dollars.items()}
 
 
 def _polled(size: int) -> float:
@@ -85,7 +100,7 @@ def _polled(size: int) -> float:
 
 def sending(figures: Figures) -> dict[str, float]:
     """Give the dollars per million notifications of the send path, by service."""
-    dollars = _function(figures)
+    dollars = _function(figures, memory_mb(SENDING))
     dollars["SQS"] += _polled(figures.size)
     if figures.competitor == OURS:
         gigabytes = MILLION * (figures.largest_item + ITEM_OVERHEAD_BYTES) / 1e9
@@ -96,7 +111,10 @@ def sending(figures: Figures) -> dict[str, float]:
 
 def receipts(received: Figures, recorded: Figures) -> float:
     """Give the dollars per million notifications for their receipts, without status events."""
-    one = sum(_function(received).values()) + sum(_function(recorded).values())
+    one = sum(
+        sum(_function(figures, memory_mb(function)).values())
+        for figures, function in zip((received, recorded), RECEIPTS.values(), strict=True)
+    )
     api = MILLION * PRICES["http api request"]
     # Putting it on the queue is counted among the calls of the function that does.
     queue = _polled(recorded.size) - MILLION * PRICES["sqs request"]
@@ -127,7 +145,7 @@ def _prices(batches: Sequence[Figures], of_receipts: Sequence[Figures]) -> Table
 
 def limits(figures: Figures, numbers: int) -> dict[str, float]:
     """Give each quota as the notifications per second at which it is reached."""
-    per_second_of_one = billed_seconds(figures) / figures.size
+    per_second_of_one = billed_seconds(figures, memory_mb(SENDING)) / figures.size
     ledger_units = figures.write_units
     # Of the writes, two per batch at most go to the bot's item.
     use = dict(
@@ -170,7 +188,7 @@ def _volumes(figures: Figures) -> Table:
                 str(numbers),
                 f"{rate:,.0f}",
                 f"{100 * share:.0f} %",
-                f"{rate * billed_seconds(figures) / figures.size:.1f}",
+                f"{rate * billed_seconds(figures, memory_mb(SENDING)) / figures.size:.1f}",
                 f"{rate * figures.write_units:,.0f}",
                 f"{rate * RECEIPTS_EACH:,.0f}",
                 reached,

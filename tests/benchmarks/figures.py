@@ -1,6 +1,7 @@
 """What was measured, and how it is compared."""
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -49,10 +50,15 @@ class Figures:
         return sum(self.calls.values())
 
 
-def quartiles(ratios: Sequence[float]) -> str:
-    """Write a ratio as its median and the quartiles around it."""
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    return f"{middle:.2f} ({low:.2f}-{high:.2f})"
+def billed(seconds: float) -> float:
+    """Return an invocation's seconds rounded up to the millisecond, as Lambda bills them."""
+    return math.ceil(1000 * seconds) / 1000
+
+
+def quartiles(values: Sequence[float], digits: int = 2) -> str:
+    """Return the median and the quartiles around it as text."""
+    low, middle, high = (f"{value:.{digits}f}" for value in statistics.quantiles(values, n=4))
+    return f"{middle} ({low}-{high})"
 
 
 def ratio(one: Sequence[float], other: Sequence[float]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
+from tests.benchmarks.figures import billed
 from tests.benchmarks.lab import FULL_SPEED, OURS, Function, Lab, batch
 
 ITEMS = (1_000, 10_000, 100_000, 1_000_000)
@@ -48,14 +49,20 @@ def with_items(lab: Lab, function: Function) -> list[Row]:
     return rows
 
 
-def _side_by_side(functions: Sequence[Function], work: "_Queue") -> float:
-    """Let each function take batches off the queue until it is empty; give how long it took."""
+def _side_by_side(functions: Sequence[Function], work: "_Queue") -> tuple[float, list[float]]:
+    """Let each function take batches off the queue until it is empty.
+
+    Return how long it took, and the seconds of each invocation.
+    """
+    invocations: list[float] = []
 
     def poll(function: Function) -> None:
         while (records := work.receive()) is not None:
             if records:
-                answer = function.invoke({"Records": records})["answer"]
-                work.come_back(records, {f["itemIdentifier"] for f in answer["batchItemFailures"]})
+                measured = function.invoke({"Records": records})
+                invocations.append(measured["seconds"])
+                failures = measured["answer"]["batchItemFailures"]
+                work.come_back(records, {failure["itemIdentifier"] for failure in failures})
             else:
                 time.sleep(0.01)
 
@@ -65,7 +72,7 @@ def _side_by_side(functions: Sequence[Function], work: "_Queue") -> float:
         thread.start()
     for thread in threads:
         thread.join()
-    return time.monotonic() - begun
+    return time.monotonic() - begun, invocations
 
 
 class _Queue:
@@ -108,21 +115,21 @@ def with_sandboxes(lab: Lab, functions: Sequence[Function]) -> list[Row]:
     for count in SANDBOXES:
         records = batch(lab, known=10 * BATCHES_EACH * count, new=0)
         lab.accepted()
-        seconds = _side_by_side(functions[:count], _Queue(lab, records))
+        seconds, _ = _side_by_side(functions[:count], _Queue(lab, records))
         sent = lab.accepted()
         assert sent == len(records), f"{sent} of {len(records)}"
         rows.append({"sandboxes": count, "seconds": seconds, "per_second": sent / seconds})
     return rows
 
 
-def drain(lab: Lab, functions: Sequence[Function]) -> Row:
-    """Let sandboxes empty a backlog at the plan's rate."""
-    lab.latency(0.1)
+def drain(lab: Lab, functions: Sequence[Function], latency: float) -> Row:
+    """Empty a backlog with these sandboxes at the plan's rate."""
+    lab.latency(latency)
     lab.plan(PLAN)
     records = batch(lab, known=BACKLOG, new=0)
     lab.accepted()
     queue = _Queue(lab, records)
-    seconds = _side_by_side(functions, queue)
+    seconds, invocations = _side_by_side(functions, queue)
     sent = lab.accepted()
     lab.plan(FULL_SPEED)
     assert sent == BACKLOG, f"{sent} of {BACKLOG}"
@@ -132,6 +139,8 @@ def drain(lab: Lab, functions: Sequence[Function]) -> Row:
         "seconds": seconds,
         "at_the_plan": plan,
         "came_back": queue.came_back,
+        "invocations": len(invocations),
+        "billed_seconds": sum(map(billed, invocations)),
     }
 
 
@@ -141,7 +150,7 @@ def measure(lab: Lab) -> dict[str, Any]:
     for function in functions:
         function.invoke({"Records": batch(lab, known=10, new=0)})
     sandboxes = with_sandboxes(lab, functions)
-    drained = drain(lab, [lab.function(OURS) for _ in functions])
+    drained = drain(lab, [lab.function(OURS) for _ in functions], 0.1)
     return {
         "items": with_items(lab, functions[0]),
         "sandboxes": sandboxes,

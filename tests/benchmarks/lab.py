@@ -10,13 +10,14 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from notifier.request import ledger_key
+from tests.benchmarks.quota import share_of
 from tests.local.stack import NAMESPACE, REGION
 from tests.template.transformed import load
 
@@ -76,10 +77,18 @@ def _http(method: str, url: str, document: Any = None, **headers: str) -> Any:
 
 
 class Function:
-    """A competitor's process."""
+    """A competitor's process.
 
-    def __init__(self, name: str, running: subprocess.Popen[str]) -> None:
+    Attributes:
+        name: what its figures stand under.
+        pid: its process id.
+        start_seconds: from the start of the process until it took events.
+    """
+
+    def __init__(self, name: str, running: subprocess.Popen[str], start_seconds: float) -> None:
         self.name = name
+        self.pid = running.pid
+        self.start_seconds = start_seconds
         self._running = running
 
     def invoke(self, event: dict[str, Any]) -> dict[str, Any]:
@@ -101,12 +110,33 @@ class Lab:
 
     def function(self, name: str) -> Function:
         """Start a competitor."""
-        log = self.folder / f"{name}-{len(list(self.folder.iterdir()))}.log"
-        command = ("-m", "tests.benchmarks.worker", name, log)
-        environment = self.environment(RECEIPTS.get(name, "SendNotificationFunction"))
-        running = self.cleanup.enter_context(_process(*command, environment=environment))
-        _line(running, name)
-        return Function(name, running)
+        return self.cleanup.enter_context(self._running(name, name, ()))
+
+    @contextmanager
+    def sandbox(self, memory_mb: int) -> Iterator[Function]:
+        """Start ours with the share of a processor that it has at this MemorySize.
+
+        The start is under the quota as well.
+        """
+        quota = ("-m", "tests.benchmarks.quota", share_of(memory_mb))
+        with _process(*quota, environment={}) as governor:
+            _line(governor, "the quota")
+            with self._running(f"{memory_mb} MB", OURS, (governor,)) as function:
+                yield function
+
+    @contextmanager
+    def _running(
+        self, name: str, competitor: str, governors: Sequence[subprocess.Popen[str]]
+    ) -> Iterator[Function]:
+        log = self.folder / f"{competitor}-{len(list(self.folder.iterdir()))}.log"
+        command = ("-m", "tests.benchmarks.worker", competitor, log)
+        environment = self.environment(RECEIPTS.get(competitor, "SendNotificationFunction"))
+        begun = time.perf_counter()
+        with _process(*command, environment=environment) as running:
+            for governor in governors:
+                print(running.pid, file=_pipe(governor.stdin))
+            _line(running, name)
+            yield Function(name, running, time.perf_counter() - begun)
 
     def environment(self, function: str) -> dict[str, str]:
         """Give the variables as the template sets them, with all its parameters as they are."""
@@ -120,7 +150,8 @@ class Lab:
             "BotsSecret": "bots",
             "WebhookSecret": "webhook",
         }
-        variables = template.properties(function)["Environment"]["Variables"]
+        properties = template.properties(function)
+        variables = properties["Environment"]["Variables"]
         return {
             name: names.get(value["Ref"]) or template.parameters[value["Ref"]]
             if isinstance(value, dict)
@@ -136,6 +167,7 @@ class Lab:
             "AWS_DEFAULT_REGION": REGION,
             # Powertools asks for it.
             "AWS_LAMBDA_FUNCTION_NAME": "SendNotification",
+            "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(properties["MemorySize"]),
         }
 
     def put(self, items: dict[str, dict[str, Any]], **other: Any) -> None:

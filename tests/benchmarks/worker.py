@@ -26,7 +26,7 @@ def context() -> SimpleNamespace:
     ends = time.monotonic() + TIMEOUT_SECONDS
     return SimpleNamespace(
         function_name="SendNotification",
-        memory_limit_in_mb=512,
+        memory_limit_in_mb=int(os.environ["AWS_LAMBDA_FUNCTION_MEMORY_SIZE"]),
         invoked_function_arn="arn:aws:lambda:us-east-1:000000000000:function:SendNotification",
         aws_request_id="00000000-0000-0000-0000-000000000000",
         get_remaining_time_in_millis=lambda: int(1000 * (ends - time.monotonic())),

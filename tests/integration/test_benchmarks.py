@@ -4,9 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.benchmarks.__main__ import Case, measure, measure_receipts
+from tests.benchmarks.__main__ import measure_receipts
 from tests.benchmarks.aws import Tables, item_size
+from tests.benchmarks.batches import Case, measure
+from tests.benchmarks.cost import SENDING, lambda_dollars, memory_mb
 from tests.benchmarks.lab import COMPETITORS, FLOOR, OURS, TEXTBOOK, Function, Lab, lab
+from tests.benchmarks.memory import SIZES_MB
+from tests.benchmarks.quota import SUPPORTED, processor_seconds, share_of
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +41,28 @@ def test_everybody_does_the_work_and_every_call_is_counted(
     assert figures[TEXTBOOK].write_units == pytest.approx(2.5)
     assert figures[TEXTBOOK].read_units == pytest.approx(0.5)
     assert all(f.cpu > 0 and f.p95 >= f.p50 > 0 and f.peak_bytes > 10e6 for f in figures.values())
+
+
+@pytest.mark.skipif(not SUPPORTED, reason="only Linux shows the processor clock of another process")
+def test_a_sandbox_has_the_share_of_its_memory_from_its_start(running: Lab) -> None:
+    with running.sandbox(512) as function:
+        share = processor_seconds(function.pid) / function.start_seconds
+        case = Case("mixed", known=5, new=5, rounds=2)
+        (figures,) = measure(running, [function], case, latency=0)
+
+    # The governor may have been late at the end.
+    assert share <= 1.5 * share_of(512)
+    assert (figures.competitor, len(figures.seconds)) == ("512 MB", 2)
+
+
+def test_the_memory_that_is_deployed_is_one_that_was_measured() -> None:
+    assert memory_mb(SENDING) in SIZES_MB
+
+
+def test_lambda_is_paid_by_invocation_and_by_memory_and_time() -> None:
+    assert lambda_dollars(1, 0, 512) == pytest.approx(0.20)
+    assert lambda_dollars(0, 1, 1024) == pytest.approx(13.33, abs=0.01)
+    assert lambda_dollars(0.1, 0.1, 512) == pytest.approx(0.02 + 13.33 / 20, abs=0.01)
 
 
 def test_receipts_are_counted(running: Lab, functions: list[Function]) -> None:
