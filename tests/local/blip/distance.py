@@ -80,7 +80,7 @@ class _SettingUp(asyncio.Protocol):
                 loop,
                 self._handler,
                 self._server.tls,
-                None,  # type: ignore[arg-type] # nobody waits for the handshake
+                None,  # type: ignore[arg-type] # asyncio allows it: no waiter
                 server_side=True,
             )
         transport.set_protocol(cast("asyncio.Protocol", protocol))
