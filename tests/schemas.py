@@ -27,6 +27,8 @@ from notifier.runtime.answering import GetNotification
 
 type Json = dict[str, Any]
 
+_END = r"$(?!\n)"
+
 EVENTS = Path(__file__).parent.parent / "events"
 FOLDER = EVENTS / "schema"
 OPENAPI = "openapi.yaml"
@@ -42,7 +44,8 @@ def request_schema() -> Json:
         _allow_null(model)
     header = {"$schema": DIALECT, "$id": "urn:blip-notifier:request"}
     examples = [json.loads((EVENTS / name).read_text(encoding="utf-8")) for name in EXAMPLES]
-    return header | schema | {"examples": examples}
+    document: Json = header | _ended(schema) | {"examples": examples}
+    return document
 
 
 def _describe(model: Json) -> None:
@@ -68,6 +71,25 @@ def _allow_null(model: Json) -> None:
         if "default" in field:
             about["default"] = field.pop("default")
         model["properties"][name] = {"anyOf": [field, {"type": "null"}], **about}
+
+
+def _ended(schema: Any) -> Any:
+    """Return the schema with patterns that mean the same in Python's dialect.
+
+    JSON Schema's dialect is ECMAScript's. There, unlike in Python's, `$` does not match before a
+    last newline.
+    """
+    if isinstance(schema, list):
+        return [_ended(entry) for entry in schema]
+    if not isinstance(schema, dict):
+        return schema
+    ended = {name: _ended(entry) for name, entry in schema.items()}
+    if isinstance(pattern := schema.get("pattern"), str):
+        ended["pattern"] = pattern.replace("$", _END)
+    if "patternProperties" in ended:
+        named = ended["patternProperties"]
+        ended["patternProperties"] = {name.replace("$", _END): named[name] for name in named}
+    return ended
 
 
 def text(description: str, **rules: Any) -> Json:

@@ -10,14 +10,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from random import Random
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.local.blip import Bot, Simulator, Template, wait_until
+from tests.local.blip import Bot, Simulator, Template, Traffic, control, server, wait_until
 from tests.local.blip.faults import MAGIC, Fault, magic_numbers
-from tests.local.blip.throughput import Meter
+from tests.local.blip.settings import Delay
+from tests.local.blip.throughput import Meter, OtherTraffic
 
 PHONE = "+5531999998888"
 IDENTITY = "553199998888@wa.gw.msging.net"
@@ -33,7 +36,10 @@ class Client:
 
     def __init__(self, blip: Simulator, key: str | None = None) -> None:
         headers = {"Authorization": key or blip.key}
-        self.http = httpx.Client(base_url=blip.url, headers=headers, timeout=3, verify=TLS)
+        kept = httpx.Limits(keepalive_expiry=60)
+        self.http = httpx.Client(
+            base_url=blip.url, headers=headers, timeout=30, verify=TLS, limits=kept
+        )
 
     def post(self, path: str, envelope: Any) -> httpx.Response:
         return self.http.post(path, json=envelope)
@@ -101,6 +107,26 @@ def client(blip: Simulator) -> Iterator[Client]:
     client = Client(blip)
     yield client
     client.http.close()
+
+
+class Clock:
+    """The simulator's time, which stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def time(self) -> float:
+        return self.now
+
+    monotonic = time
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(server, "time", clock)
+    monkeypatch.setattr(control, "time", clock)
+    return clock
 
 
 # Paths and headers
@@ -735,6 +761,41 @@ def test_the_history_lags_and_forgets(blip: Simulator, client: Client) -> None:
     assert len(client.history("m1")) == 4
 
 
+def test_the_history_fills_in_order_of_time(blip: Simulator, client: Client, clock: Clock) -> None:
+    delays = {"dispatched": 10, "received": 20, "consumed": 30}
+    blip.configure(history_lag_seconds=600, receipts={"delays": delays})
+    blip.know(PHONE)
+    client.send()
+    clock.now += 599
+    seen = [client.history("m1")]
+    for seconds in (1, 10, 10, 10):
+        clock.now += seconds
+        seen.append(client.history("m1"))
+    events = ["consumed", "received", "dispatched", "accepted"]
+    assert seen == [events[4 - shown :] for shown in range(5)]
+
+
+@pytest.mark.parametrize("rule", [{"empty": True}, {"failure": 67}, {"status": 500}])
+def test_a_history_that_never_tells(blip: Simulator, client: Client, rule: Json) -> None:
+    blip.know(PHONE)
+    client.send()
+    blip.add_fault(path="history", bot="simulated", **rule)
+    for _ in range(2):
+        answer = client.post("/commands", COMMAND | {"uri": "/notifications?id=m1"})
+        assert answer.status_code == rule.get("status", 200)
+        if "empty" in rule:
+            assert answer.json()["resource"] == {
+                "total": 0,
+                "itemType": "application/vnd.lime.notification+json",
+                "items": [],
+            }
+        elif "failure" in rule:
+            assert answer.json()["reason"]["code"] == 67
+    assert client.command("/ping")["status"] == "success"
+    blip.clear_faults()
+    assert len(client.history("m1")) == 4
+
+
 def test_an_unknown_id_is_an_empty_collection_or_67(blip: Simulator, client: Client) -> None:
     assert client.history("unknown") == []
     blip.configure(unknown_history="failure")
@@ -965,6 +1026,78 @@ def test_the_penalty_ends(blip: Simulator, client: Client) -> None:
     assert client.send().status_code == 202
 
 
+@pytest.mark.parametrize(("prolonged", "after_130_seconds"), [(False, 202), (True, 429)])
+def test_what_is_refused_may_prolong_the_penalty(
+    blip: Simulator, client: Client, clock: Clock, prolonged: bool, after_130_seconds: int
+) -> None:
+    blip.configure(penalty_prolonged=prolonged)
+    blip.put_bot(Bot(messages_per_second=1))
+    assert [client.send().status_code for _ in range(2)] == [202, 429]
+    clock.now += 100
+    assert client.post("/commands", COMMAND).status_code == 429
+    clock.now += 30
+    assert client.send().status_code == after_130_seconds
+    clock.now += 120
+    assert client.send().status_code == 202
+    assert blip.statistics()["penalties"] == {"simulated": 1}
+
+
+def test_what_others_send_counts_against_the_plan(
+    blip: Simulator, client: Client, clock: Clock
+) -> None:
+    traffic = {"messages_per_second": 2, "spacing": "even"}
+    client.http.put("/_simulator/bots", json={"messages_per_second": 3, "traffic": traffic})
+    clock.now += 1
+    assert client.send().status_code == 202
+    assert blip.statistics()["traffic"] == {"simulated": {"sent": 2, "refused": 0}}
+    assert client.send().status_code == 429
+    clock.now += 5
+    seen = blip.statistics()
+    assert seen["traffic"] == {"simulated": {"sent": 12, "refused": 10}}
+    assert seen["highest_per_second"]["simulated"]["messages"] == 4
+    assert len(blip.inbox()) == 1
+    blip.clear()
+    assert blip.statistics()["traffic"] == {"simulated": {"sent": 0, "refused": 0}}
+
+
+def test_what_others_send_can_break_the_plan_alone(
+    blip: Simulator, client: Client, clock: Clock
+) -> None:
+    blip.put_bot(Bot(messages_per_second=3, traffic=Traffic(messages_per_second=4)))
+    other = Bot(name="other", messages_per_second=3)
+    blip.put_bot(other)
+    clock.now += 60
+    stranger = Client(blip, other.key)
+    assert (client.send().status_code, stranger.send().status_code) == (429, 202)
+    stranger.http.close()
+
+
+def drawn(until: float, seed: int, **traffic: Any) -> list[float]:
+    return list(OtherTraffic(Traffic(**traffic), 0, Random(seed)).until(until))
+
+
+def test_others_send_evenly_by_chance_or_in_bursts() -> None:
+    even = drawn(10, 1, messages_per_second=2, spacing="even")
+    assert even == [number / 2 for number in range(1, 21)]
+    chance = drawn(10_000, 1, messages_per_second=2)
+    assert chance == sorted(chance)
+    assert chance == drawn(10_000, 1, messages_per_second=2)
+    assert chance != drawn(10_000, 2, messages_per_second=2)
+    assert len(chance) == pytest.approx(20_000, rel=0.05)
+    seconds = {int(at) for at in chance}
+    assert len(seconds) == pytest.approx(10_000 * (1 - 2.718**-2), rel=0.05)
+    bursts = drawn(24_000, 1, messages_per_second=2, on_share=0.25)
+    assert {int(at) // 60 % 4 for at in bursts} == {0}
+    assert len(bursts) == pytest.approx(12_000, rel=0.05)
+
+
+def test_others_are_drawn_on_where_they_were() -> None:
+    whole, parts = (OtherTraffic(Traffic(messages_per_second=5), 0, Random(1)) for _ in range(2))
+    drawn_in_parts = [at for until in range(101) for at in parts.until(until)]
+    assert drawn_in_parts == list(whole.until(100))
+    assert whole.sent == len(drawn_in_parts)
+
+
 def test_the_plan_can_be_switched_off(blip: Simulator, client: Client) -> None:
     blip.put_bot(Bot(messages_per_second=1))
     blip.configure(throttle=False)
@@ -987,6 +1120,61 @@ def test_a_status_before_or_after_accepting(blip: Simulator, client: Client) -> 
     assert client.send(id="moved").headers["Location"] == "/other"
     assert client.send(id="usual").status_code == 202
     assert [entry["id"] for entry in blip.inbox()] == ["taken", "usual"]
+
+
+# Each may concern one request only: 401, 403 and 405 need not speak of the key or the bot.
+POISON = [(401, None), (401, 34), (403, None), (403, 42), (403, 83), (403, 87), (404, None)]
+POISON += [(404, 42), (405, None), (405, 63), (400, 21), (503, None)]
+
+
+@pytest.mark.parametrize(("status", "code"), POISON)
+@pytest.mark.parametrize(
+    "match",
+    [{"to": PHONE}, {"to": IDENTITY}, {"text": "order-7"}, {"template": "order_lost"}],
+    ids=str,
+)
+def test_a_poison_message_alone_is_refused(
+    blip: Simulator, client: Client, match: Json, status: int, code: int | None
+) -> None:
+    blip.know(PHONE)
+    blip.add_fault(path="messages", **match, status=status, code=code)
+    poison = content(body("Maria", 'order-7 "x"'), name="order_lost")
+    for _ in range(2):
+        answer = client.send(id="poison", content=poison)
+        assert answer.status_code == status
+        assert (answer.json()["code"] if answer.content else None) == code
+        assert client.send("5511999998888@wa.gw.msging.net", id="other").status_code == 202
+    assert [entry["id"] for entry in blip.inbox()] == ["other", "other"]
+
+
+def test_a_poison_look_up_alone_fails(blip: Simulator, client: Client) -> None:
+    blip.add_fault(path="lookups", to=PHONE, failure=81)
+    for _ in range(2):
+        assert client.look_up(PHONE)["reason"]["code"] == 81
+        assert client.look_up("+5511999998888")["status"] == "success"
+
+
+def test_503_after_accepting(blip: Simulator, client: Client) -> None:
+    blip.add_fault(path="messages", status=503, accept=True, body="upstream connect error")
+    answer = client.send()
+    assert (answer.status_code, answer.text) == (503, "upstream connect error")
+    assert len(blip.inbox()) == 1
+
+
+@pytest.mark.parametrize("code", [131016, 1016, 131000])
+def test_sporadic_failures_after_accepting(blip: Simulator, client: Client, code: int) -> None:
+    blip.put_bot(Bot(messages_per_second=None))
+    blip.know(PHONE)
+    blip.add_fault(path="messages", receipt=code, probability=0.2)
+    rounds: list[list[int | None]] = []
+    for seed in (1, 1, 2):
+        blip.configure(seed=seed)
+        assert {client.send().status_code for _ in range(60)} == {202}
+        inbox = blip.inbox(after=str(60 * len(rounds)))
+        rounds.append([entry["reason"] and entry["reason"]["code"] for entry in inbox])
+    assert {reason for seen in rounds for reason in seen} == {None, code}
+    assert rounds[0] == rounds[1] != rounds[2]
+    assert rounds[0].count(code) < 30
 
 
 @pytest.mark.parametrize("accept", [False, True])
@@ -1079,6 +1267,9 @@ def test_receipts_on_purpose(blip: Simulator, client: Client) -> None:
         ({"to": PHONE}, "aabbcc"),
         ({"to": IDENTITY}, "aabbcc"),
         ({"to": "+5531999998887"}, ""),
+        ({"path": "messages", "text": "Mari"}, "aabbcc"),
+        ({"path": "messages", "text": "deterministic"}, "aabbcc"),
+        ({"path": "messages", "text": "Maria981"}, ""),
         ({"probability": 0}, ""),
         ({"times": 3}, "aab"),
         ({"each": 1}, "abc"),
@@ -1158,12 +1349,17 @@ def test_rules_by_http(blip: Simulator, client: Client) -> None:
         ("faults", {"pth": "messages"}),
         ("faults", {"path": "messages", "failure": 1}),
         ("faults", {"code": 34}),
+        ("faults", {"path": "messages", "empty": True}),
+        ("faults", {"text": "Maria"}),
         ("faults", []),
         ("settings", {"latency": 1}),
         ("settings", {"receipts": {"urls": "x"}}),
+        ("settings", {"distance": {"there": {"mean": 1}}}),
         ("settings", []),
         ("templates", {"name": "A", "language": "pt_BR"}),
         ("bots", {"key": "Key nonsense"}),
+        ("bots", {"traffic": {"messages_per_second": 0}}),
+        ("bots", {"traffic": {"messages_per_second": 1, "on_share": 0}}),
         ("identities", {"+55": 1}),
     ],
 )
@@ -1178,6 +1374,101 @@ def test_every_answer_can_be_slow(blip: Simulator, client: Client) -> None:
     blip.configure(latency_seconds=0.05, latency_jitter_seconds=0.01)
     for answer in (client.send(), client.post("/commands", COMMAND)):
         assert answer.elapsed.total_seconds() >= 0.05
+
+
+# Distance. What takes an hour does not happen within a test.
+
+HOUR = {"mean_seconds": 3600}
+
+
+def test_what_comes_on_a_new_connection_counts_when_it_stands(
+    blip: Simulator, client: Client
+) -> None:
+    assert client.send(id="first").status_code == 202
+    blip.configure(distance={"set_up": HOUR})
+    new = Client(blip)
+    new.http.timeout = httpx.Timeout(30, read=0.1)
+    with pytest.raises(httpx.ReadTimeout):
+        new.send(id="second")
+    assert client.send(id="third").status_code == 202
+    assert [request.envelope["id"] for request in blip.requests] == ["first", "third"]
+    blip.configure(distance={"set_up": {"mean_seconds": 0.02}})
+    new.http.timeout = httpx.Timeout(30)
+    answer = new.send(id="fourth")
+    assert answer.status_code == 202
+    assert answer.elapsed.total_seconds() >= 0.02
+    assert [entry["id"] for entry in blip.inbox()] == ["first", "third", "fourth"]
+    new.http.close()
+
+
+def test_with_tls_a_client_waits_for_its_connection_before_it_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = tmp_path / "blip.pem"
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    with Simulator(certificate=certificate) as blip:
+        headers = {"Authorization": blip.key}
+        kept = httpx.Limits(keepalive_expiry=60)
+        with httpx.Client(base_url=blip.url, headers=headers, limits=kept, timeout=30) as http:
+            assert http.post("/messages", json=message(id="first")).status_code == 202
+            blip.configure(distance={"set_up": HOUR})
+            with httpx.Client(base_url=blip.url, headers=headers, timeout=0.1) as new:
+                with pytest.raises(httpx.ConnectTimeout):
+                    new.post("/messages", json=message(id="second"))
+                blip.configure(distance={"set_up": {"mean_seconds": 0.02}})
+                new.timeout = httpx.Timeout(30)
+                assert new.post("/messages", json=message(id="third")).status_code == 202
+            blip.add_fault(path="messages", drop=True)
+            with pytest.raises(httpx.TransportError):
+                http.post("/messages", json=message(id="fourth"))
+        ids = [request.envelope["id"] for request in blip.requests]
+        assert ids == ["first", "third", "fourth"]
+
+
+@pytest.mark.parametrize(("way", "accepted"), [("there", 0), ("back", 1)])
+def test_a_request_counts_when_it_arrives(
+    blip: Simulator, client: Client, way: str, accepted: int
+) -> None:
+    blip.configure(distance={way: HOUR})
+    client.http.timeout = httpx.Timeout(30, read=0.1)
+    with pytest.raises(httpx.ReadTimeout):
+        client.send()
+    wait_until(lambda: len(blip.inbox()) == accepted)
+    assert len(blip.requests) == accepted
+    highest = blip.statistics()["highest_per_second"]
+    assert highest == (
+        {"simulated": {"messages": 1, "notifications": 0, "commands": 0}} if accepted else {}
+    )
+
+
+def test_the_way_there_and_back_takes_time(blip: Simulator, client: Client) -> None:
+    blip.configure(distance={"there": {"mean_seconds": 0.02}, "back": {"mean_seconds": 0.03}})
+    for answer in (client.send(), client.post("/commands", COMMAND)):
+        assert answer.elapsed.total_seconds() >= 0.05
+
+
+def test_a_delay_varies_within_its_spread() -> None:
+    delay = Delay(mean_seconds=0.1, spread_seconds=0.04)
+    first, again, other = (
+        [delay.draw(random) for _ in range(1_000)] for random in map(Random, (1, 1, 2))
+    )
+    assert first == again != other
+    assert 0.06 <= min(first) < 0.065
+    assert 0.135 < max(first) <= 0.14
+    assert sum(first) / 1_000 == pytest.approx(0.1, rel=0.05)
+    assert min(Delay(spread_seconds=1).draw(Random(1)) for _ in range(10)) >= 0
+
+
+def test_a_seed_repeats_what_is_drawn(blip: Simulator, client: Client) -> None:
+    blip.put_bot(Bot(messages_per_second=None))
+    blip.add_fault(path="messages", status=500, probability=0.5)
+    rounds: list[list[int]] = []
+    for changes in ({"seed": 1}, {"history_lag_seconds": 1}, {"seed": 1}, {"seed": 2}):
+        client.http.put("/_simulator/settings", json=changes)
+        rounds.append([client.send().status_code for _ in range(40)])
+    first, without_seed, again, other = rounds
+    assert first == again
+    assert first not in (without_seed, other)
 
 
 def test_unreachable_and_back(blip: Simulator, client: Client) -> None:
@@ -1352,6 +1643,24 @@ def test_as_a_process() -> None:
         )
         assert answer.status_code == 202
         assert httpx.get(f"{started['inbox']}inbox").json()[0]["bot"] == "bot"
+    finally:
+        process.terminate()
+        process.communicate(timeout=10)
+    assert process.returncode == 0
+
+
+def test_as_a_process_with_tls(tmp_path: Path) -> None:
+    certificate = tmp_path / "blip.pem"
+    process = subprocess.Popen(  # noqa: S603 - our own module
+        [sys.executable, "-m", "tests.local.blip", "--certificate", str(certificate)],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        started = json.loads(process.stdout.readline())
+        trusting = ssl.create_default_context(cafile=certificate)
+        assert started["url"].startswith("https://")
+        assert httpx.get(f"{started['inbox']}inbox", verify=trusting).json() == []
     finally:
         process.terminate()
         process.communicate(timeout=10)

@@ -446,6 +446,13 @@ def test_the_readme_tells_what_to_do_about_every_reason() -> None:
     assert sorted(names - CODE) == []
 
 
+def test_the_readme_warns_of_a_redrive_that_may_send_twice() -> None:
+    for reason, named in {"undelivered": "Code 86", "outcome_unknown": "a redrive"}.items():
+        [row] = re.findall(rf"^\| `{reason}` \|.*$", README, re.MULTILINE)
+        assert named in row
+        assert "may send it twice" in row
+
+
 def test_the_readme_shows_every_sample_with_its_end() -> None:
     rows = dict(re.findall(r"^\| \[([\w.-]+)\]\(\1\) \| [^|]+ \| `?([^|`]+)`? \|$", README, re.M))
     assert list(rows) == list(SAMPLES)

@@ -549,6 +549,8 @@ BLANKS = "must not hold spaces, backslashes or control characters: encode them"
         ("https:///a.png", NO_HOST),
         ("https://:80/a.png", NO_HOST),
         ("https://user@/a.png", NO_HOST),
+        ("http://a[::1]/x.jpg", UNREADABLE),
+        ("http://[::1]a/x.jpg", UNREADABLE),
         ("https://[::1/a.png", UNREADABLE),
         ("https://example.com:port/", UNREADABLE),
         ("https://example.com:99999/", UNREADABLE),

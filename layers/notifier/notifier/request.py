@@ -127,6 +127,9 @@ def _recipient(text: str) -> str:
         raise _broken(str(error)) from None
 
 
+_UNREADABLE_HOST = "is not a link: its host or port cannot be read"
+# Some releases of `urlsplit` ignore what stands beside the brackets of an IPv6 address.
+_BRACKETS = re.compile(r"(.*@)?([^\[\]]*|\[[^\[\]]*\](:.*)?)")
 _NO_MEDIA_HOSTS = ("youtube.com", "youtube-nocookie.com", "youtu.be")
 
 
@@ -137,7 +140,9 @@ def _reachable(link: str) -> str:
         parts = urlsplit(link)
         host, _ = (parts.hostname or "").rstrip("."), parts.port
     except ValueError:
-        raise _broken("is not a link: its host or port cannot be read") from None
+        raise _broken(_UNREADABLE_HOST) from None
+    if not _BRACKETS.fullmatch(parts.netloc):
+        raise _broken(_UNREADABLE_HOST)
     if parts.scheme not in {"http", "https"} or not host:
         raise _broken("must be an http or https link with a host")
     if any(f".{host}".endswith(f".{refused}") for refused in _NO_MEDIA_HOSTS):
@@ -147,7 +152,15 @@ def _reachable(link: str) -> str:
 
 _SEPARATOR = r"[ \u00a0\u2007\u202f\u2010-\u2015\u2212()-]"
 
-_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+# Only days that their month can have; the 29th of February is left to `fromisoformat`.
+_DATE = (
+    r"(?!0000)[0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])"
+    r"|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|[12][0-9]))"
+)
+_HOURS_MINUTES = r"([01][0-9]|2[0-3]):[0-5][0-9]"
+_RFC_3339 = re.compile(
+    rf"{_DATE}[Tt]{_HOURS_MINUTES}:[0-5][0-9](\.[0-9]+)?([Zz]|[+-]{_HOURS_MINUTES})"
+)
 
 
 def _moment(value: object) -> datetime:
@@ -178,17 +191,40 @@ def _by_type(sentence: str) -> Discriminator:
 
 
 _ONE_LINE = AfterValidator(_one_line)
-# The same rule for producers who check against events/schema.
+
+# The rules of `_one_line` and `_reachable` again, for producers who check against events/schema.
+# What \s means differs between dialects of regular expressions, so its characters are listed.
+_SPACES = r"\t-\r\x1c-\x20\x85\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _ONE_LINE_SCHEMA: dict[str, Any] = {
     "minLength": 1,
-    "pattern": r"^(?!.* {5})(?=.*\S)[^\t\n\r\v\f\u2028\u2029]+$",
+    "pattern": (rf"^(?!.* {{5}})(?=.*[^{_SPACES}])[^\t\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+$"),
+}
+_AUTHORITY = r"^[Hh][Tt][Tt][Pp][Ss]?://([^/?#]*@)?"
+_HOST = r"(\.*[^/?#@:\[\].][^/?#@:\[\]]*|\[[^/?#@\[\]]+\])"
+_PORT = r":(0*([0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
+_NO_MEDIA_HOST = "|".join(
+    re.sub("[a-z]", lambda letter: f"[{letter[0].upper()}{letter[0]}]", host).replace(".", r"\.")
+    for host in _NO_MEDIA_HOSTS
+)
+_LINK_SCHEMA: dict[str, Any] = {
+    "pattern": rf"{_AUTHORITY}{_HOST}({_PORT})?([/?#]|$)",
+    "not": {
+        "anyOf": [
+            {"pattern": rf"[{_SPACES}\\\x00-\x1f\x7f]"},
+            {"pattern": rf"{_AUTHORITY}([^/?#@:]*\.)?({_NO_MEDIA_HOST})\.*([:/?#]|$)"},
+        ]
+    },
 }
 
 Text = Annotated[str, Field(json_schema_extra=_ONE_LINE_SCHEMA), _says("must be a text"), _ONE_LINE]
 Index = Annotated[int, Field(ge=0, le=9), _says("must be a whole number from 0 to 9")]
 Link = Annotated[
     str,
-    Field(max_length=2000, pattern=r"^[Hh][Tt][Tt][Pp][Ss]?://"),
+    Field(
+        max_length=2000,
+        pattern=r"^[Hh][Tt][Tt][Pp][Ss]?://",
+        json_schema_extra=_LINK_SCHEMA,
+    ),
     _says("must be an http or https link of at most 2000 characters"),
     AfterValidator(_reachable),
 ]
@@ -455,6 +491,19 @@ _COMPONENT_SCHEMA: dict[str, Any] = {
 }
 
 
+# The rule of `_components_stand_alone` in events/schema.
+_STANDS_ALONE_SCHEMA: dict[str, Any] = {
+    "if": {"properties": {"components": {"type": "array"}}, "required": ["components"]},
+    "then": {
+        "properties": {
+            "header": {"type": "null"},
+            "body": {"type": "null"},
+            "buttons": {"maxItems": 0},
+        }
+    },
+}
+
+
 class Template(_Strict):
     """An approved WhatsApp message template and the parameters of this send.
 
@@ -469,6 +518,8 @@ class Template(_Strict):
         components: WhatsApp's own list, sent as it is, instead of header, body and buttons: for
             what this contract has no field for (carousel, flow, limited-time offer).
     """
+
+    model_config = ConfigDict(json_schema_extra=_STANDS_ALONE_SCHEMA)
 
     name: Annotated[
         str,

@@ -6,7 +6,8 @@ Three paths, POST only: /messages, /commands, /notifications. The rest is 404, o
                    notification}+json, without a charset; else 415
   Authorization    exactly `Key ` and base64 of identifier:secret of a bot; else 401, reason 13
   throughput       more than the plan in any second: 429, reason 34, and the key stays shut for
-                   120 s, for all three paths
+                   120 s, for all three paths. What others send with the key (settings.Traffic)
+                   counts as well
   envelope         400 with a bare reason 21 to 27; unknown members are refused; 1 MiB at most
   /messages        a valid envelope is 202 with no body, whatever the template. No id, no receipts.
                    The same id twice is two deliveries
@@ -29,21 +30,27 @@ Control, all of it JSON:
   GET    /_simulator/inbox        ?id= bot= to= phone= template= after=NUMBER limit=
   DELETE /_simulator/inbox        forget messages, look-ups, counts and penalties
   GET    /_simulator/statistics   requests by path and status, look-ups by phone, repeated ids,
-                                  highest per second by bot and kind, most in flight by path
+                                  highest per second by bot and kind (others' traffic included),
+                                  most in flight by path, others' traffic by bot
   GET POST DELETE /_simulator/faults       rules: see faults.Fault; DELETE takes ?number=
   GET PUT         /_simulator/templates    add or change: see templates.Template
   GET PUT         /_simulator/settings     change some: see settings.Settings
-  GET PUT         /_simulator/bots         add, or change key and plan: see settings.Bot
+  GET PUT         /_simulator/bots         add, or change key, plan, traffic: see settings.Bot
   PUT             /_simulator/identities   {phone: identity}: what look-ups answer
   POST            /_simulator/identities   {"phone": …, "bot": …}: as if looked up
   POST   /_simulator/outage       {"seconds": …}: refuse connections, this page's too, for so long
+
+Distance (settings.Distance) delays three things: a new connection until it stands, a request until
+it is counted and processed, an answer until it is written. With TLS (--certificate) a client waits
+for its connection to stand before it writes, as over a real network; without, its first request
+arrives late. Nothing models lost packets or bandwidth.
 
 Receipts go to settings.receipts.url with settings.receipts.headers; without a URL there is only
 the history.
 """
 
 from tests.local.blip.faults import Fault
-from tests.local.blip.settings import Bot, Delays, Receipts, Settings
+from tests.local.blip.settings import Bot, Delays, Receipts, Settings, Traffic
 from tests.local.blip.simulator import Simulator, wait_until
 from tests.local.blip.templates import Template
 
@@ -55,5 +62,6 @@ __all__ = [
     "Settings",
     "Simulator",
     "Template",
+    "Traffic",
     "wait_until",
 ]

@@ -30,16 +30,16 @@ def main() -> None:
             {"receipts": {"url": arguments.receipts_url, "headers": headers}}
         )
     templates = read(arguments.templates) if arguments.templates else None
-    asyncio.run(_serve(Blip(bots, templates, settings), arguments.host, arguments.port))
+    blip = Blip(bots, templates, settings)
+    asyncio.run(_serve(blip, Server(blip, arguments.host, arguments.port, arguments.certificate)))
 
 
-async def _serve(blip: Blip, host: str, port: int) -> None:
+async def _serve(blip: Blip, server: Server) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    server = Server(blip, host, port)
     await server.start()
-    url = f"http://{server.host}:{server.port}"
+    url = server.url
     keys = {name: bot.key for name, bot in blip.bots.items()}
     print(json.dumps({"url": url, "inbox": f"{url}{PREFIX}/", "keys": keys}), flush=True)
     await stop.wait()
@@ -66,6 +66,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--receipts-url", help="where receipts are posted")
     parser.add_argument("--receipts-secret", default="", help="the header X-Receipts-Secret")
+    parser.add_argument(
+        "--certificate",
+        type=Path,
+        help="speak TLS, with a new certificate that is written there (for SSL_CERT_FILE)",
+    )
     parser.add_argument("--templates", type=Path, help="instead of templates.json beside this")
     parser.add_argument(
         "--settings", type=json.loads, default={}, help="JSON: see GET /_simulator/settings"

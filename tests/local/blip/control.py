@@ -66,7 +66,7 @@ class Control:
         return inbox(self._blip, query)
 
     def _change_settings(self, _query: dict[str, str], body: Any) -> Json:
-        self._blip.settings = self._blip.settings.changed(body)
+        self._blip.change(body)
         return self._blip.settings.model_dump()
 
     def _know(self, _query: dict[str, str], body: Any) -> Json:

@@ -18,6 +18,7 @@ class Fault(Model):
     Attributes:
         path: `commands` is every command; `lookups`, `history` and `ping` are some of them.
         to: a phone number with '+', or an identity.
+        text: a message that holds this text somewhere in its content, as in one order's number.
         probability: of striking where it matches.
         times: how often it strikes in all.
         each: how often it strikes for one message id (a command: for one phone or history id).
@@ -31,6 +32,7 @@ class Fault(Model):
         status: answer with this HTTP status, `headers` and `body` (an object, or text as it is).
         code: the body is the bare reason with this code.
         failure: a command is answered 200, status failure, with this code.
+        empty: a question to the history is answered with an empty collection.
         drop: close the connection without an answer.
         hang: never answer.
         truncate: send half of the answer, then close.
@@ -43,6 +45,7 @@ class Fault(Model):
     bot: str | None = None
     to: str | None = None
     template: str | None = None
+    text: str | None = None
 
     probability: float = Field(default=1, ge=0, le=1)
     times: int | None = Field(default=None, ge=1)
@@ -60,6 +63,7 @@ class Fault(Model):
     body: dict[str, Any] | list[Any] | str | None = None
     code: int | None = None
     failure: int | None = None
+    empty: bool = False
     drop: bool = False
     hang: bool = False
     truncate: bool = False
@@ -77,6 +81,10 @@ class Fault(Model):
     def _can_be_done(self) -> Self:
         if self.failure is not None and self.path in {"messages", "notifications"}:
             raise ValueError("only a command has a failure: use status and code")
+        if self.empty and self.path != "history":
+            raise ValueError("only the history is empty")
+        if self.text is not None and self.path != "messages":
+            raise ValueError("only messages hold a text")
         if self.code is not None and self.status is None:
             raise ValueError("code needs status: it is the body's bare reason")
         return self
@@ -89,9 +97,15 @@ class Fault(Model):
         return self.status is None and not (self.drop or self.hang)
 
     def strikes(
-        self, kind: str, bot: str, template: str | None, key: str | None, now: float
+        self,
+        kind: str,
+        bot: str,
+        template: str | None,
+        key: str | None,
+        now: float,
+        dice: random.Random,
     ) -> bool:
-        """Whether the rule strikes this envelope, whose recipient it is already known to match."""
+        """Whether the rule strikes this envelope, whose recipient and text match already."""
         if self.path not in ("*", kind) and not (self.path == "commands" and kind in _COMMANDS):
             return False
         if self.bot not in (None, bot) or self.template not in (None, template):
@@ -104,7 +118,7 @@ class Fault(Model):
         if self.each is not None and self._struck[key] >= self.each:
             return False
         self._matches += 1
-        if (self._matches - 1) % self.every or random.random() >= self.probability:
+        if (self._matches - 1) % self.every or dice.random() >= self.probability:
             return False
         self._strikes += 1
         if self.each is not None:
@@ -121,11 +135,16 @@ _COMMANDS = frozenset({"lookups", "history", "ping", "other"})
 
 
 class Faults:
-    """The rules in force. Of those that match, the first one added that strikes does."""
+    """The rules in force. Of those that match, the first one added that strikes does.
+
+    Attributes:
+        random: what probabilities are drawn from.
+    """
 
     def __init__(self) -> None:
         self._rules: list[Fault] = []
         self._count = 0
+        self.random = random.Random()
         self.restart_magic()
 
     def add(self, fault: Fault, now: float) -> Fault:
@@ -153,6 +172,7 @@ class Faults:
         recipient: Iterable[str | None],
         template: str | None,
         key: str | None,
+        content: Any,
         now: float,
     ) -> Fault | None:
         """The rule that strikes an envelope, if any.
@@ -163,18 +183,28 @@ class Faults:
             recipient: the phone and the identity it goes to or asks about.
             template: its name, for messages.
             key: what `each` counts by.
+            content: of a message.
             now: monotonic seconds.
         """
         recipient = tuple(recipient)
         for rule in self._rules:
-            if (rule.to is None or rule.to in recipient) and rule.strikes(
-                kind, bot, template, key, now
-            ):
+            if rule.to is not None and rule.to not in recipient:
+                continue
+            if rule.text is not None and not _holds(content, rule.text):
+                continue
+            if rule.strikes(kind, bot, template, key, now, self.random):
                 return rule
         for rule in self._magic.get(recipient[0] or "", ()):
-            if rule.strikes(kind, bot, template, key, now):
+            if rule.strikes(kind, bot, template, key, now, self.random):
                 return rule
         return None
+
+
+def _holds(content: Any, text: str) -> bool:
+    if isinstance(content, str):
+        return text in content
+    entries = content.values() if isinstance(content, dict) else content
+    return isinstance(content, dict | list) and any(_holds(entry, text) for entry in entries)
 
 
 def magic_numbers() -> dict[str, list[Fault]]:

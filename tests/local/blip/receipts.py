@@ -2,11 +2,11 @@
 
 import asyncio
 import json
-import random
 import uuid
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from random import Random
 from typing import Any
 
 import aiohttp
@@ -128,9 +128,11 @@ class Postman:
     Attributes:
         counts: `posted` (answered 2xx), `retried`, `given_up`.
         last_problem: why the last post did not succeed.
+        random: what the order of receipts is drawn from.
     """
 
     def __init__(self) -> None:
+        self.random = Random()
         self.counts: Counter[str] = Counter()
         self.last_problem: str | None = None
         self._session: aiohttp.ClientSession | None = None
@@ -143,7 +145,7 @@ class Postman:
         loop = asyncio.get_running_loop()
         times = [event.at for event in message.events]
         if settings.out_of_order:
-            random.shuffle(times)
+            self.random.shuffle(times)
         for event, at in zip(message.events, times, strict=True):
             for _ in range(1 + settings.duplicates):
                 self._plan(

@@ -2,13 +2,13 @@
 
 import asyncio
 import json
-import random
 import re
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from random import Random
 from typing import Any
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
@@ -18,9 +18,9 @@ from tests.local.blip import accounts, lime
 from tests.local.blip.faults import Fault, Faults
 from tests.local.blip.lime import GATEWAY, SERVER, WHATSAPP_DOMAIN, Json
 from tests.local.blip.receipts import Message, Postman, timeline
-from tests.local.blip.settings import Bot, Settings
+from tests.local.blip.settings import Bot, Delay, Settings
 from tests.local.blip.templates import DESCRIPTIONS, MisfitError, Registry, Template
-from tests.local.blip.throughput import Throttle
+from tests.local.blip.throughput import OtherTraffic, Throttle
 
 PATHS = frozenset({"/messages", "/notifications", "/commands"})
 _KEPT_REQUESTS = 50_000
@@ -38,7 +38,7 @@ class Request:
         kind: messages, notifications, lookups, history, ping, other; empty if refused unread.
         status: of the answer; 0 where none was given.
         accepted: its envelope was processed.
-        at, ended: epoch seconds.
+        at, ended: epoch seconds, when it arrived and when its answer left.
     """
 
     path: str
@@ -91,15 +91,35 @@ class Blip:
     ) -> None:
         self.bots: dict[str, Bot] = {}
         self.settings = settings or Settings()
+        self.traffic: dict[str, OtherTraffic] = {}
         self.registry = Registry(templates)
         self.faults = Faults()
         self.postman = Postman()
         self.overrides: dict[str, str] = {}
+        self._seed()
         self._keys: dict[str, Bot] = {}
         self._stopping = False
         self.clear()
         for bot in bots:
             self.put_bot(bot)
+
+    def change(self, changes: dict[str, Any]) -> None:
+        """Change some settings; a seed among them makes random numbers start anew."""
+        self.settings = self.settings.changed(changes)
+        if "seed" in changes:
+            self._seed()
+
+    def _seed(self) -> None:
+        self._distances = self._random("distance")
+        self._jitter = self._random("jitter")
+        self.faults.random = self._random("faults")
+        self.postman.random = self._random("receipts")
+        for bot in self.bots.values():
+            self._start_traffic(bot)
+
+    def _random(self, purpose: str) -> Random:
+        seed = self.settings.seed
+        return Random() if seed is None else Random(f"{seed} {purpose}")
 
     def clear(self) -> None:
         """Forget messages, look-ups, requests, counts and penalties; settings and rules stay."""
@@ -117,12 +137,26 @@ class Blip:
         self.most_in_flight: Counter[str] = Counter()
         self.throttles: defaultdict[str, Throttle] = defaultdict(Throttle)
         self.faults.restart_magic()
+        for bot in self.bots.values():
+            self._start_traffic(bot)
 
     def put_bot(self, bot: Bot) -> None:
-        """Add a bot, or give one of that name another key or plan."""
+        """Add a bot, or give one of that name another key, plan or traffic."""
+        self._start_traffic(bot)
         self._keys = {key: other for key, other in self._keys.items() if other.name != bot.name}
         self._keys[bot.key] = bot
         self.bots[bot.name] = bot
+
+    def _start_traffic(self, bot: Bot) -> None:
+        self.traffic.pop(bot.name, None)
+        if bot.traffic is not None:
+            self.traffic[bot.name] = OtherTraffic(
+                bot.traffic, time.monotonic(), self._random(f"traffic of {bot.name}")
+            )
+
+    def set_up_seconds(self) -> float:
+        """Return how long the next connection takes to stand."""
+        return self.settings.distance.set_up.draw(self._distances)
 
     def identity_of(self, phone: str) -> str:
         return self.overrides.get(phone) or accounts.identity_of(phone)
@@ -142,18 +176,24 @@ class Blip:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a request to one of PATHS."""
         path = request.path
-        record = Request(path, request.headers, time.time())
-        self.requests.append(record)
         self.in_flight[path] += 1
         self.most_in_flight[path] = max(self.most_in_flight[path], self.in_flight[path])
         try:
+            await self._travel(self.settings.distance.there)
+            record = Request(path, request.headers, time.time())
+            self.requests.append(record)
             answer, fault = await self._answer(request, record)
             record.status = answer.status if answer else 0
             record.ended = time.time()
             self.statuses[path][record.status] += 1
+            await self._travel(self.settings.distance.back)
             return await self._write(request, answer, fault)
         finally:
             self.in_flight[path] -= 1
+
+    async def _travel(self, delay: Delay) -> None:
+        if seconds := delay.draw(self._distances):
+            await asyncio.sleep(seconds)
 
     async def _answer(
         self, request: web.BaseRequest, record: Request
@@ -194,15 +234,28 @@ class Blip:
 
     def _refuse(self, bot: Bot, kind: str) -> Answer | None:
         settings = self.settings
-        limit = bot.limit(kind) if settings.throttle else None
-        throttle = self.throttles[bot.name]
-        seconds = throttle.refuses(kind, limit, settings.penalty_seconds, time.monotonic())
+        now = time.monotonic()
+        self._count_traffic(bot, now)
+        seconds = self._over_the_plan(bot, kind, now)
         if seconds is None or not settings.throttle:
             return None
         refusal = Answer.refusal(429, 34)
         if settings.retry_after:
             refusal.headers["Retry-After"] = str(int(seconds) + 1)
         return refusal
+
+    def _over_the_plan(self, bot: Bot, kind: str, at: float) -> float | None:
+        settings = self.settings
+        limit = bot.limit(kind) if settings.throttle else None
+        return self.throttles[bot.name].refuses(
+            kind, limit, settings.penalty_seconds, at, prolonged=settings.penalty_prolonged
+        )
+
+    def _count_traffic(self, bot: Bot, now: float) -> None:
+        """Count against the plan what others have sent with the bot's key until now."""
+        if traffic := self.traffic.get(bot.name):
+            for at in traffic.until(now):
+                traffic.refused += self._over_the_plan(bot, "messages", at) is not None
 
     def _fault(
         self,
@@ -211,9 +264,12 @@ class Blip:
         recipient: tuple[str | None, str | None],
         template: str | None,
         key: str | None,
+        content: Any = None,
     ) -> Fault | None:
         self.kinds[record.kind] += 1
-        return self.faults.find(record.kind, bot.name, recipient, template, key, time.monotonic())
+        return self.faults.find(
+            record.kind, bot.name, recipient, template, key, content, time.monotonic()
+        )
 
     async def _misbehave(
         self,
@@ -224,9 +280,10 @@ class Blip:
     ) -> Answer | None:
         """Process the envelope, or not, as the fault wants it; None is no answer."""
         settings = self.settings
-        seconds = settings.latency_seconds + random.random() * settings.latency_jitter_seconds
+        seconds = settings.latency_seconds
+        seconds += self._jitter.random() * settings.latency_jitter_seconds
         if fault:
-            seconds += fault.latency_seconds + random.random() * fault.jitter_seconds
+            seconds += fault.latency_seconds + self._jitter.random() * fault.jitter_seconds
         if seconds:
             await asyncio.sleep(seconds)
         if fault is None:
@@ -278,7 +335,8 @@ class Blip:
         identity = envelope["to"]
         phone = self.given_out.get((bot.name, identity))
         template = _template_name(envelope["content"])
-        fault = self._fault(bot, record, (phone, identity), template, envelope.get("id"))
+        content = envelope["content"]
+        fault = self._fault(bot, record, (phone, identity), template, envelope.get("id"), content)
 
         def process() -> Answer:
             self._accept(bot, envelope, record.body, phone, template, fault)
@@ -368,8 +426,12 @@ class Blip:
         fault = self._fault(bot, record, recipient, None, subject)
 
         def process() -> Answer:
-            failure = fault.failure if fault else None
-            document = answer() if failure is None else _failure(failure)
+            if fault and fault.failure is not None:
+                document = _failure(fault.failure)
+            elif fault and fault.empty:
+                document = _collection([])
+            else:
+                document = answer()
             origin = f"{node}/#az-iris4" if node == SERVER else node
             uri = envelope["uri"]
             absolute = uri if "://" in uri else f"lime://{bot.identity}{uri}"
@@ -478,19 +540,15 @@ class Blip:
         if not items and settings.unknown_history == "failure":
             return _failure(67)
         items.sort(key=lambda item: item[0], reverse=True)
-        return _success(
-            _COLLECTION,
-            {
-                "total": len(items),
-                "itemType": _RECEIPT,
-                "items": [receipt for _, receipt in items[skip : skip + take]],
-            },
-        )
+        page = slice(skip, skip + take)
+        return _collection([receipt for _, receipt in items[page]], len(items))
 
     # What was seen
 
     def statistics(self) -> Json:
         """Counts since the start or the last clear()."""
+        for bot in self.bots.values():
+            self._count_traffic(bot, time.monotonic())
         distinct = len(self.by_id) + sum(message.id is None for message in self.messages)
         repeated = {f"{bot}/{i}": len(m) for (bot, i), m in self.by_id.items() if len(m) > 1}
         return {
@@ -510,6 +568,10 @@ class Blip:
             "highest_per_second": {
                 bot: {kind: meter.highest for kind, meter in throttle.meters.items()}
                 for bot, throttle in self.throttles.items()
+            },
+            "traffic": {
+                name: {"sent": traffic.sent, "refused": traffic.refused}
+                for name, traffic in self.traffic.items()
             },
             "penalties": {bot: throttle.penalties for bot, throttle in self.throttles.items()},
             "most_in_flight": dict(self.most_in_flight),
@@ -535,6 +597,10 @@ def _uri(text: str) -> SplitResult | None:
 
 def _success(mime: str, resource: Json) -> Json:
     return {"type": mime, "resource": resource, "status": "success"}
+
+
+def _collection(items: list[Json], total: int = 0) -> Json:
+    return _success(_COLLECTION, {"total": total, "itemType": _RECEIPT, "items": items})
 
 
 def _failure(code: int, description: str | None = None) -> Json:

@@ -1,6 +1,7 @@
 """What can be set: bots, behaviour and receipts. Python and HTTP use the same names."""
 
 import base64
+from random import Random
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -10,6 +11,24 @@ class Model(BaseModel):
     """A misspelt member is an error, not a setting that does nothing."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class Traffic(Model):
+    """What others send with a bot's key, such as people who chat: it only uses up the plan.
+
+    The bursts begin when the bot is put, a seed is set or the simulator is cleared.
+
+    Attributes:
+        messages_per_second: the rate within a burst.
+        spacing: `poisson` draws the times between messages; `even` makes them all the same.
+        on_seconds: how long a burst is.
+        on_share: the share of the time that is in bursts; 1 is always on.
+    """
+
+    messages_per_second: float = Field(gt=0)
+    spacing: Literal["poisson", "even"] = "poisson"
+    on_seconds: float = Field(default=60, gt=0)
+    on_share: float = Field(default=1, gt=0, le=1)
 
 
 class Bot(Model):
@@ -22,6 +41,7 @@ class Bot(Model):
     notifications_per_second: float | None = 100
     whatsapp: bool = True
     webhook: bool = True
+    traffic: Traffic | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -87,13 +107,43 @@ class Receipts(Model):
     at_once: int = Field(default=20, gt=0)
 
 
+class Delay(Model):
+    """A delay that varies evenly between mean - spread and mean + spread, but is never negative."""
+
+    mean_seconds: float = 0
+    spread_seconds: float = 0
+
+    def draw(self, random: Random) -> float:
+        """Return the next delay in seconds."""
+        return max(0.0, self.mean_seconds + random.uniform(-1, 1) * self.spread_seconds)
+
+
+class Distance(Model):
+    """How far away the simulator is.
+
+    Attributes:
+        set_up: from the system accepting a connection until it stands: see distance.FarServer.
+        there: each request's way to BLiP. It is counted against the plan at the end of that.
+        back: each answer's way to the client.
+    """
+
+    set_up: Delay = Field(default_factory=Delay)
+    there: Delay = Field(default_factory=Delay)
+    back: Delay = Field(default_factory=Delay)
+
+
 class Settings(Model):
     """How the simulator behaves.
 
     Attributes:
-        latency_seconds: every answer of the three paths takes this long,
-            plus up to latency_jitter_seconds.
+        seed: setting it makes what is drawn at random start anew, the same for the same seed; None
+            is another each time. Distance, rules, jitter, receipts and each bot's traffic draw
+            apart. Requests side by side draw in the order in which they come.
+        latency_seconds: every answer of the three paths takes this long after it was counted
+            against the plan, plus up to latency_jitter_seconds.
+        distance: what requests, answers and new connections take on their way.
         throttle: the bots' plans are enforced.
+        penalty_prolonged: what is refused during a penalty starts it anew.
         retry_after: a 429 says Retry-After.
         deduplicate: a message id seen before is answered 202 and ignored.
         strict_identities: a message to an identity that no look-up of that bot gave out fails.
@@ -104,10 +154,13 @@ class Settings(Model):
         unknown_history: the answer for an id without events: `empty` collection or `failure` 67.
     """
 
+    seed: int | None = None
     latency_seconds: float = 0
     latency_jitter_seconds: float = 0
+    distance: Distance = Field(default_factory=Distance)
     throttle: bool = True
     penalty_seconds: float = 120
+    penalty_prolonged: bool = False
     retry_after: bool = False
     deduplicate: bool = False
     strict_identities: bool = True

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,6 +13,7 @@ from aiohttp import web
 
 from tests.local.blip import control
 from tests.local.blip.control import Control
+from tests.local.blip.distance import FarServer, certified
 from tests.local.blip.lime import Json
 from tests.local.blip.server import PATHS, Blip, Request
 from tests.local.blip.settings import Bot, Settings
@@ -21,18 +23,29 @@ from tests.local.blip.templates import Template
 class Server:
     """Serves one Blip on one port."""
 
-    def __init__(self, blip: Blip, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self,
+        blip: Blip,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        certificate: Path | None = None,
+    ) -> None:
         self.host = host
         self.port = port
         self._blip = blip
+        self._tls = certified(certificate, host) if certificate else None
         self._control = Control(blip, self._plan_outage)
         self._outage: asyncio.Task[None] | None = None
         self._runner: web.ServerRunner | None = None
 
+    @property
+    def url(self) -> str:
+        return f"{'https' if self._tls else 'http'}://{self.host}:{self.port}"
+
     async def start(self) -> None:
         """Listen; a port of 0 becomes the one that the system chose."""
-        server = web.Server(self._handle, access_log=None)
-        self._runner = web.ServerRunner(server, shutdown_timeout=0.2)
+        self._server = FarServer(self._handle, self._blip.set_up_seconds, self._tls)
+        self._runner = web.ServerRunner(self._server, shutdown_timeout=0.2)
         await self._runner.setup()
         site = web.TCPSite(self._runner, self.host, self.port, backlog=1024)
         await site.start()
@@ -41,6 +54,7 @@ class Server:
     async def stop_listening(self) -> None:
         """Close the port and every connection: clients are refused until start()."""
         if self._runner is not None:
+            self._server.abort_set_ups()
             await self._runner.cleanup()
             self._runner = None
 
@@ -76,6 +90,10 @@ class Simulator:
         httpx.post(f"{blip.url}/messages", headers={"Authorization": blip.key}, json=...)
         assert blip.inbox()[0]["status"] == "consumed"
 
+    Args:
+        certificate: a file to write a certificate to. The simulator then speaks TLS only, and its
+            clients trust it with SSL_CERT_FILE.
+
     Attributes:
         url: without a slash at the end.
         key: the first bot's whole Authorization header.
@@ -89,10 +107,11 @@ class Simulator:
         settings: Settings | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
+        certificate: Path | None = None,
     ) -> None:
         self._bots = list(bots or [Bot()])
         self._blip = Blip(self._bots, templates, settings)
-        self._server = Server(self._blip, host, port)
+        self._server = Server(self._blip, host, port, certificate)
         self.key = self._bots[0].key
 
     def start(self) -> Self:
@@ -130,7 +149,7 @@ class Simulator:
 
     @property
     def url(self) -> str:
-        return f"http://{self._server.host}:{self._server.port}"
+        return self._server.url
 
     @property
     def requests(self) -> list[Request]:
@@ -160,11 +179,7 @@ class Simulator:
 
     def configure(self, **changes: Any) -> None:
         """Change settings: `configure(penalty_seconds=1, receipts={"url": ...})`."""
-
-        def change(blip: Blip) -> None:
-            blip.settings = blip.settings.changed(changes)
-
-        self._call(change)
+        self._call(lambda blip: blip.change(changes))
 
     def put_bot(self, bot: Bot) -> None:
         """Add a bot, or give one of that name another key or plan."""
