@@ -5,15 +5,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from notifier.aws.pacing import DynamoDbPacing
 from notifier.aws.table import Table
 from notifier.blip.client import BlipClient
 from notifier.bots import Bot, BotsSecretError, BrokenBot, parse_bots
 from notifier.failures import Failure
-from notifier.records import Plan
 from notifier.request import Unusable, parse
+
+if TYPE_CHECKING:
+    from notifier.records import Plan
 
 
 class Resources(Protocol):
