@@ -407,9 +407,8 @@ def _operand(tokens: _Tokens) -> _Operand:
             value = inner(item, values)
             if value is _MISSING:
                 return value
-            assert isinstance(value, str | list | dict | set), "only what has a size is measured"
-            # A text's is the bytes that it takes.
-            return len(value.encode() if isinstance(value, str) else value)
+            assert isinstance(value, list | dict | set), "only collections are measured here"
+            return len(value)
 
         return size
     if word.startswith(":"):

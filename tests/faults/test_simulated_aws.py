@@ -165,7 +165,7 @@ ITEM: Item = {
         ("size(many) = :v", {":v": 2}, True),
         ("size(many) < :v", {":v": 2}, False),
         ("size(few) = :v", {":v": 2}, True),
-        ("size(s) = :v", {":v": 4}, True),
+        ("size(map) = :v", {":v": 1}, True),
         ("size(absent) < :v", {":v": 2}, False),
         # AND binds more tightly than OR.
         ("n = :n OR n = :n AND n = :m", {":n": 5, ":m": 6}, True),
