@@ -3,6 +3,8 @@
 Delivery is at least once and in any order. Fair queues are modelled simply: a message group is
 noisy while it has at least 30 messages and more than a tenth of all in flight; messages of other
 groups are received before a noisy group's.
+
+`test_simulated_aws.py` holds queue and client against moto's.
 """
 
 import heapq
@@ -13,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from tests.faults.dynamodb import Aws
+from tests.faults.dynamodb import DirectAws
 from tests.faults.simulation import Process, Simulation
 
 RETENTION_SECONDS = 14 * 86_400
@@ -51,6 +53,7 @@ class Message:
     receives: int = 0
     hidden: int = 0
     handle: str = ""
+    received_at: float = 0.0
     in_flight: bool = False
     deleted: bool = False
 
@@ -121,6 +124,7 @@ class Queue:
         delay: float = 0.0,
     ) -> Message:
         """Put a message on the queue."""
+        assert body, "SQS refuses an empty body"
         assert 0 <= delay <= 900
         assert len(attributes or {}) <= 10
         message = Message(
@@ -155,6 +159,7 @@ class Queue:
             self.most_receives = max(self.most_receives, message.receives)
             self._fly(message, True)
             message.handle = f"{message.number}/{message.receives}"
+            message.received_at = self._simulation.now
             self._hide(message, self._visibility_timeout)
             if self._simulation.random.random() < self.faults.shown_twice:
                 self.show_again(message)
@@ -172,14 +177,21 @@ class Queue:
             return
         self._drop(message)
 
-    def change_visibility(self, handle: str, seconds: float) -> bool:
-        """Hide a message for so long from now; False if it is not in flight."""
+    def change_visibility(self, handle: str, seconds: float) -> str | None:
+        """Hide a message for this long from now.
+
+        Returns:
+            None, or SQS's code: the message is not in flight, or would be hidden for more than
+            twelve hours from its receipt.
+        """
         assert 0 <= seconds <= LONGEST_VISIBILITY_SECONDS
         message = self.messages.get(int(handle.partition("/")[0]))
         if message is None or message.deleted or not message.in_flight or message.handle != handle:
-            return False
+            return "MessageNotInflight"
+        if self._simulation.now + seconds > message.received_at + LONGEST_VISIBILITY_SECONDS:
+            return "InvalidParameterValue"
         self._hide(message, seconds)
-        return True
+        return None
 
     def show_again(self, message: Message) -> None:
         """Show a message although somebody has it."""
@@ -265,7 +277,7 @@ class Queue:
 class SimSqs:
     """Of boto3's SQS client, what the adapters call."""
 
-    def __init__(self, aws: Aws, queues: Mapping[str, Queue]) -> None:
+    def __init__(self, aws: DirectAws, queues: Mapping[str, Queue]) -> None:
         self._aws = aws
         self._queues = queues
 
@@ -278,21 +290,31 @@ class SimSqs:
         assert not arguments
 
         def send() -> dict[str, Any]:
-            queue.send(body, attributes, group=group, delay=delay)
-            return {}
+            message = queue.send(body, attributes, group=group, delay=delay)
+            return {"MessageId": str(message.number)}
 
         return self._aws.call(f"{queue.name}.send", send, 0.008)
 
     def change_message_visibility_batch(self, **arguments: Any) -> dict[str, Any]:
-        queue = self._queues[arguments["QueueUrl"]]
+        queue = self._queues[arguments.pop("QueueUrl")]
+        entries = arguments.pop("Entries")
+        assert not arguments
+        assert 1 <= len(entries) <= BATCH
+        assert len({entry["Id"] for entry in entries}) == len(entries), "SQS refuses an id twice"
 
         def change() -> dict[str, Any]:
-            failed = [
-                {"Id": entry["Id"], "Code": "MessageNotInflight"}
-                for entry in arguments["Entries"]
-                if not queue.change_visibility(entry["ReceiptHandle"], entry["VisibilityTimeout"])
-            ]
-            return {"Successful": [], "Failed": failed}
+            codes = {
+                entry["Id"]: queue.change_visibility(
+                    entry["ReceiptHandle"], entry["VisibilityTimeout"]
+                )
+                for entry in entries
+            }
+            return {
+                "Successful": [{"Id": name} for name, code in codes.items() if code is None],
+                "Failed": [
+                    {"Id": name, "Code": code} for name, code in codes.items() if code is not None
+                ],
+            }
 
         return self._aws.call(f"{queue.name}.hide", change, 0.008)
 

@@ -41,11 +41,11 @@ class Meter:
 
     def took(self, what: str, seconds: float) -> None:
         """Note how long something took."""
-        self._measured.append((what, MetricUnit.Milliseconds, 1000 * seconds))
+        self._measured.append((what, MetricUnit.Milliseconds, 1000 * _floored(seconds)))
 
     def age(self, what: str, seconds: float) -> None:
         """Note how old something is, in seconds, as SQS measures it."""
-        self._measured.append((what, MetricUnit.Seconds, seconds))
+        self._measured.append((what, MetricUnit.Seconds, _floored(seconds)))
 
     def share(self, what: str, share: float) -> None:
         """Note a share, from 0 to 1."""
@@ -61,6 +61,15 @@ class Meter:
         measured, self._measured = self._measured, []
         for name, unit, value in measured:
             metrics.add_metric(name, unit, value)
+
+
+def _floored(seconds: float) -> float:
+    """Return the duration, or 0 if it is negative.
+
+    It may be measured with two clocks, SQS's and a sandbox's or those of two sandboxes, which
+    differ by some milliseconds.
+    """
+    return max(0.0, seconds)
 
 
 def count(what: Iterable[str]) -> None:
