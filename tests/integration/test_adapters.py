@@ -2137,13 +2137,13 @@ def test_letters_come_by_ten_and_are_hidden_for_a_time(backend: Backend) -> None
     for number in range(13):
         lay_down(letters, f"letter {number}")
 
-    assert letters.hidden() == 0
+    assert letters.depth()[1] == 0
     first = letters.receive(60)
-    assert (len(first), letters.hidden()) == (10, 10)
+    assert (len(first), letters.depth()[1]) == (10, 10)
     assert len(letters.receive(60)) == 3
     assert letters.receive(60) == []
     backend.clock.advance(61)
-    assert letters.hidden() == 0
+    assert letters.depth()[1] == 0
     assert len(letters.receive(60)) == 10
 
 
@@ -2157,12 +2157,12 @@ def test_letters_are_given_back_at_once_or_later(backend: Backend) -> None:
     letters.hide(handles[13:], 900)
 
     backend.clock.advance(0.001)  # moto's "from now on" begins after now
-    assert letters.hidden() == 12
+    assert letters.depth()[1] == 12
     assert len([letter for _ in range(3) for letter in letters.receive(60)]) == 13
     backend.clock.advance(899)
-    assert letters.hidden() == 12
+    assert letters.depth()[1] == 12
     backend.clock.advance(2)
-    assert letters.hidden() == 0
+    assert letters.depth()[1] == 0
 
 
 def test_letters_that_are_done_are_gone_and_no_others(backend: Backend) -> None:

@@ -29,7 +29,6 @@ ALARMS = [
     "ReceiveReceiptNewVersionErrorsAlarm",
     "RecordReceiptNewVersionErrorsAlarm",
     "PollReceiptsNewVersionErrorsAlarm",
-    "RedriveFailuresNewVersionErrorsAlarm",
     "GetNotificationNewVersionErrorsAlarm",
     "ForgetRecipientNewVersionErrorsAlarm",
 ]

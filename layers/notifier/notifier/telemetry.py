@@ -10,8 +10,8 @@
     oldest_request         how old a request is that has to come back
     status_event_not_told  changes of status that EventBridge did not take
 
-and every outcome of `delivery`, every effect of `receipts`, `webhook_…`,
-`receipts_polled` and `redriven`.
+and every outcome of `delivery`, every effect of `receipts`, `webhook_…` and
+`receipts_polled`.
 """
 
 from collections import Counter

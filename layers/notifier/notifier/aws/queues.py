@@ -170,12 +170,19 @@ class DeadLettersQueue:
             attributes["generation"] = _numeral(generation)
         self._sqs.send_message(QueueUrl=self._url, MessageBody=body, MessageAttributes=attributes)
 
-    def hidden(self) -> int:
-        """Tell about how many letters somebody else is looking at."""
+    def depth(self) -> tuple[int, int]:
+        """Return about how many letters can be seen, and about how many somebody is looking at."""
         answer = self._sqs.get_queue_attributes(
-            QueueUrl=self._url, AttributeNames=["ApproximateNumberOfMessagesNotVisible"]
+            QueueUrl=self._url,
+            AttributeNames=[
+                "ApproximateNumberOfMessages",
+                "ApproximateNumberOfMessagesNotVisible",
+            ],
+        )["Attributes"]
+        return (
+            int(answer["ApproximateNumberOfMessages"]),
+            int(answer["ApproximateNumberOfMessagesNotVisible"]),
         )
-        return int(answer["Attributes"]["ApproximateNumberOfMessagesNotVisible"])
 
     def receive(self, hidden_seconds: int) -> list[DeadLetter]:
         """Give up to ten letters and hide them for so long; none if none can be seen now."""
