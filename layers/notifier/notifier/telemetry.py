@@ -8,6 +8,7 @@
                            many of those get a number banned
 
     oldest_request         how old a request is that has to come back
+    receipts_late          for how long the longest due question about receipts had been due
     status_event_not_told  changes of status that EventBridge did not take
 
 and every outcome of `delivery`, every effect of `receipts`, `webhook_…` and
