@@ -356,8 +356,9 @@ class FakeDeadLetters:
         letter_id = str(uuid4())
         self._kept[letter_id] = _Kept(letter_id, body, letter, self.now())
 
-    def hidden(self) -> int:
-        return sum(kept.visible_at > self.now() for kept in self._kept.values())
+    def depth(self) -> tuple[int, int]:
+        hidden = sum(kept.visible_at > self.now() for kept in self._kept.values())
+        return len(self._kept) - hidden, hidden
 
     def receive(self, hidden_seconds: int) -> list[DeadLetter]:
         visible = [kept for kept in self._kept.values() if kept.visible_at <= self.now()][:10]

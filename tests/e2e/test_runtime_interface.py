@@ -535,29 +535,6 @@ def test_it_answers_producers_with_the_rights_of_its_role(
     assert "AccessDenied" not in log
 
 
-def test_it_puts_dead_letters_back_with_the_rights_of_its_role(
-    artefacts: Path, aws: GuardedAws, tmp_path: Path
-) -> None:
-    sqs = aws.client("sqs")
-    for name in ("goes", "stays"):
-        sqs.send_message(QueueUrl=aws.names["DeadLettersQueue"], MessageBody=a_request(name))
-    order = {"action": "redrive", "ids": ["goes"], "dry_run": False}
-
-    with function("RedriveFailuresFunction", artefacts, aws, tmp_path) as redrive_failures:
-        answer = redrive_failures.invoke(order)
-        listed = redrive_failures.invoke({"action": "list", "ids": ["goes", "stays"]})
-        log = redrive_failures.log()
-
-    assert [(g["fate"], g["reason"], g["count"]) for g in answer["groups"]] == [
-        ("redriven", "receives_exhausted", 1)
-    ]
-    assert [group["count"] for group in listed["groups"]] == [1]
-    (request,) = aws.receive("RequestsQueue")
-    assert request["Body"] == a_request("goes")
-    assert "AccessDenied" not in log
-    assert "not given back" not in log
-
-
 def test_it_forgets_with_the_rights_of_its_role(
     artefacts: Path, aws: GuardedAws, tmp_path: Path
 ) -> None:

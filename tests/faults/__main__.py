@@ -20,6 +20,7 @@ from rich.table import Table
 from tests.faults import interleavings, local_crashes, local_storm, stories
 from tests.faults.breaks import BREAKS
 from tests.faults.deployed import deployed, killable_stack
+from tests.faults.letters import redrive
 from tests.faults.local_crashes import Theatre
 from tests.faults.local_rate import drain
 from tests.faults.local_webhook import flood
@@ -160,6 +161,19 @@ def _beside() -> Row:
     return Row(told, broken)
 
 
+def _letters() -> Row:
+    result = redrive(60_000, 20_000)
+    broken = list(result.broken)
+    if result.took > 900:
+        broken.append("it took longer than a quarter of an hour")
+    told = (
+        f"{result.listed} listed in {result.listed_in:.0f} s; {result.sent} put back and sent, "
+        f"{result.sent_twice} twice, {result.put_back_twice} were put back twice by a kill in the "
+        f"middle; {result.took:.0f} s in all, with the five minutes after the kill"
+    )
+    return Row(told, broken)
+
+
 def _local_backlog() -> Row:
     result = drain(2000)
     told = (
@@ -190,6 +204,7 @@ SIMULATED: dict[str, Callable[[], Row]] = {
     "backlog of 100,000 at 50 a second": _backlog,
     "a second bot beside a backlog of 10,000: its 100 waited": _beside,
     "outage of six hours, 10,000 waiting": _outage,
+    "letters: 60,000 listed, 20,000 redriven, killed in the middle": _letters,
     "5,000 interleavings of 80 steps": _interleavings,
     f"interleavings of code broken in {len(BREAKS)} ways": _breaks,
     "crash points": _crash_points,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from tests.faults.dynamodb import DirectAws
+from tests.faults.dynamodb import Aws, DirectAws
 from tests.faults.simulation import Process, Simulation
 
 RETENTION_SECONDS = 14 * 86_400
@@ -71,6 +71,16 @@ class Message:
                 name: {"stringValue": value["StringValue"], "dataType": value["DataType"]}
                 for name, value in self.attributes.items()
             },
+        }
+
+    def answer(self) -> dict[str, Any]:
+        """Return it as SQS hands it to a client."""
+        return {
+            "MessageId": str(self.number),
+            "ReceiptHandle": self.handle,
+            "Body": self.body,
+            "Attributes": {"SentTimestamp": str(int(self.sent_at * 1000))},
+            "MessageAttributes": self.attributes,
         }
 
 
@@ -138,8 +148,8 @@ class Queue:
             self._show(message)
         return message
 
-    def receive(self, most: int = BATCH) -> list[Message]:
-        """Take messages off, hidden from others for the visibility timeout."""
+    def receive(self, most: int = BATCH, hidden: float | None = None) -> list[Message]:
+        """Take messages off, hidden from others for so long, or for the visibility timeout."""
         self._reveal()
         batch: list[Message] = []
         while len(batch) < most and self._visible and self._flying < MOST_IN_FLIGHT:
@@ -160,7 +170,7 @@ class Queue:
             self._fly(message, True)
             message.handle = f"{message.number}/{message.receives}"
             message.received_at = self._simulation.now
-            self._hide(message, self._visibility_timeout)
+            self._hide(message, self._visibility_timeout if hidden is None else hidden)
             if self._simulation.random.random() < self.faults.shown_twice:
                 self.show_again(message)
             batch.append(message)
@@ -197,6 +207,11 @@ class Queue:
         """Show a message although somebody has it."""
         if not message.deleted:
             self._hide(message, 0.0)
+
+    def depth(self) -> tuple[int, int]:
+        """Return how many messages can be received, and how many are in flight."""
+        self._reveal()
+        return len(self.messages) - self._flying, self._flying
 
     def waiting(self) -> list[Message]:
         """Give everything on the queue, hidden or not."""
@@ -275,11 +290,12 @@ class Queue:
 
 
 class SimSqs:
-    """Of boto3's SQS client, what the adapters call."""
+    """Of boto3's SQS client, what the adapters call; `away` is the shortest latency."""
 
-    def __init__(self, aws: DirectAws, queues: Mapping[str, Queue]) -> None:
+    def __init__(self, aws: DirectAws, queues: Mapping[str, Queue], away: float = 0.008) -> None:
         self._aws = aws
         self._queues = queues
+        self._away = away
 
     def send_message(self, **arguments: Any) -> dict[str, Any]:
         queue = self._queues[arguments.pop("QueueUrl")]
@@ -293,7 +309,56 @@ class SimSqs:
             message = queue.send(body, attributes, group=group, delay=delay)
             return {"MessageId": str(message.number)}
 
-        return self._aws.call(f"{queue.name}.send", send, 0.008)
+        return self._aws.call(f"{queue.name}.send", send, self._away)
+
+    def send_message_batch(self, **arguments: Any) -> dict[str, Any]:
+        queue = self._queues[arguments["QueueUrl"]]
+        entries = arguments["Entries"]
+        assert 1 <= len(entries) <= BATCH
+
+        def send() -> dict[str, Any]:
+            for entry in entries:
+                attributes = entry.get("MessageAttributes", {})
+                queue.send(entry["MessageBody"], attributes, group=entry.get("MessageGroupId", ""))
+            return {"Successful": [{"Id": entry["Id"]} for entry in entries]}
+
+        return self._aws.call(f"{queue.name}.send", send, self._away)
+
+    def receive_message(self, **arguments: Any) -> dict[str, Any]:
+        queue = self._queues[arguments["QueueUrl"]]
+
+        def receive() -> list[Message]:
+            return queue.receive(arguments["MaxNumberOfMessages"], arguments["VisibilityTimeout"])
+
+        messages = self._aws.call(f"{queue.name}.receive", receive, self._away)
+        if not messages:
+            assert isinstance(self._aws, Aws), "who waits needs a simulation"
+            self._aws.simulation.sleep(arguments["WaitTimeSeconds"])
+            messages = self._aws.call(f"{queue.name}.receive", receive, self._away)
+        return {"Messages": [message.answer() for message in messages]}
+
+    def delete_message_batch(self, **arguments: Any) -> dict[str, Any]:
+        queue = self._queues[arguments["QueueUrl"]]
+
+        def delete() -> dict[str, Any]:
+            for entry in arguments["Entries"]:
+                queue.delete(entry["ReceiptHandle"])
+            return {"Successful": [{"Id": entry["Id"]} for entry in arguments["Entries"]]}
+
+        return self._aws.call(f"{queue.name}.delete", delete, self._away)
+
+    def get_queue_attributes(self, **arguments: Any) -> dict[str, Any]:
+        queue = self._queues[arguments["QueueUrl"]]
+
+        def count() -> dict[str, Any]:
+            visible, hidden = queue.depth()
+            counts = {
+                "ApproximateNumberOfMessages": str(visible),
+                "ApproximateNumberOfMessagesNotVisible": str(hidden),
+            }
+            return {"Attributes": counts}
+
+        return self._aws.call(f"{queue.name}.count", count, self._away)
 
     def change_message_visibility_batch(self, **arguments: Any) -> dict[str, Any]:
         queue = self._queues[arguments.pop("QueueUrl")]
@@ -316,7 +381,7 @@ class SimSqs:
                 ],
             }
 
-        return self._aws.call(f"{queue.name}.hide", change, 0.008)
+        return self._aws.call(f"{queue.name}.hide", change, self._away)
 
 
 type Handler = Callable[[dict[str, Any], float], dict[str, Any]]

@@ -36,8 +36,8 @@ from notifier.failures import Reason
 from notifier.lifecycle import Status
 from notifier.records import (
     Claim,
-    Control,
     ClaimLost,
+    Control,
     Identity,
     LookUpLease,
     Page,

@@ -11,10 +11,11 @@
     penalty_began          how often BLiP throttled a bot that it did not throttle before
 
     oldest_request         how old a request is that has to come back
+    receipts_late          for how long the longest due question about receipts had been due
     status_event_not_told  changes of status that EventBridge did not take
 
-and every outcome of `delivery`, every effect of `receipts`, `webhook_…`,
-`receipts_polled` and `redriven`.
+and every outcome of `delivery`, every effect of `receipts`, `webhook_…` and
+`receipts_polled`.
 """
 
 from collections import Counter
