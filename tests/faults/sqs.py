@@ -20,6 +20,10 @@ RETENTION_SECONDS = 14 * 86_400
 LONGEST_VISIBILITY_SECONDS = 43_200
 MOST_IN_FLIGHT = 120_000
 BATCH = 10
+# How old the approximate figures are at most that SQS gives.
+FIGURES_SECONDS = 10.0
+# How long Lambda waits when SQS has too many messages in flight.
+OVER_LIMIT_SECONDS = 1.0
 
 
 @dataclass
@@ -111,6 +115,7 @@ class Queue:
         self._hidden: list[tuple[float, int, Message, int]] = []
         self._numbers = count(1)
         self._nudge_at = float("inf")
+        self._counted, self._counted_at = 0, float("-inf")
 
     def send(
         self,
@@ -189,6 +194,15 @@ class Queue:
     def waiting(self) -> list[Message]:
         """Give everything on the queue, hidden or not."""
         return [message for message in self.messages.values() if not message.deleted]
+
+    def about_in_flight(self) -> int:
+        """Return about how many are received or hidden, as it was up to some seconds ago."""
+        now, chance = self._simulation.now, self._simulation.random
+        if now - self._counted_at > chance.uniform(0, FIGURES_SECONDS):
+            self._reveal()
+            self._counted_at = now
+            self._counted = round(self._flying * chance.uniform(0.97, 1.03))
+        return self._counted
 
     def visible(self) -> bool:
         """Tell whether there may be something to receive."""
@@ -283,6 +297,16 @@ class SimSqs:
 
         return self._aws.call(f"{queue.name}.send", send, 0.008)
 
+    def get_queue_attributes(self, **arguments: Any) -> dict[str, Any]:
+        queue = self._queues[arguments["QueueUrl"]]
+        assert arguments["AttributeNames"] == ["ApproximateNumberOfMessagesNotVisible"]
+
+        def read() -> dict[str, Any]:
+            in_flight = str(queue.about_in_flight())
+            return {"Attributes": {"ApproximateNumberOfMessagesNotVisible": in_flight}}
+
+        return self._aws.call(f"{queue.name}.attributes", read, 0.008)
+
     def change_message_visibility_batch(self, **arguments: Any) -> dict[str, Any]:
         queue = self._queues[arguments["QueueUrl"]]
 
@@ -310,7 +334,7 @@ class Sandbox:
 
 @dataclass
 class EventSourceMapping:
-    """Lambda's mapping: as many batches at a time as its maximum concurrency says.
+    """Lambda's mapping: as many pollers as its maximum concurrency says, each with one batch.
 
     Attributes:
         build: makes a new sandbox.
@@ -335,25 +359,27 @@ class EventSourceMapping:
     def __post_init__(self) -> None:
         self._warm: list[Sandbox] = []
         self.queue.on_visible = self._poll_soon
-        self._polling = False
+        self._polling = 0
         self._poll_soon()
 
     def let_go(self) -> None:
         """Poll by itself from here on."""
         self.automatic = True
-        self._poll_soon()
+        for _ in range(self.concurrency):
+            self._poll_soon()
 
     def _poll_soon(self) -> None:
-        if self.automatic and not self._polling and len(self.busy) < self.concurrency:
-            self._polling = True
+        """Let one more poller look, if one is free: each works on its own."""
+        if self.automatic and len(self.busy) + self._polling < self.concurrency:
+            self._polling += 1
             self.simulation.at(
                 self.simulation.now + self.simulation.random.uniform(0.005, 0.03), self._poll
             )
 
     def _poll(self) -> None:
-        self._polling = False
-        if len(self.busy) < self.concurrency and self.poll():
-            self._poll_soon()
+        self._polling -= 1
+        if not self.poll() and self.queue.visible():
+            self.simulation.at(self.simulation.now + OVER_LIMIT_SECONDS, self._poll_soon)
 
     def poll(self, most: int = BATCH) -> bool:
         """Start a batch, if there is anything to receive."""

@@ -92,6 +92,13 @@ def _dropped(world: World) -> None:
     world.publish(a_request())
 
 
+def _dropped_among_others(world: World) -> None:
+    _dropped(world)
+    for number, seconds in enumerate((60, 400)):
+        another = a_request(id=f"other-{number}", to=f"+553199999777{number}")
+        world.publish_at(world.simulation.now + seconds, another)
+
+
 def _dropped_for_good(world: World) -> None:
     world.know(PHONE)
     world.blip.next_faults["messages"].append("dropped")
@@ -150,6 +157,7 @@ class Story:
         ends: the status in which it ends.
         sent: how many messages BLiP gets.
         receipts: whether they come; else only the history knows.
+        trusted: the bot's history is known to show everything, so that it can deny something.
         or_else: how it may end as well, if its sandbox is killed.
     """
 
@@ -157,6 +165,7 @@ class Story:
     ends: str
     sent: int = 1
     receipts: bool = True
+    trusted: bool = True
     or_else: str = ""
 
 
@@ -164,7 +173,7 @@ STORIES = {
     "known recipient": Story(_known, "consumed"),
     "new recipient": Story(_new, "consumed"),
     # Who has received it is not asked about any more.
-    "receipts asked for": Story(_known, "consumed", receipts=False, or_else="received"),
+    "receipts asked for": Story(_known, "received", receipts=False, or_else="consumed"),
     "no phone number": Story(_no_phone_number, "rejected", sent=0),
     "refused by BLiP": Story(_refused, "rejected", sent=0),
     "out of date": Story(_expired, "expired", sent=0),
@@ -182,6 +191,12 @@ STORIES = {
     # Killed while it sends, it is an unknown once more; and nothing is sent again twice.
     "unknown, denied, sent again": Story(_dropped, "consumed", or_else="failed"),
     "unknown, denied, given up": Story(_dropped_for_good, "failed", sent=0),
+    "unknown, a bot's first message, given up": Story(
+        _dropped, "failed", sent=0, trusted=False
+    ),
+    "unknown, denied by a later message": Story(
+        _dropped_among_others, "consumed", sent=3, trusted=False, or_else="failed"
+    ),
     "receipt: failed": Story(_undelivered, "failed"),
     "receipt: cannot be reached": Story(_unreachable, "failed"),
     "receipt: the whole number is down": Story(_number_down, "failed", sent=2),
@@ -281,6 +296,8 @@ def _run(
         world.simulation.straggles = False
         world.simulation.crash = crash
         world.blip.read = 1.0  # so that the story has one end
+        if story.trusted:
+            world.trust_history()
         story.begin(world)
         world.settle(at_most=4 * 86_400)
         if not story.receipts:
