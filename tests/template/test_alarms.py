@@ -20,6 +20,7 @@ ALARMS = [
     "WebhookAlarm",
     "ReceiptsDeadLettersAlarm",
     "BotShutAlarm",
+    "PenaltiesAlarm",
     "CrashesAlarm",
     "BotMisconfiguredAlarm",
     "UnknownOutcomesAlarm",

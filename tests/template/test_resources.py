@@ -11,7 +11,7 @@ EXPECTED = {
     "AWS::ApiGatewayV2::Integration": 2,
     "AWS::ApiGatewayV2::Route": 3,
     "AWS::ApiGatewayV2::Stage": 1,
-    "AWS::CloudWatch::Alarm": 20,
+    "AWS::CloudWatch::Alarm": 21,
     "AWS::CloudWatch::Dashboard": 1,
     "AWS::DynamoDB::Table": 2,
     "AWS::Events::Rule": 1,
