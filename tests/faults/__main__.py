@@ -13,13 +13,15 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
 
 from rich.console import Console
 from rich.table import Table
 
-from tests.faults import interleavings, local_crashes, local_storm, stories
+from tests.faults import hardships, interleavings, local_crashes, local_storm, stories
 from tests.faults.breaks import BREAKS
 from tests.faults.deployed import deployed, killable_stack
+from tests.faults.hardships import Came
 from tests.faults.local_crashes import Theatre
 from tests.faults.local_rate import drain
 from tests.faults.local_webhook import flood
@@ -170,6 +172,18 @@ def _local_backlog() -> Row:
     return Row(told, result.broken)
 
 
+def _hardship(*runs: Callable[[], Came]) -> Row:
+    came = [run() for run in runs]
+    return Row("; ".join(each.told for each in came), [each for one in came for each in one.broken])
+
+
+def _live_chat() -> Row:
+    return _hardship(
+        hardships.live_chat,
+        *(partial(hardships.paced_chat, kind=kind) for kind in hardships.CHATS),
+    )
+
+
 def _webhook() -> Row:
     result = flood(10_000)
     told = (
@@ -190,6 +204,14 @@ SIMULATED: dict[str, Callable[[], Row]] = {
     "backlog of 100,000 at 50 a second": _backlog,
     "a second bot beside a backlog of 10,000: its 100 waited": _beside,
     "outage of six hours, 10,000 waiting": _outage,
+    "distance": lambda: _hardship(hardships.distance),
+    "live chat": _live_chat,
+    "poison": lambda: _hardship(hardships.poison, hardships.wrong_bot),
+    "sporadic": lambda: _hardship(hardships.sporadic),
+    "starvation": lambda: _hardship(hardships.starvation),
+    "lagging history": lambda: _hardship(hardships.lagging_history),
+    "aws errors": lambda: _hardship(hardships.aws_errors),
+    "slow plan": lambda: _hardship(hardships.slow_plan),
     "5,000 interleavings of 80 steps": _interleavings,
     f"interleavings of code broken in {len(BREAKS)} ways": _breaks,
     "crash points": _crash_points,

@@ -387,7 +387,9 @@ class SimBlip(BlipClient):
             raise reply.broken("the connection broke")
         connection.used_at = self.simulation.now
         self._pool.append(connection)
-        if kind != "ping" and (reply.answer.status in {401, 403, 404, 405} or reply.answer.code == 81):
+        if kind != "ping" and (
+            reply.answer.status in {401, 403, 404, 405} or reply.answer.code == 81
+        ):
             self._doubted.setdefault(self._process, {})[bot.name] = self.simulation.now
         return reply.answer
 

@@ -61,7 +61,7 @@ ERRORS: dict[str, tuple[Callable[[str], BotoCoreError | ClientError], float]] = 
     "ConnectionClosedError": (lambda _: ConnectionClosedError(endpoint_url=_URL), 0.1),
     "ProxyConnectionError": (lambda _: ProxyConnectionError(proxy_url=_URL), 1.0),
     "HTTPClientError": (lambda _: HTTPClientError(error="reset"), 0.1),
-    "SSLError": (lambda _: SSLError(endpoint_url=_URL, error="no handshake"), 0.1),
+    "SSLError": (lambda _: SSLError(endpoint_url=_URL, error=OSError("no handshake")), 0.1),
     **{
         code: (partial(refused, code), 0.01)
         for code in (

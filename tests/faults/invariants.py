@@ -314,7 +314,7 @@ class Invariants:
             case "not_a_phone_number":
                 deserved = fate is not None and not fate.a_number
             case "rejected":
-                deserved = fate is not None and fate.refused
+                deserved = fate is not None and (fate.refused or fate.message is not None)
             case "undelivered":
                 deserved = facts["failure"].get("code") in blip.failed.get(sent_as, ())
             case "outcome_unknown":

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tests.faults.blip import Fate, HistorySettings
+from tests.faults.dynamodb import AwsError
 from tests.faults.simulation import Crash, Process, Side
 from tests.faults.world import Settings, World
 
@@ -191,9 +192,7 @@ STORIES = {
     # Killed while it sends, it is an unknown once more; and nothing is sent again twice.
     "unknown, denied, sent again": Story(_dropped, "consumed", or_else="failed"),
     "unknown, denied, given up": Story(_dropped_for_good, "failed", sent=0),
-    "unknown, a bot's first message, given up": Story(
-        _dropped, "failed", sent=0, trusted=False
-    ),
+    "unknown, a bot's first message, given up": Story(_dropped, "failed", sent=0, trusted=False),
     "unknown, denied by a later message": Story(
         _dropped_among_others, "consumed", sent=3, trusted=False, or_else="failed"
     ),
@@ -284,17 +283,41 @@ def killed_at(story: Story, *where: Point) -> list[str]:
     return broken
 
 
+def failed_at(story: Story, number: int, error: AwsError) -> list[str]:
+    """Run a story of which this call to AWS fails; return what did not hold."""
+    made = -1
+    failing = False
+
+    def listen(_: Process, __: str, side: Side) -> None:
+        nonlocal made
+        made += side == "before"
+
+    def fail(_: str) -> AwsError | None:
+        nonlocal failing
+        if failing or made + 1 != number:
+            return None
+        failing = True
+        return error
+
+    broken = _run(story, listen, kills=1, fails=fail)
+    if not failing:
+        broken.append("nothing failed")
+    return broken
+
+
 def _run(
     story: Story,
     crash: Callable[[Process, str, Side], Crash | None],
     *,
     kills: int = 0,
+    fails: Callable[[str], AwsError | None] = lambda _: None,
 ) -> list[str]:
     # One sandbox after the other, so that the calls have one order.
     settings = Settings(concurrency=1, webhook=story.receipts, history=HistorySettings(lag=60))
     with World(1, settings=settings) as world:
         world.simulation.straggles = False
         world.simulation.crash = crash
+        world.aws.fails = fails
         world.blip.read = 1.0  # so that the story has one end
         if story.trusted:
             world.trust_history()
