@@ -1,18 +1,22 @@
 """What people do to a stack's queue, tables and secret, with rights of their own."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from notifier.aws.pacing import DynamoDbPacing
+from notifier.aws.queues import DeadLettersQueue, RequestsQueue
 from notifier.aws.table import Table
 from notifier.blip.client import BlipClient
 from notifier.bots import Bot, BotsSecretError, BrokenBot, parse_bots
 from notifier.failures import Failure
+from notifier.redrive import SIDE_BY_SIDE, ListOrder, Redrive, Report
 from notifier.request import Unusable, parse
+from notifier.runtime import SystemClock
 
 if TYPE_CHECKING:
     from notifier.records import Plan
@@ -61,6 +65,26 @@ def _group(body: str) -> str:
         return parse(body).request.bot
     except Unusable as failure:
         return failure.bot or "default"
+
+
+def redrive(stack: Resources, order: ListOrder, progress: Callable[[int, int], None]) -> Report:
+    """List dead letters, or put them back.
+
+    Args:
+        stack: whose.
+        order: which ones, and what to do with them.
+        progress: called with the letters looked at so far, and with about how many there are.
+    """
+    sqs = stack.client("sqs")
+    dead_letters = stack.physical_id("DeadLettersQueue")
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as threads:
+        return Redrive(
+            dead_letters=DeadLettersQueue(sqs, dead_letters, SystemClock.now),
+            requests=RequestsQueue(sqs, stack.physical_id("RequestsQueue")),
+            clock=SystemClock(),
+            threads=threads,
+            progress=progress,
+        ).run(order)
 
 
 def pause(stack: Resources, bot: str) -> None:

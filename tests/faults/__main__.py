@@ -22,6 +22,7 @@ from tests.faults import hardships, interleavings, local_crashes, local_storm, s
 from tests.faults.breaks import BREAKS
 from tests.faults.deployed import deployed, killable_stack
 from tests.faults.hardships import Came
+from tests.faults.letters import redrive
 from tests.faults.local_crashes import Theatre
 from tests.faults.local_rate import drain
 from tests.faults.local_webhook import flood
@@ -162,6 +163,19 @@ def _beside() -> Row:
     return Row(told, broken)
 
 
+def _letters() -> Row:
+    result = redrive(60_000, 20_000)
+    broken = list(result.broken)
+    if result.took > 900:
+        broken.append("it took longer than a quarter of an hour")
+    told = (
+        f"{result.listed} listed in {result.listed_in:.0f} s; {result.sent} put back and sent, "
+        f"{result.sent_twice} twice, {result.put_back_twice} were put back twice by a kill in the "
+        f"middle; {result.took:.0f} s in all, with the five minutes after the kill"
+    )
+    return Row(told, broken)
+
+
 def _local_backlog() -> Row:
     result = drain(2000)
     told = (
@@ -212,6 +226,7 @@ SIMULATED: dict[str, Callable[[], Row]] = {
     "lagging history": lambda: _hardship(hardships.lagging_history),
     "aws errors": lambda: _hardship(hardships.aws_errors),
     "slow plan": lambda: _hardship(hardships.slow_plan),
+    "letters: 60,000 listed, 20,000 redriven, killed in the middle": _letters,
     "5,000 interleavings of 80 steps": _interleavings,
     f"interleavings of code broken in {len(BREAKS)} ways": _breaks,
     "crash points": _crash_points,

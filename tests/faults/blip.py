@@ -372,10 +372,16 @@ class SimBlip(BlipClient):
         on_connected: Callable[[], None] | None,
     ) -> _Answer:
         kind = _kind(path, envelope)
+        told = bool(self.next_faults[kind])
         fault = self._fault(kind, bot)
         connection = self._connected(kind, fault)
-        if on_connected is not None:
-            on_connected()
+        try:
+            if on_connected is not None:
+                on_connected()
+        except Exception:
+            if told and fault is not None:
+                self.next_faults[kind].appendleft(fault)  # nothing was written: it has not struck
+            raise
         now = self.simulation.now
         # Nothing was written: the real transport looks whether the other side has hung up.
         if now - connection.used_at > min(MAX_IDLE_SECONDS, self.network.closes_after):

@@ -65,7 +65,8 @@ def test_a_slow_plan_and_a_long_wait_cost_neither_time_outs_nor_receives() -> No
 
 
 def test_what_waits_for_a_paused_bot_leaves_room_for_another() -> None:
-    """The full row has more waiting than SQS allows in flight."""
-    came = hardships.starvation(waiting=3000, others=50, states=["paused"], lead=20)
+    came = hardships.starvation(
+        waiting=6500, others=60, states=["paused"], groups=[False], lead=10, scale=20
+    )
 
     assert came.broken == []

@@ -133,7 +133,7 @@ class World:
         self.simulation = Simulation(seed, manual=settings.manual)
         aws = Aws(self.simulation, faults.aws)
         self.tables = {name: SimTable(name, aws) for name in ("ledger", "identities")}
-        self.requests = Queue(self.simulation, "requests", faults=faults.requests)
+        self.requests = Queue(self.simulation, "requests", faults=faults.requests, approximate=True)
         self.receipts = Queue(self.simulation, "receipts", max_receives=100, faults=faults.receipts)
         self.dead_letters = Queue(self.simulation, "dead-letters")
         self.bots = {account.name: account for account in bots or [Account("default")]}

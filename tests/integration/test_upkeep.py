@@ -32,6 +32,7 @@ class Deployed:
             "IdentitiesTable": "identities",
             "BotsSecret": self.aws.secret,
             "RequestsQueue": self.aws.requests_url,
+            "DeadLettersQueue": self.aws.dead_letters_url,
         }[logical_id]
 
 

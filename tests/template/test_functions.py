@@ -7,15 +7,13 @@ import pytest
 
 from notifier import telemetry
 from notifier.delivery import CALL_SECONDS, SETTLE_SECONDS
-from notifier.forgetting import HIDDEN_SECONDS as FORGETTING_HIDES_SECONDS
-from notifier.redrive import HIDDEN_SECONDS
+from notifier.forgetting import HIDDEN_SECONDS
 from notifier.settings import (
     ForgetRecipientSettings,
     GetNotificationSettings,
     PollReceiptsSettings,
     ReceiveReceiptSettings,
     RecordReceiptSettings,
-    RedriveFailuresSettings,
     SendNotificationSettings,
     read,
 )
@@ -26,12 +24,11 @@ SETTINGS: dict[str, Any] = {
     "ReceiveReceiptFunction": ReceiveReceiptSettings,
     "RecordReceiptFunction": RecordReceiptSettings,
     "PollReceiptsFunction": PollReceiptsSettings,
-    "RedriveFailuresFunction": RedriveFailuresSettings,
     "GetNotificationFunction": GetNotificationSettings,
     "ForgetRecipientFunction": ForgetRecipientSettings,
 }
 # Nothing in the stack calls these.
-BY_OPERATORS = {"RedriveFailuresFunction", "ForgetRecipientFunction"}
+BY_OPERATORS = {"ForgetRecipientFunction"}
 # What `sam remote invoke` waits for an answer.
 SAM_CLI_SECONDS = 60
 every_function = pytest.mark.parametrize("function", SETTINGS)
@@ -204,8 +201,7 @@ def test_what_an_operator_invokes_answers_before_sam_gives_up_and_invokes_again(
 
 
 def test_a_letter_is_hidden_for_longer_than_a_run_can_take(template: Template) -> None:
-    assert template.properties("RedriveFailuresFunction")["Timeout"] < HIDDEN_SECONDS
-    assert template.properties("ForgetRecipientFunction")["Timeout"] < FORGETTING_HIDES_SECONDS
+    assert template.properties("ForgetRecipientFunction")["Timeout"] < HIDDEN_SECONDS
 
 
 def test_another_release_publishes_another_version_of_every_function() -> None:

@@ -57,16 +57,6 @@ ROLES = {
         "BotsSecret": {"secretsmanager:GetSecretValue"},
         "PollReceiptsLogs": {"logs:CreateLogStream", "logs:PutLogEvents"},
     },
-    "RedriveFailuresRole": {
-        "DeadLettersQueue": {
-            "sqs:ReceiveMessage",
-            "sqs:DeleteMessage",
-            "sqs:GetQueueAttributes",
-            "sqs:ChangeMessageVisibility",
-        },
-        "RequestsQueue": {"sqs:SendMessage"},
-        "RedriveFailuresLogs": {"logs:CreateLogStream", "logs:PutLogEvents"},
-    },
     "GetNotificationRole": {
         "LedgerTable": {"dynamodb:GetItem", "dynamodb:UpdateItem"},
         EVENT_BUS: {"events:PutEvents"},

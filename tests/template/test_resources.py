@@ -15,21 +15,21 @@ EXPECTED = {
     "AWS::CloudWatch::Dashboard": 1,
     "AWS::DynamoDB::Table": 2,
     "AWS::Events::Rule": 1,
-    "AWS::IAM::Role": 7,
-    "AWS::Lambda::Alias": 7,
+    "AWS::IAM::Role": 6,
+    "AWS::Lambda::Alias": 6,
     "AWS::Lambda::EventSourceMapping": 2,
-    "AWS::Lambda::Function": 7,
+    "AWS::Lambda::Function": 6,
     "AWS::Lambda::LayerVersion": 2,
     "AWS::Lambda::Permission": 3,
-    "AWS::Lambda::Version": 7,
-    "AWS::Logs::LogGroup": 8,
+    "AWS::Lambda::Version": 6,
+    "AWS::Logs::LogGroup": 7,
     "AWS::SQS::Queue": 4,
     "AWS::SQS::QueuePolicy": 1,
     "AWS::SecretsManager::Secret": 2,
 }
 CANARY = {
     "AWS::CodeDeploy::Application": 1,
-    "AWS::CodeDeploy::DeploymentGroup": 7,
+    "AWS::CodeDeploy::DeploymentGroup": 6,
     "AWS::IAM::Role": 1,
 }
 NAMES = {
