@@ -10,12 +10,22 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from functools import cache
+from functools import cache, partial
 from operator import ge, gt, le, lt
 from threading import RLock
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
-from botocore.exceptions import EndpointConnectionError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionClosedError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    HTTPClientError,
+    ProxyConnectionError,
+    ReadTimeoutError,
+    SSLError,
+)
 
 from notifier.aws.table import Item, Table
 from tests.faults.simulation import Simulation
@@ -37,13 +47,56 @@ _ORDERS: dict[str, Callable[[Any, Any], bool]] = {
 }
 
 
+# boto3 tries three times, as `runtime.AWS` says, and waits in between.
+TRIES = 3
+_URL = "https://aws.invalid"
+
+
+def refused(code: str, operation: str) -> ClientError:
+    """Return an error that AWS answers."""
+    return ClientError({"Error": {"Code": code, "Message": code}}, operation)
+
+
+# What a call to AWS may raise, by name, with how long one try takes until then, in seconds.
+ERRORS: dict[str, tuple[Callable[[str], BotoCoreError | ClientError], float]] = {
+    "ReadTimeoutError": (lambda _: ReadTimeoutError(endpoint_url=_URL), 3.0),
+    "ConnectTimeoutError": (lambda _: ConnectTimeoutError(endpoint_url=_URL), 1.0),
+    "EndpointConnectionError": (lambda _: EndpointConnectionError(endpoint_url=_URL), 0.01),
+    "ConnectionClosedError": (lambda _: ConnectionClosedError(endpoint_url=_URL), 0.1),
+    "ProxyConnectionError": (lambda _: ProxyConnectionError(proxy_url=_URL), 1.0),
+    "HTTPClientError": (lambda _: HTTPClientError(error="reset"), 0.1),
+    "SSLError": (lambda _: SSLError(endpoint_url=_URL, error=OSError("no handshake")), 0.1),
+    **{
+        code: (partial(refused, code), 0.01)
+        for code in (
+            "ProvisionedThroughputExceededException",
+            "ThrottlingException",
+            "InternalServerError",
+        )
+    },
+}
+
+
+@dataclass(frozen=True)
+class AwsError:
+    """A call that fails in all its tries.
+
+    Attributes:
+        name: of the error.
+        happens: how many of the tries have their effect all the same.
+    """
+
+    name: str
+    happens: int = 0
+
+
 @dataclass
 class AwsFaults:
     """What goes wrong with a call to AWS, as probabilities.
 
     Attributes:
         repeated: the answer gets lost, and boto3 asks again: it happens twice.
-        failed: boto3 gives up; whether it happened is chance.
+        failed: boto3 gives up, with any of ERRORS; how often it happened is chance.
         slow: it takes up to three seconds.
         stale: an eventually consistent read shows the item as it was before its last write.
     """
@@ -80,12 +133,17 @@ class DirectAws:
 
 
 class Aws(DirectAws):
-    """Calls to AWS from the threads of a simulation, with their latencies and faults."""
+    """Calls to AWS from the threads of a simulation, with their latencies and faults.
+
+    Attributes:
+        fails: asked at every call, given its name, how it fails; None if chance decides.
+    """
 
     def __init__(self, simulation: Simulation, faults: AwsFaults) -> None:
         super().__init__(lambda: simulation.now)
         self.simulation = simulation
         self.faults = faults
+        self.fails: Callable[[str], AwsError | None] = lambda _: None
 
     def swept(self) -> bool:
         return self.simulation.random.random() < 0.3
@@ -97,6 +155,8 @@ class Aws(DirectAws):
         """Do something at AWS; `typical` is the shortest latency."""
         chance = self.simulation.random
         there, back = chance.uniform(0.3, 1) * typical, chance.uniform(0.3, 1.5) * typical
+        if error := self.fails(point):
+            self._fail(point, effect, error, there)
         if chance.random() < self.faults.slow:
             slow = chance.uniform(0.1, 3)
             there, back = (there + slow, back) if chance.random() < 0.5 else (there, back + slow)
@@ -104,15 +164,27 @@ class Aws(DirectAws):
         if fate < 0:
             return self.simulation.call(point, lambda: (effect(), effect())[1], there=there, back=1)
         if fate < self.faults.failed:
-            happens = chance.random() < 0.5
-
-            def fail() -> T:
-                if happens:
-                    effect()
-                raise EndpointConnectionError(endpoint_url="https://aws.invalid")
-
-            return self.simulation.call(point, fail, there=there + 1, back=1)
+            happens = chance.choice([0, 0, *range(1, TRIES + 1)])
+            self._fail(point, effect, AwsError(chance.choice(list(ERRORS)), happens), there)
         return self.simulation.call(point, effect, there=there, back=back)
+
+    def _fail(
+        self, point: str, effect: Callable[[], object], error: AwsError, there: float
+    ) -> NoReturn:
+        """Try in vain as often as boto3 does.
+
+        Raises:
+            BotoCoreError, ClientError: always.
+        """
+        make, seconds = ERRORS[error.name]
+        waits = sum(self.simulation.random.uniform(0, 2**number) for number in range(TRIES - 1))
+
+        def happen() -> None:
+            for _ in range(error.happens):
+                effect()
+
+        self.simulation.call(point, happen, there=there, back=TRIES * seconds + waits)
+        raise make(point)
 
 
 class SimTable(Table):

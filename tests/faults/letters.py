@@ -18,7 +18,7 @@ from notifier.redrive import HIDDEN_SECONDS, ListOrder, RedriveOrder, Report
 from notifier.request import ledger_key, parse
 from tests.fakes import a_notification
 from tests.faults.long_runs import request
-from tests.faults.simulation import Process, SimThreads
+from tests.faults.simulation import STRAGGLES_SECONDS, Process, SimThreads
 from tests.faults.sqs import SimSqs
 from tests.faults.world import World
 
@@ -66,7 +66,8 @@ def redrive(letters: int, undelivered: int, seed: int = 1) -> Redriven:
         world.simulation.kill(process)
         if len(put_back) >= undelivered:
             result.broken.append("the run ended before it was killed")
-        world.run(HIDDEN_SECONDS)
+        # What the killed run had under way arrives a little later, and hides what it received.
+        world.run(HIDDEN_SECONDS + STRAGGLES_SECONDS)
         _finished(world, order)
         result.took = world.simulation.now - began
         result.put_back_twice = sum(times > 1 for times in put_back.values())
@@ -108,7 +109,7 @@ def _operator(world: World) -> Iterator[None]:
 def _started(world: World, order: ListOrder) -> tuple[Process, Any]:
     """Start an operator's command; its process and what it will answer."""
     queues = {"RequestsQueue": world.requests, "DeadLettersQueue": world.dead_letters}
-    sqs = SimSqs(world._aws, queues, AWAY_SECONDS)
+    sqs = SimSqs(world.aws, queues, AWAY_SECONDS)
     stack: Any = SimpleNamespace(client=lambda _: sqs, physical_id=lambda name: name)
     process = Process("operator")
     command = lambda: upkeep.redrive(stack, order, lambda *_: None)  # noqa: E731 - a thread's work

@@ -22,6 +22,10 @@ RETENTION_SECONDS = 14 * 86_400
 LONGEST_VISIBILITY_SECONDS = 43_200
 MOST_IN_FLIGHT = 120_000
 BATCH = 10
+# How old the approximate figures are at most that SQS gives.
+FIGURES_SECONDS = 10.0
+# How long Lambda waits when SQS has too many messages in flight.
+OVER_LIMIT_SECONDS = 1.0
 
 
 @dataclass
@@ -104,6 +108,7 @@ class Queue:
         visibility_timeout: float = 300.0,
         max_receives: int = 1000,
         faults: QueueFaults | None = None,
+        approximate: bool = False,
     ) -> None:
         self.name = name
         self.faults = faults or QueueFaults()
@@ -124,6 +129,8 @@ class Queue:
         self._hidden: list[tuple[float, int, Message, int]] = []
         self._numbers = count(1)
         self._nudge_at = float("inf")
+        self._approximate = approximate
+        self._counted, self._counted_at = (0, 0), float("-inf")
 
     def send(
         self,
@@ -216,6 +223,17 @@ class Queue:
     def waiting(self) -> list[Message]:
         """Give everything on the queue, hidden or not."""
         return [message for message in self.messages.values() if not message.deleted]
+
+    def figures(self) -> tuple[int, int]:
+        """Return the depth as SQS tells it: approximate queues as it was some seconds ago."""
+        if not self._approximate:
+            return self.depth()
+        now, chance = self._simulation.now, self._simulation.random
+        if now - self._counted_at > chance.uniform(0, FIGURES_SECONDS):
+            self._counted_at = now
+            waiting, flying = self.depth()
+            self._counted = waiting, round(flying * chance.uniform(0.97, 1.03))
+        return self._counted
 
     def visible(self) -> bool:
         """Tell whether there may be something to receive."""
@@ -351,7 +369,7 @@ class SimSqs:
         queue = self._queues[arguments["QueueUrl"]]
 
         def count() -> dict[str, Any]:
-            visible, hidden = queue.depth()
+            visible, hidden = queue.figures()
             counts = {
                 "ApproximateNumberOfMessages": str(visible),
                 "ApproximateNumberOfMessagesNotVisible": str(hidden),
@@ -397,7 +415,7 @@ class Sandbox:
 
 @dataclass
 class EventSourceMapping:
-    """Lambda's mapping: as many batches at a time as its maximum concurrency says.
+    """Lambda's mapping: as many pollers as its maximum concurrency says, each with one batch.
 
     Attributes:
         build: makes a new sandbox.
@@ -422,25 +440,27 @@ class EventSourceMapping:
     def __post_init__(self) -> None:
         self._warm: list[Sandbox] = []
         self.queue.on_visible = self._poll_soon
-        self._polling = False
+        self._polling = 0
         self._poll_soon()
 
     def let_go(self) -> None:
         """Poll by itself from here on."""
         self.automatic = True
-        self._poll_soon()
+        for _ in range(self.concurrency):
+            self._poll_soon()
 
     def _poll_soon(self) -> None:
-        if self.automatic and not self._polling and len(self.busy) < self.concurrency:
-            self._polling = True
+        """Let one more poller look, if one is free: each works on its own."""
+        if self.automatic and len(self.busy) + self._polling < self.concurrency:
+            self._polling += 1
             self.simulation.at(
                 self.simulation.now + self.simulation.random.uniform(0.005, 0.03), self._poll
             )
 
     def _poll(self) -> None:
-        self._polling = False
-        if len(self.busy) < self.concurrency and self.poll():
-            self._poll_soon()
+        self._polling -= 1
+        if not self.poll() and self.queue.visible():
+            self.simulation.at(self.simulation.now + OVER_LIMIT_SECONDS, self._poll_soon)
 
     def poll(self, most: int = BATCH) -> bool:
         """Start a batch, if there is anything to receive."""
