@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
@@ -49,11 +50,8 @@ def test_every_failure_has_its_sentence_and_its_code(fail: Callable[[], Failure]
 
 def network_errors() -> list[BotoCoreError]:
     """One of each of botocore's errors that the network, and not AWS, is to blame for."""
-    needed = {"endpoint_url": "https://aws.invalid", "error": "reset", "proxy_url": "p"}
-    return [
-        kind(request=None, response=None, **needed)
-        for kind in (HTTPClientError, *subclasses(HTTPClientError))
-    ]
+    needed: dict[str, Any] = {"endpoint_url": "https://a.invalid", "error": "e", "proxy_url": "p"}
+    return [kind(**needed) for kind in (HTTPClientError, *subclasses(HTTPClientError))]
 
 
 def subclasses(kind: type) -> list[type]:
