@@ -192,7 +192,6 @@ STORIES = {
     # Killed while it sends, it is an unknown once more; and nothing is sent again twice.
     "unknown, denied, sent again": Story(_dropped, "consumed", or_else="failed"),
     "unknown, denied, given up": Story(_dropped_for_good, "failed", sent=0),
-    "unknown, a bot's first message, given up": Story(_dropped, "failed", sent=0, trusted=False),
     "unknown, denied by a later message": Story(
         _dropped_among_others, "consumed", sent=3, trusted=False, or_else="failed"
     ),
