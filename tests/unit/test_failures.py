@@ -54,8 +54,9 @@ def network_errors() -> list[BotoCoreError]:
     return [kind(**needed) for kind in (HTTPClientError, *subclasses(HTTPClientError))]
 
 
-def subclasses(kind: type) -> list[type]:
-    return [each for child in kind.__subclasses__() for each in (child, *subclasses(child))]
+def subclasses(kind: type[BotoCoreError]) -> list[type[BotoCoreError]]:
+    children: list[type[BotoCoreError]] = kind.__subclasses__()
+    return [each for child in children for each in (child, *subclasses(child))]
 
 
 @pytest.mark.parametrize("error", network_errors(), ids=lambda error: type(error).__name__)
