@@ -51,7 +51,8 @@ def test_every_failure_has_its_sentence_and_its_code(fail: Callable[[], Failure]
 def network_errors() -> list[BotoCoreError]:
     """One of each of botocore's errors that the network, and not AWS, is to blame for."""
     needed: dict[str, Any] = {"endpoint_url": "https://a.invalid", "error": "e", "proxy_url": "p"}
-    return [kind(**needed) for kind in (HTTPClientError, *subclasses(HTTPClientError))]
+    kinds: list[Any] = [HTTPClientError, *subclasses(HTTPClientError)]
+    return [kind(**needed) for kind in kinds]
 
 
 def subclasses(kind: type[BotoCoreError]) -> list[type[BotoCoreError]]:
