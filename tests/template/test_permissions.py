@@ -53,7 +53,7 @@ ROLES = {
         "ReceiptsQueue": {"sqs:SendMessage"},
         "LedgerTable": {"dynamodb:UpdateItem"},
         POLLS: {"dynamodb:Query"},
-        "IdentitiesTable": {"dynamodb:UpdateItem"},
+        "IdentitiesTable": {"dynamodb:GetItem", "dynamodb:UpdateItem"},
         "BotsSecret": {"secretsmanager:GetSecretValue"},
         "PollReceiptsLogs": {"logs:CreateLogStream", "logs:PutLogEvents"},
     },
