@@ -220,7 +220,7 @@ SIMULATED: dict[str, Callable[[], Row]] = {
     "outage of six hours, 10,000 waiting": _outage,
     "distance": lambda: _hardship(hardships.distance),
     "live chat": _live_chat,
-    "poison": lambda: _hardship(hardships.poison, hardships.wrong_bot),
+    "poison": lambda: _hardship(hardships.poison, hardships.poison_alone, hardships.wrong_bot),
     "sporadic": lambda: _hardship(hardships.sporadic),
     "starvation": lambda: _hardship(hardships.starvation),
     "lagging history": lambda: _hardship(hardships.lagging_history),
