@@ -1,12 +1,13 @@
 """The operator's commands: `python -m functions COMMAND`, or `make COMMAND`.
 
 They speak to the local stack that `make run` keeps up, or with --stack to a deployed one: invoke a
-function with `sam remote invoke` and show its answer as a table, or see to tables and secret.
+function with `sam remote invoke` and show its answer as a table, or see to queues, tables and
+secret.
 """
 
 import argparse
 import json
-import math
+import logging
 import os
 import re
 import subprocess
@@ -31,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "layers/notifier"))
 
 from functions import upkeep  # noqa: E402 - the package has to be found first
+from notifier.redrive import REASONS, SIDE_BY_SIDE, ListOrder, RedriveOrder  # noqa: E402 - likewise
 
 SAM = str(ROOT / ".venv-sam/bin/sam")
 # Where `make run` keeps the local stack.
@@ -68,7 +70,8 @@ class Stack:
 
     def client(self, service: str) -> Any:
         """Give boto3's client of a service, where the stack is."""
-        return self.session.client(service, endpoint_url=self.endpoint)  # type: ignore[call-overload] # any
+        config = Config(max_pool_connections=SIDE_BY_SIDE, retries={"mode": "standard"})
+        return self.session.client(service, endpoint_url=self.endpoint, config=config)  # type: ignore[call-overload] # any
 
     def physical_id(self, logical_id: str) -> str:
         """Give what AWS calls a resource."""
@@ -164,9 +167,13 @@ FATES = {
 EACH = ["id", "bot", "template", "reason", "code", "detail", "failed_at", "generation", "redrives"]
 
 
+# Fewer are looked at within seconds.
+LONG_RUN = 1000
+
+
 def failures(stack: Stack, options: argparse.Namespace) -> int:
     """Show what lies on the dead-letter queue."""
-    answer = _all_of(stack, {"action": "list", **_selection(options)})
+    answer = _run(stack, ListOrder(**_selection(options)))
     if options.json:
         console.print_json(data=answer)
         return 0
@@ -177,11 +184,13 @@ def failures(stack: Stack, options: argparse.Namespace) -> int:
 
 def redrive(stack: Stack, options: argparse.Namespace) -> int:
     """Put dead letters back on the requests queue, or show which ones would go."""
-    order: Json = {"action": "redrive", **_selection(options)}
-    order |= {"dry_run": not options.execute, "force": options.force}
-    if options.limit is not None:
-        order["limit"] = options.limit
-    answer = _all_of(stack, order)
+    order = RedriveOrder(
+        **_selection(options),
+        limit=options.limit,
+        dry_run=not options.execute,
+        force=options.force,
+    )
+    answer = _run(stack, order)
     not_taken = sum(group["count"] for group in answer["groups"] if group["fate"] == "not_taken")
     if options.json:
         console.print_json(data=answer)
@@ -197,70 +206,45 @@ def redrive(stack: Stack, options: argparse.Namespace) -> int:
 
 def _selection_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--reason", nargs="+", action="extend", help="only of these reasons (events/README.md)")
+    reasons = "only of these reasons (events/README.md)"
+    add("--reason", nargs="+", action="extend", choices=REASONS, metavar="REASON", help=reasons)
     add("--bot", help="only of this bot")
     add("--template", help="only with this template")
     add("--id", nargs="+", action="extend", help="only of the notifications with these ids")
     add("--older-than", type=_seconds, metavar="AGE", help="that failed earlier, as in 30m, 2h, 3d")
     add("--newer-than", type=_seconds, metavar="AGE", help="that failed later")
     add("--each", action="store_true", help="show each letter")
-    add("--json", action="store_true", help="print the function's answer instead of a table")
+    add("--json", action="store_true", help="print JSON instead of a table")
 
 
 def _redrive_arguments(parser: argparse.ArgumentParser) -> None:
     _selection_arguments(parser)
     add = parser.add_argument
     add("--execute", action="store_true", help="put them back; without it nothing changes")
-    add("--limit", type=int, metavar="N", help="put back at most so many")
+    add("--limit", type=_count, metavar="N", help="put back at most so many")
     add("--force", action="store_true", help="also what cannot succeed as it is")
 
 
 def _selection(options: argparse.Namespace) -> Json:
-    chosen = {
-        "reasons": options.reason,
+    return {
+        "reasons": options.reason or REASONS,
         "bot": options.bot,
         "template": options.template,
         "ids": options.id,
         "minimum_age_seconds": options.older_than,
         "maximum_age_seconds": options.newer_than,
-    }
-    return {name: value for name, value in chosen.items() if value is not None} | {
-        "each": options.each
+        "each": options.each,
     }
 
 
-def _all_of(stack: Stack, order: Json) -> Json:
-    """Invoke the function until it has seen everything; give its answers as one."""
-    began = time.time()
-    youngest = order.get("minimum_age_seconds", 0)
-    whole = last = stack.invoke("RedriveFailuresFunction", order)
-    while last["more"]:
-        gone = sum(g["count"] for g in last["groups"] if g["fate"] not in {"listed", "refused"})
-        if "limit" in order:
-            order["limit"] -= gone
-        # What has failed since then belongs to the next command.
-        order["minimum_age_seconds"] = max(youngest, math.ceil(time.time() - began))
-        last = stack.invoke("RedriveFailuresFunction", order)
-        whole = _together(whole, last)
-    return whole
+def _run(stack: Stack, order: ListOrder) -> Json:
+    def progress(looked_at: int, depth: int) -> None:
+        if depth >= LONG_RUN:
+            end = "\n" if looked_at >= depth else ""
+            text = f"\r{looked_at} of about {depth} looked at"
+            print(text, end=end, file=sys.stderr, flush=True)
 
-
-def _together(one: Json, other: Json) -> Json:
-    """Add up two answers about different letters."""
-    names = ("fate", "reason", "bot", "template", "why")
-    groups: dict[tuple[Any, ...], Json] = {}
-    for group in (*one["groups"], *other["groups"]):
-        known = groups.setdefault(tuple(group[name] for name in names), group)
-        if known is not group:
-            known["count"] += group["count"]
-            known["oldest"] = min(known["oldest"], group["oldest"])
-            known["newest"] = max(known["newest"], group["newest"])
-    added = {
-        name: one[name] + other[name]
-        for name in ("looked_at", "letters", "not_told")
-        if name in one
-    }
-    return one | added | {"groups": list(groups.values()), "more": other["more"]}
+    return upkeep.redrive(stack, order, progress).as_json()
 
 
 def _show(answer: Json, columns: list[str]) -> None:
@@ -271,8 +255,6 @@ def _show(answer: Json, columns: list[str]) -> None:
         each = ["what", *EACH, "why"] if "what" in columns else EACH
         console.print()
         _table(each, [_row(letter, each) for letter in answer["letters"]])
-        if answer["not_told"]:
-            console.print(f"and {answer['not_told']} more: choose fewer to see them")
     console.print()
 
 
@@ -303,12 +285,15 @@ def _letters(answer: Json, fate: str) -> str:
 
 
 def _beside(answer: Json) -> str:
-    if not answer["hidden"]:
-        return ""
-    return (
-        f"; about {answer['hidden']} more are being looked at by somebody else, or were by a run"
-        " that broke off: they can be seen again within a quarter of an hour"
-    )
+    beside = ""
+    if answer["more"]:
+        beside += "; there are more than can be looked at in one run"
+    if answer["hidden"]:
+        beside += (
+            f"; about {answer['hidden']} more were being looked at by somebody else, or by a run"
+            " that broke off: they can be seen again within five minutes"
+        )
+    return beside
 
 
 def _ago(at: str) -> str:
@@ -324,6 +309,20 @@ def _seconds(text: str) -> int:
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is no age: write it as in 90s, 30m, 2h or 3d")
     return int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]]
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d{0,8}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above zero")
+    return int(text)
+
+
+class _Facts(logging.Formatter):
+    """Shows what AWS refused, which the package logs beside the message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        facts = [str(getattr(record, name, "")) for name in ("error", "operation", "code", "codes")]
+        return " ".join(filter(None, [f"{record.getMessage()}:", *facts]))
 
 
 # --- upkeep ---------------------------------------------------------------------------------------
@@ -498,6 +497,9 @@ COMMANDS: dict[str, _Command] = {
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; 0 if all went well."""
     options = _parser().parse_args(arguments)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Facts())
+    logging.getLogger("notifier").handlers = [handler]
     try:
         return int(options.run(_stack(options), options))
     except EndpointConnectionError as error:

@@ -1,18 +1,25 @@
 """What people do to a stack's queue, tables and secret, with rights of their own."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from notifier.aws.pacing import DynamoDbPacing
+from notifier.aws.queues import DeadLettersQueue, RequestsQueue
 from notifier.aws.table import Table
 from notifier.blip.client import BlipClient
 from notifier.bots import Bot, BotsSecretError, BrokenBot, parse_bots
 from notifier.failures import Failure
+from notifier.redrive import SIDE_BY_SIDE, ListOrder, Redrive, Report
 from notifier.request import Unusable, parse
+from notifier.runtime import SystemClock
+
+if TYPE_CHECKING:
+    from notifier.records import Plan
 
 
 class Resources(Protocol):
@@ -58,6 +65,26 @@ def _group(body: str) -> str:
         return parse(body).request.bot
     except Unusable as failure:
         return failure.bot or "default"
+
+
+def redrive(stack: Resources, order: ListOrder, progress: Callable[[int, int], None]) -> Report:
+    """List dead letters, or put them back.
+
+    Args:
+        stack: whose.
+        order: which ones, and what to do with them.
+        progress: called with the letters looked at so far, and with about how many there are.
+    """
+    sqs = stack.client("sqs")
+    dead_letters = stack.physical_id("DeadLettersQueue")
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as threads:
+        return Redrive(
+            dead_letters=DeadLettersQueue(sqs, dead_letters, SystemClock.now),
+            requests=RequestsQueue(sqs, stack.physical_id("RequestsQueue")),
+            clock=SystemClock(),
+            threads=threads,
+            progress=progress,
+        ).run(order)
 
 
 def pause(stack: Resources, bot: str) -> None:
@@ -107,7 +134,7 @@ def check_bot(stack: Resources, name: str) -> list[Finding]:
     plan = f"{bot.messages_per_second:g} messages and {bot.commands_per_second:g} commands a second"
     entry = Finding("entry in the secret", good=True, detail=f"{plan}, receipts by {bot.receipts}")
     with closing(BlipClient(1, 10.0)) as blip:
-        return [entry, _answers(blip, bot), _has_channel(blip, bot)]
+        return [entry, _share(stack, bot), _answers(blip, bot), _has_channel(blip, bot)]
 
 
 def restore_ledger(stack: Resources, source: str) -> Iterator[tuple[int, int]]:
@@ -149,6 +176,19 @@ def _entry(stack: Resources, name: str) -> Bot | BrokenBot:
 def _pacing(stack: Resources) -> DynamoDbPacing:
     table = Table(stack.client("dynamodb"), stack.physical_id("IdentitiesTable"))
     return DynamoDbPacing(table, time.time)
+
+
+def _share(stack: Resources, bot: Bot) -> Finding:
+    now = time.time()
+    state = _pacing(stack).state(bot.name)
+    plans: tuple[Plan, ...] = ("messages", "commands")
+    shares = [state.share(plan, bot.share, now) for plan in plans]
+    detail = " and ".join(
+        f"{100 * share:.0f} % for {plan}" for share, plan in zip(shares, plans, strict=True)
+    )
+    if min(shares) < bot.share:
+        detail += f", after a penalty; climbs back to {100 * bot.share:.0f} %"
+    return Finding("share of the plan", good=True, detail=detail)
 
 
 def _answers(blip: BlipClient, bot: Bot) -> Finding:

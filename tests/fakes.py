@@ -4,16 +4,13 @@ What holds state here behaves as its adapter does: `tests/integration/test_adapt
 to one suite, and compares their items. Items have the attributes that the tables have.
 """
 
-import copy
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
-from random import Random
 from threading import RLock
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 from uuid import uuid4
 
 from notifier.aws.identities import DynamoDbIdentities
@@ -35,7 +32,7 @@ from notifier.records import (
     StatusEvent,
 )
 from notifier.request import Template, ledger_key, parse
-from tests.faults.dynamodb import AwsFaults, SimTable, parse_condition
+from tests.faults.dynamodb import DirectAws, SimTable
 
 type Item = dict[str, Any]
 type Recipient = tuple[str, str]
@@ -82,51 +79,23 @@ class OneAfterTheOther(Executor):
         return future
 
 
-class _Here:
-    """An AWS without distance: a call is made where it is asked for."""
-
-    def __init__(self) -> None:
-        self.faults = AwsFaults()
-        self.simulation = SimpleNamespace(now=0.0, random=Random(1))
-        self._lock = RLock()
-
-    def call[T](self, _: str, effect: Callable[[], T]) -> T:
-        with self._lock:
-            return effect()
-
-
 class FakeTable(SimTable):
     """The simulated table without a simulation. `writes` counts, also those that did not hold."""
 
     def __init__(self) -> None:
-        super().__init__("table", cast("Any", _Here()))
+        # Nothing asks for the time but a sweep, which never comes here.
+        super().__init__("table", DirectAws(lambda: 0.0), page=PAGE_SIZE)
         self.writes = 0
 
     def get_many(self, keys: list[str]) -> tuple[list[Item], set[str]]:
+        # Items that a test has put there may lack their key.
         return [self.get(key) | {"key": key} for key in keys if key in self.items], set()
-
-    def get(self, key: str) -> Item:
-        return copy.deepcopy(super().get(key))
 
     def update(
         self, key: str, update: str, condition: str, values: dict[str, Any]
     ) -> tuple[bool, Item]:
         self.writes += 1
-        held, item = super().update(key, update, condition, values)
-        return held, copy.deepcopy(item)
-
-    def scan(
-        self, condition: str, values: dict[str, Any], attributes: list[str], after: str | None
-    ) -> tuple[list[Item], int, str | None]:
-        holds = parse_condition(condition)
-        keys = sorted(key for key in self.items if after is None or key > after)
-        page = keys[:PAGE_SIZE]
-        found = [
-            {name: item[name] for name in attributes if name in item}
-            for item in map(self.items.__getitem__, page)
-            if holds(item, values)
-        ]
-        return found, len(page), page[-1] if len(keys) > PAGE_SIZE else None
+        return super().update(key, update, condition, values)
 
 
 # How many items one page of a scan has.
@@ -387,8 +356,9 @@ class FakeDeadLetters:
         letter_id = str(uuid4())
         self._kept[letter_id] = _Kept(letter_id, body, letter, self.now())
 
-    def hidden(self) -> int:
-        return sum(kept.visible_at > self.now() for kept in self._kept.values())
+    def depth(self) -> tuple[int, int]:
+        hidden = sum(kept.visible_at > self.now() for kept in self._kept.values())
+        return len(self._kept) - hidden, hidden
 
     def receive(self, hidden_seconds: int) -> list[DeadLetter]:
         visible = [kept for kept in self._kept.values() if kept.visible_at <= self.now()][:10]

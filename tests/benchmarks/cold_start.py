@@ -63,7 +63,7 @@ def _invoke(task: Path, layers: str, lab: Lab, event: Any, folder: Path) -> dict
         "AWS_LAMBDA_FUNCTION_TIMEOUT": str(EVENT_SECONDS),
     }
     with process(command, task, environment, folder / "log"):
-        wait_until(lambda: answers(port, "/"), EVENT_SECONDS, "the Runtime Interface Emulator")
+        wait_until(lambda: answers(port, "/"), "the Runtime Interface Emulator")
         begun = time.perf_counter()
         connection = http.client.HTTPConnection(HOST, port, timeout=EVENT_SECONDS)
         connection.request("POST", "/2015-03-31/functions/function/invocations", json.dumps(event))

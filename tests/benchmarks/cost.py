@@ -41,7 +41,7 @@ ITEM_OVERHEAD_BYTES = 100
 RECEIPTS_EACH = 4  # accepted, dispatched, received, consumed
 STATUS_EVENTS_EACH = 3  # sent, received, consumed
 
-PLAN = 50 * 0.95
+PLAN = 50 * 0.90
 MAXIMUM_CONCURRENCY = 5
 # In their own unit per second; the account's defaults in us-east-1, November 2025.
 QUOTAS = {

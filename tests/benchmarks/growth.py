@@ -20,7 +20,7 @@ BATCHES_EACH = 8
 # What is left over when a day's campaign is put on the queue at once, in small.
 BACKLOG = 600
 PLAN = 50
-SHARE_OF_PLAN = 0.95
+SHARE_OF_PLAN = 0.90
 MAXIMUM_CONCURRENCY = 5
 
 type Row = dict[str, float]

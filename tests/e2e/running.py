@@ -26,7 +26,7 @@ def running_command(port: int, output: Path, *arguments: object) -> Iterator[sub
     finally:
         process.kill()
         process.wait()
-        wait_until(lambda: not processes_of(port), 10, "everything to have ended")
+        wait_until(lambda: not processes_of(port), "everything to have ended")
 
 
 def processes_of(port: int) -> list[str]:

@@ -26,7 +26,15 @@ from tests.e2e.running import COMMAND, processes_of, running_command
 from tests.local.__main__ import main
 from tests.local.blip import Bot, Simulator
 from tests.local.report import Report, as_expected, expected_reason, read_rows
-from tests.local.stack import HOST, REGION, ROOT, LocalStack, require_free, wait_until
+from tests.local.stack import (
+    HOST,
+    PATIENCE_SECONDS,
+    REGION,
+    ROOT,
+    LocalStack,
+    require_free,
+    wait_until,
+)
 
 SAMPLES = sorted((ROOT / "events").glob("*.json"))
 
@@ -51,7 +59,7 @@ def publish(stack: LocalStack, folder: Path, *requests: dict[str, Any]) -> Repor
 
 
 def follow(stack: LocalStack, *files: Path) -> Report:
-    report = Report(stack, read_rows(files), patience_seconds=60)
+    report = Report(stack, read_rows(files), patience_seconds=PATIENCE_SECONDS)
     assert report.run()
     return report
 
@@ -62,7 +70,7 @@ def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
 
@@ -182,11 +190,11 @@ def test_nothing_survives_it_however_it_ends(
 ) -> None:
     output = tmp_path / "output"
     with running_command(port_base, output) as process:
-        wait_until(lambda: "deploying" in output.read_text(), 90, "the deployment to begin")
+        wait_until(lambda: "deploying" in output.read_text(), "the deployment to begin")
         assert processes_of(port_base)
         getattr(process, end)()
-        assert process.wait(30) == code
-        wait_until(lambda: not processes_of(port_base), 10, "everything to have ended")
+        assert process.wait(PATIENCE_SECONDS) == code
+        wait_until(lambda: not processes_of(port_base), "everything to have ended")
 
 
 def test_a_port_in_use_is_said_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,8 +241,13 @@ def test_a_key_that_cannot_be_one_is_said_before_anything_starts(
 
 @pytest.fixture(autouse=True)
 def _clean(request: pytest.FixtureRequest) -> None:
+    """Take off the queues what earlier tests have left there, visible or not."""
     if "stack" in request.fixturenames:
-        simulator = request.getfixturevalue("stack").simulator
+        stack: LocalStack = request.getfixturevalue("stack")
+        simulator = stack.simulator
+        assert simulator
+        for queue in ("RequestsQueue", "ReceiptsQueue", "DeadLettersQueue"):
+            stack.aws.sqs.purge_queue(QueueUrl=stack.resources[queue])
         simulator.clear()
         simulator.configure(latency_seconds=0)
 
@@ -276,7 +289,7 @@ def test_a_request_that_is_published_five_times_is_sent_once(
     wanted = request()
     report = publish(stack, tmp_path, *[wanted] * 5)
     assert [(row.status, row.reason) for row in report.rows] == [("consumed", None)] * 5
-    wait_until(lambda: queue_depth(stack) == 0, 60, "the repetitions to be taken off the queue")
+    wait_until(lambda: queue_depth(stack) == 0, "the repetitions to be taken off the queue")
     assert len(inbox(stack, id=ledger_key("default", wanted["id"]))) == 1
     assert len(inbox(stack)) == 1
 
@@ -331,7 +344,7 @@ def test_a_dead_letter_rings_its_alarm_and_no_other(stack: LocalStack, tmp_path:
     wrong = {"name": "nobody_approved_it", "language": "pt_BR"}
     publish(stack, tmp_path, request(template=wrong))
 
-    ringing = wait_until(stack.ringing, 30, "an alarm")
+    ringing = wait_until(stack.ringing, "an alarm")
 
     assert ringing.keys() == {"DeadLettersAlarm"}
     assert "functions/README.md" in ringing["DeadLettersAlarm"]
@@ -349,13 +362,13 @@ def test_a_bot_that_is_shut_rings_its_alarm(stack: LocalStack) -> None:
         QueueUrl=stack.requests_queue, MessageBody=json.dumps(request(bot="clinic"))
     )
 
-    assert wait_until(lambda: "BotShutAlarm" in stack.ringing(), 30, "the alarm")
+    assert wait_until(lambda: "BotShutAlarm" in stack.ringing(), "the alarm")
     stack.aws.dynamodb.update_item(
         TableName=table, Key=key, UpdateExpression="REMOVE broken, probe_until"
     )
     # It would come by in ten minutes only.
     stack.aws.sqs.purge_queue(QueueUrl=stack.requests_queue)
-    wait_until(lambda: queue_depth(stack) == 0, 30, "the queue to be empty")
+    wait_until(lambda: queue_depth(stack) == 0, "the queue to be empty")
 
 
 def test_a_producer_asks_for_a_notification_and_takes_one_back(
@@ -375,7 +388,7 @@ def test_a_producer_asks_for_a_notification_and_takes_one_back(
 
     assert ask(stack, "DELETE", waiting["id"])[0] == 200
     stack.aws.sqs.send_message(QueueUrl=stack.requests_queue, MessageBody=json.dumps(waiting))
-    wait_until(lambda: queue_depth(stack) == 0, 60, "the request to be taken off the queue")
+    wait_until(lambda: queue_depth(stack) == 0, "the request to be taken off the queue")
     assert inbox(stack, id=ledger_key("default", waiting["id"])) == []
     assert json.loads(ask(stack, "GET", waiting["id"])[1])["status"] == "cancelled"
 
@@ -402,7 +415,7 @@ def test_an_operator_looks_at_a_notification_and_forgets_a_person(
     assert re.search(r"status +cancelled\s", operate(stack, "notification", failed["id"]))
     [first] = inbox(stack, phone=number)
     stack.aws.sqs.send_message(QueueUrl=stack.requests_queue, MessageBody=json.dumps(failed))
-    wait_until(lambda: queue_depth(stack) == 0, 60, "the request to be taken off the queue")
+    wait_until(lambda: queue_depth(stack) == 0, "the request to be taken off the queue")
     assert inbox(stack, phone=number) == [first]
 
 
@@ -415,7 +428,7 @@ def operate(stack: LocalStack, *arguments: str, to: str = "") -> str:
         env=os.environ | {"TO": to},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     assert run.returncode == 0, run.stderr
@@ -431,7 +444,7 @@ def ask(stack: LocalStack, method: str, path: str, *, signed: bool = True) -> tu
     asked = AWSRequest(method, f"http://{host}/notifications/{path}")
     if signed:
         SigV4Auth(Credentials("local", "local"), "execute-api", REGION).add_auth(asked)
-    connection = http.client.HTTPConnection(HOST, port, timeout=30)
+    connection = http.client.HTTPConnection(HOST, port, timeout=PATIENCE_SECONDS)
     connection.request(method, f"/notifications/{path}", headers={"Host": host, **asked.headers})
     answer = connection.getresponse()
     body = answer.read().decode()
@@ -483,7 +496,7 @@ def test_upstream_hears_of_every_end_on_a_queue_of_its_own(
             ]
 
         publish(stack, tmp_path, *wanted)
-        wait_until(everything_was_told, 60, "every change to be told")
+        wait_until(everything_was_told, "every change to be told")
 
     schema = json.loads((ROOT / "events/schema/status-event.schema.json").read_text())
     for event in (event for events in told.values() for event in events.values()):

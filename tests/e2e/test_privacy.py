@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.local.report import Report, read_rows
-from tests.local.stack import STATE, LocalStack, free_ports, wait_until
+from tests.local.stack import PATIENCE_SECONDS, STATE, LocalStack, free_ports, wait_until
 
 NAME = "Zulmira Canário"
 COUPON = "GEHEIM-4711"
@@ -109,7 +109,7 @@ def test_no_number_no_parameter_and_no_key_comes_out(
     file = tmp_path / "requests.jsonl"
     file.write_text("".join(f"{body}\n" for body in requests()))
 
-    report = Report(stack, read_rows([file]), patience_seconds=90)
+    report = Report(stack, read_rows([file]), patience_seconds=PATIENCE_SECONDS)
     assert report.run()
 
     reasons = {row.reason for row in report.rows} - {None}
@@ -121,7 +121,7 @@ def test_no_number_no_parameter_and_no_key_comes_out(
     events = everything_on(stack, told)
     ledger = stack.aws.dynamodb.scan(TableName=stack.ledger_table)["Items"]
     log = stack.ministack.log
-    wait_until(lambda: '"receipt_dead_letter"' in log.read_text(), 30, "the last metrics")
+    wait_until(lambda: '"receipt_dead_letter"' in log.read_text(), "the last metrics")
     came_out = {
         "logs and metrics": log.read_text(),
         "status events": json.dumps(events, ensure_ascii=False),

@@ -14,7 +14,7 @@ import pytest
 
 from notifier.request import ledger_key
 from tests.local.report import Report, read_rows
-from tests.local.stack import ROOT, LocalStack, wait_until
+from tests.local.stack import PATIENCE_SECONDS, ROOT, LocalStack, wait_until
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def command(stack: LocalStack, *arguments: str) -> str:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     assert run.returncode == 0, run.stderr
@@ -58,7 +58,7 @@ def undelivered(stack: LocalStack, folder: Path, template: str, count: int) -> l
     ]
     file = folder / "requests.jsonl"
     file.write_text("".join(f"{json.dumps(request)}\n" for request in requests))
-    report = Report(stack, read_rows([file]), patience_seconds=60)
+    report = Report(stack, read_rows([file]), patience_seconds=PATIENCE_SECONDS)
     assert report.run()
     assert {row.reason for row in report.rows} == {"undelivered"}
     report.letters.give_back()
@@ -74,7 +74,7 @@ def mend(stack: LocalStack, template: str) -> None:
         data=json.dumps([approved]).encode(),
         method="PUT",
     )
-    with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - likewise
+    with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as answer:  # noqa: S310 - likewise
         assert answer.status == 204
 
 
@@ -111,7 +111,7 @@ def test_a_template_is_mended_and_what_it_failed_is_delivered(
     assert "put back: 3 of" in command(stack, "redrive", "--template", template, "--execute")
 
     for notification_id in ids:
-        wait_until(lambda one=notification_id: status(stack, one) == "consumed", 60, "its reader")  # type: ignore[misc] # a default
+        wait_until(lambda one=notification_id: status(stack, one) == "consumed", "its reader")  # type: ignore[misc] # a default
         key = ledger_key("default", notification_id)
         assert sent(stack, notification_id) == [key, f"{key}:2"]
     assert fates(command(stack, "failures", "--template", template, "--json")) == {}
@@ -128,7 +128,7 @@ def test_what_fails_again_counts_on(stack: LocalStack, tmp_path: Path, template:
         letters[:] = json.loads(told)["letters"]
         return bool(letters)
 
-    wait_until(failed_again, 60, "the next dead letter")
+    wait_until(failed_again, "the next dead letter")
     assert [(letter["generation"], letter["redrives"]) for letter in letters] == [(2, 1)]
 
 
@@ -151,7 +151,7 @@ def test_the_console_s_own_redrive_sends_once(
         found[:] = [m for m in received.get("Messages", []) if notification_id in m["Body"]]
         return found
 
-    wait_until(letter, 30, "the letter")
+    wait_until(letter, "the letter")
     (message,) = found
     assert set(message["MessageAttributes"]) >= {"reason", "failure", "failed_at", "generation"}
 
@@ -163,6 +163,6 @@ def test_the_console_s_own_redrive_sends_once(
         )
     sqs.delete_message(QueueUrl=stack.dead_letters_queue, ReceiptHandle=message["ReceiptHandle"])
 
-    wait_until(lambda: status(stack, notification_id) == "consumed", 60, "its reader")
+    wait_until(lambda: status(stack, notification_id) == "consumed", "its reader")
     key = ledger_key("default", notification_id)
     assert sent(stack, notification_id) == [key, f"{key}:2"]

@@ -14,7 +14,7 @@ import boto3
 import httpx
 import pytest
 
-from tests.local.stack import HOST, ROOT, LocalStack, free_ports, wait_until
+from tests.local.stack import HOST, PATIENCE_SECONDS, ROOT, LocalStack, free_ports, wait_until
 
 EVENTS = sorted((ROOT / "events/lambda").glob("*.json"))
 PING = "import docker; docker.from_env().ping()"
@@ -69,7 +69,7 @@ def running(stack: LocalStack, *arguments: object) -> Iterator[str]:
         return False
 
     try:
-        wait_until(answers, 60, "sam local")
+        wait_until(answers, "sam local")
         yield url
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -97,7 +97,10 @@ def test_the_api_takes_receipts_from_who_knows_the_secret(stack: LocalStack) -> 
         json.loads((ROOT / "events/lambda/receive_receipt.json").read_text())["body"]
     )
 
-    with running(stack, "start-api") as url, httpx.Client(base_url=url, timeout=60) as api:
+    with (
+        running(stack, "start-api") as url,
+        httpx.Client(base_url=url, timeout=PATIENCE_SECONDS) as api,
+    ):
         refused = api.post("/receipts", json=receipt)
         headers = {"X-Receipts-Secret": secret["SecretString"]}
         taken = api.post("/receipts", json=receipt, headers=headers)

@@ -14,7 +14,7 @@ import pytest
 
 from notifier.request import ledger_key
 from tests.e2e.running import processes_of, running_command
-from tests.local.stack import HOST, ROOT, require_free, wait_until
+from tests.local.stack import HOST, PATIENCE_SECONDS, ROOT, require_free, wait_until
 
 KEY = ledger_key("default", "refund-1")
 # No command takes these from the `make` that runs the tests.
@@ -71,7 +71,7 @@ class Person:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=120,
+            timeout=PATIENCE_SECONDS,
             check=False,
         )
         assert run.returncode == 0, f"{command}\n{run.stdout}"
@@ -84,13 +84,13 @@ class Person:
         assert not A_NUMBER.search(told), told
         return text in told
 
-    def waits_for(self, text: str, seconds: float = 60) -> None:
-        wait_until(lambda: self.is_told(text), seconds, f"`make run` to tell {text!r}", every=0.1)
+    def waits_for(self, text: str) -> None:
+        wait_until(lambda: self.is_told(text), f"`make run` to tell {text!r}", every=0.1)
 
     def inbox(self) -> list[str]:
         """Give the ids of the messages that BLiP took."""
         url = f"http://{HOST}:{self._port + 1}/_simulator/inbox"
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=PATIENCE_SECONDS) as answer:
             messages: list[dict[str, Any]] = json.load(answer)
         return [message["id"] for message in messages]
 
@@ -110,7 +110,7 @@ def test_a_failure_is_told_mended_and_delivered_as_the_readme_has_it(
     order.write_text(json.dumps(ORDER))
     with running_command(port_base, terminal, "--publish", order) as make_run:
         person = Person(tmp_path / "project", port_base, terminal)
-        person.waits_for("Ctrl-C", 120)
+        person.waits_for("Ctrl-C")
         assert person.is_told(f"http://{HOST}:{port_base + 1}/_simulator/")
         assert not person.is_told("alarm")
 
@@ -151,7 +151,7 @@ def test_a_failure_is_told_mended_and_delivered_as_the_readme_has_it(
 
         assert len(processes_of(port_base)) > 1
         make_run.send_signal(signal.SIGINT)
-        assert make_run.wait(30) == 130
-        wait_until(lambda: not processes_of(port_base), 10, "everything to have ended")
+        assert make_run.wait(PATIENCE_SECONDS) == 130
+        wait_until(lambda: not processes_of(port_base), "everything to have ended")
         require_free(port_base)
         require_free(port_base + 1)

@@ -13,17 +13,20 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
 
 from rich.console import Console
 from rich.table import Table
 
-from tests.faults import interleavings, local_crashes, local_storm, stories
+from tests.faults import hardships, interleavings, local_crashes, local_storm, stories
 from tests.faults.breaks import BREAKS
 from tests.faults.deployed import deployed, killable_stack
+from tests.faults.hardships import Came
+from tests.faults.letters import redrive
 from tests.faults.local_crashes import Theatre
 from tests.faults.local_rate import drain
 from tests.faults.local_webhook import flood
-from tests.faults.long_runs import backlog, outage
+from tests.faults.long_runs import SHORTEST_BETWEEN_PROBES, backlog, outage
 from tests.faults.storm import Storm, run
 
 
@@ -98,12 +101,12 @@ def _breaks() -> Row:
     return Row(f"{len(BREAKS) - len(missed)} found", [f"not found: {name}" for name in missed])
 
 
-def _storm(storm: Storm, *, may_be_sent_twice: bool = False) -> Row:
+def _storm(storm: Storm) -> Row:
     result = run(storm)
     broken = list(result.broken)
     if result.lost:
         broken.append(f"{result.lost} lost")
-    if result.sent_twice and not may_be_sent_twice:
+    if result.sent_twice:
         broken.append(f"{result.sent_twice} sent twice")
     told = (
         f"{result.lost} lost, {result.sent_twice} sent twice, {len(broken)} ended wrong; "
@@ -126,7 +129,7 @@ def _local_storm() -> Row:
 def _outage() -> Row:
     result = outage(10_000, 6, "refused")
     broken = list(result.broken)
-    if result.letters or result.spent or result.shortest_between_probes < 30:
+    if result.letters or result.spent or result.shortest_between_probes < SHORTEST_BETWEEN_PROBES:
         broken.append("it cost something")
     told = (
         f"{result.letters} dead letters, {result.spent} attempts spent, {result.probes} probes, "
@@ -160,6 +163,19 @@ def _beside() -> Row:
     return Row(told, broken)
 
 
+def _letters() -> Row:
+    result = redrive(60_000, 20_000)
+    broken = list(result.broken)
+    if result.took > 900:
+        broken.append("it took longer than a quarter of an hour")
+    told = (
+        f"{result.listed} listed in {result.listed_in:.0f} s; {result.sent} put back and sent, "
+        f"{result.sent_twice} twice, {result.put_back_twice} were put back twice by a kill in the "
+        f"middle; {result.took:.0f} s in all, with the five minutes after the kill"
+    )
+    return Row(told, broken)
+
+
 def _local_backlog() -> Row:
     result = drain(2000)
     told = (
@@ -168,6 +184,18 @@ def _local_backlog() -> Row:
         f"{len(result.second_waits)} waited {max(result.second_waits):.1f} s at most"
     )
     return Row(told, result.broken)
+
+
+def _hardship(*runs: Callable[[], Came]) -> Row:
+    came = [run() for run in runs]
+    return Row("; ".join(each.told for each in came), [each for one in came for each in one.broken])
+
+
+def _live_chat() -> Row:
+    return _hardship(
+        hardships.live_chat,
+        *(partial(hardships.paced_chat, kind=kind) for kind in hardships.CHATS),
+    )
 
 
 def _webhook() -> Row:
@@ -185,11 +213,20 @@ SIMULATED: dict[str, Callable[[], Row]] = {
         Storm(100_000, history=False, if_unknown="fail")
     ),
     "storm without history or receipts, 100,000, if_unknown: resend": lambda: _storm(
-        Storm(100_000, history=False, if_unknown="resend"), may_be_sent_twice=True
+        Storm(100_000, history=False, if_unknown="resend")
     ),
     "backlog of 100,000 at 50 a second": _backlog,
     "a second bot beside a backlog of 10,000: its 100 waited": _beside,
     "outage of six hours, 10,000 waiting": _outage,
+    "distance": lambda: _hardship(hardships.distance),
+    "live chat": _live_chat,
+    "poison": lambda: _hardship(hardships.poison, hardships.poison_alone, hardships.wrong_bot),
+    "sporadic": lambda: _hardship(hardships.sporadic),
+    "starvation": lambda: _hardship(hardships.starvation),
+    "lagging history": lambda: _hardship(hardships.lagging_history),
+    "aws errors": lambda: _hardship(hardships.aws_errors),
+    "slow plan": lambda: _hardship(hardships.slow_plan),
+    "letters: 60,000 listed, 20,000 redriven, killed in the middle": _letters,
     "5,000 interleavings of 80 steps": _interleavings,
     f"interleavings of code broken in {len(BREAKS)} ways": _breaks,
     "crash points": _crash_points,

@@ -1,33 +1,32 @@
 """BLiP as the product sees it: plans and penalty, look-ups, messages, history, receipts, faults.
 
-It stands in for `notifier.blip.client`: a call gives its result or raises one of the failures.
+It stands in for the HTTP exchange only: `notifier.blip.client` itself writes the envelopes and
+judges the answers, so that a wrong table of codes is found here.
 """
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
+from random import Random
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
-from notifier.blip.receipts import receipt
+import httpx
+
+from notifier.blip.client import BlipClient, _Answer
+from notifier.blip.transport import MAX_IDLE_SECONDS
 from notifier.bots import Bot
-from notifier.failures import (
-    Failure,
-    Misconfigured,
-    Reason,
-    Rejected,
-    Throttled,
-    Transient,
-    Unknown,
-)
-from notifier.records import Receipt
+from notifier.failures import Unknown
 from notifier.request import Template
-from tests.faults.simulation import Simulation
+from tests.faults.simulation import Process, Simulation
 
 type Kind = Literal["messages", "lookups", "history", "ping"]
-# What may happen to a call. `refused`: no connection. `unavailable`: 503. `throttled`: 429 out of
-# the blue. `unauthorized`: 401. `dropped`: the connection breaks before BLiP has read it.
-# `swallowed`: accepted, and the connection breaks. `gateway`: accepted, and 504. `slow`: accepted,
-# and the answer may come too late.
+# What may happen to a call. `refused`: no connection. `unavailable`: a proxy's 503, which says that
+# it never left. `throttled`: 429 out of the blue. `unauthorized`: 401. `dropped`: the connection
+# breaks before BLiP has read it. `swallowed`: accepted, and the connection breaks. `gateway`:
+# accepted, and 504. `cut_off`: accepted, and a proxy's 503. `slow`: accepted, and the answer may
+# come too late.
 type Fault = Literal[
     "refused",
     "unavailable",
@@ -36,12 +35,23 @@ type Fault = Literal[
     "dropped",
     "swallowed",
     "gateway",
+    "cut_off",
     "slow",
 ]
+# An HTTP status, and LIME's code in the body.
+type Refusal = tuple[int, int | None]
 
 PENALTY_SECONDS = 120.0
 HISTORY_SECONDS = 3 * 86_400
 CALL_SECONDS = 10.0
+# A ping that follows so soon on a refusal is no probe: it tells a wrong bot from a wrong message.
+DOUBT_SECONDS = 25.0
+# What Envoy says.
+NEVER_LEFT = "no healthy upstream"
+CUT_OFF = (
+    "upstream connect error or disconnect/reset before headers. "
+    "reset reason: connection termination"
+)
 
 
 @dataclass
@@ -51,10 +61,37 @@ class BlipFaults:
     Attributes:
         rates: how often each fault strikes, as probabilities.
         spells: from when to when one fault strikes every call, and which; of one bot, or of all.
+        sporadic: how often a message fails for a reason of WhatsApp's own, by the receipt's code.
     """
 
     rates: Mapping[Fault, float] = field(default_factory=dict)
     spells: list[tuple[float, float, Fault, str | None]] = field(default_factory=list)
+    sporadic: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Network:
+    """The way from a sandbox to BLiP; times in seconds, each a mean and how far it varies.
+
+    Attributes:
+        set_up: TCP's and TLS's handshakes of a new connection.
+        round_trip: from there to here and back; each way takes half of one.
+        closes_after: the other side closes a connection that was idle for so long.
+    """
+
+    set_up: tuple[float, float] = (0.08, 0.04)
+    round_trip: tuple[float, float] = (0.04, 0.02)
+    closes_after: float = 60.0
+
+
+# Every connection stands at once.
+NO_SET_UP = Network(set_up=(0, 0))
+
+
+@dataclass(eq=False)
+class _Connection:
+    number: int
+    used_at: float
 
 
 @dataclass
@@ -64,12 +101,15 @@ class Fate:
     Attributes:
         a_number: look-ups find it.
         refused: BLiP refuses every message.
+        look_up, message: how BLiP refuses every look-up, and every message.
         failing: the codes with which messages fail, one after the other; then they are received.
         silent: the messages are delivered, but no receipt says so.
     """
 
     a_number: bool = True
     refused: bool = False
+    look_up: Refusal | None = None
+    message: Refusal | None = None
     failing: Sequence[int] = ()
     silent: bool = False
 
@@ -79,7 +119,7 @@ class Accepted:
     """A message that BLiP took.
 
     Attributes:
-        began_at: when the sandbox began to send it.
+        began_at: when the sandbox wrote its first byte.
     """
 
     message_id: str
@@ -89,73 +129,165 @@ class Accepted:
     at: float
 
 
+class Chat:
+    """What else uses up a bot's plan for messages: its live conversations.
+
+    Attributes:
+        busiest: the most of them within any second.
+    """
+
+    def __init__(
+        self,
+        per_second: float,
+        *,
+        since: float,
+        seed: int,
+        share: float = 1.0,
+        spell: float = 60.0,
+        even: bool = False,
+    ) -> None:
+        """Make a process of messages.
+
+        Args:
+            per_second: how many there are while there are any.
+            since: when it begins.
+            seed: of its chance.
+            share: the part of the time in which there are any.
+            spell: how long they last at a time, in seconds.
+            even: evenly spaced; else at random, as Poisson has it.
+        """
+        self.busiest = 0
+        self._per_second = per_second
+        self._share = share
+        self._spell = spell
+        self._even = even
+        self._random = Random(seed)
+        self._next = self._all(since)
+        self._following = next(self._next)
+        self._recent: deque[float] = deque()
+
+    def until(self, now: float) -> Iterator[float]:
+        """Yield when each of those was that have come since the last time."""
+        while self._following <= now:
+            at = self._following
+            while self._recent and self._recent[0] <= at - 1:
+                self._recent.popleft()
+            self._recent.append(at)
+            self.busiest = max(self.busiest, len(self._recent))
+            yield at
+            self._following = next(self._next)
+
+    def _all(self, at: float) -> Iterator[float]:
+        chance, ends = self._random, at
+        while True:
+            if at >= ends:
+                silence = self._spell * (1 - self._share) / self._share
+                at += chance.expovariate(1 / silence) if silence else 0.0
+                ends = at + self._spell
+            at += 1 / self._per_second if self._even else chance.expovariate(self._per_second)
+            if at < ends or self._share == 1:
+                yield at
+
+
 @dataclass
 class Account:
     """A bot at BLiP.
 
     Attributes:
-        throttled: how many calls were answered 429.
+        channel: it has a WhatsApp channel; without one BLiP answers its pings, and no look-up.
+        prolonged: what is refused in a penalty begins it anew.
+        chat: what else uses its plan.
+        throttled: how many calls of ours were answered 429.
+        penalties: when each penalty began.
         most_per_second: the most calls within any second, by plan.
     """
 
     name: str
     messages_per_second: float = 50
     commands_per_second: float = 200
+    channel: bool = True
+    prolonged: bool = False
+    chat: Chat | None = None
     shut_until: float = 0.0
     throttled: int = 0
+    penalties: list[float] = field(default_factory=list)
     most_per_second: dict[str, int] = field(default_factory=lambda: {"messages": 0, "commands": 0})
     recent: dict[str, deque[float]] = field(
         default_factory=lambda: {"messages": deque(), "commands": deque()}
     )
 
     def over(self, plan: str, now: float) -> bool:
-        """Count a call; tell whether it is one too many."""
-        recent = self.recent[plan]
-        while recent and recent[0] <= now - 1:
-            recent.popleft()
-        recent.append(now)
-        self.most_per_second[plan] = max(self.most_per_second[plan], len(recent))
+        """Count a call; return whether it is refused."""
+        if plan == "messages" and self.chat is not None:
+            for at in self.chat.until(now):
+                self._count(plan, at)
+        refused = self._count(plan, now)
+        self.throttled += refused
+        return refused
+
+    def shut(self, now: float) -> None:
+        """Begin a penalty, or begin it anew."""
+        if self.shut_until <= now:
+            self.penalties.append(now)
+        self.shut_until = now + PENALTY_SECONDS
+
+    def _count(self, plan: str, at: float) -> bool:
         limit = self.messages_per_second if plan == "messages" else self.commands_per_second
-        if len(recent) > limit:
-            self.shut_until = now + PENALTY_SECONDS
-        return self.shut_until > now
+        recent = self.recent[plan]
+        while recent and recent[0] <= at - max(1, 1 / limit):
+            recent.popleft()
+        recent.append(at)
+        self.most_per_second[plan] = max(self.most_per_second[plan], len(recent))
+        if self.shut_until > at:
+            if self.prolonged:
+                self.shut(at)
+            return True
+        if len(recent) > max(1, limit):
+            self.shut(at)
+        return self.shut_until > at
 
 
 @dataclass(slots=True)
 class _Reply:
-    """What comes back, after so many seconds."""
+    """What comes back, after so many seconds; or how the connection broke."""
 
-    value: Any = None
-    failure: Failure | None = None
-    seconds: float = 0.05
+    answer: _Answer | None = None
+    broken: type[httpx.RequestError] = httpx.ReadError
+    seconds: float = 0.0
 
 
 @dataclass
 class HistorySettings:
-    """BLiP's event history.
+    """BLiP's event history, which fills in the order of time.
 
     Attributes:
         kept: without it, every answer is empty.
+        answers: without it, every answer is an error.
         lag: how long an event takes to appear at most.
+        least_lag: how long it takes at least.
     """
 
     kept: bool = True
+    answers: bool = True
     lag: float = 300.0
+    least_lag: float = 0.0
 
 
-class SimBlip:
-    """All of BLiP.
+class SimBlip(BlipClient):
+    """All of BLiP, and the connections of every sandbox to it.
 
     Attributes:
         fates: by phone number; everybody else gets everything.
         next_faults: what happens to the next calls of a kind, whatever the rates say.
         sent: the messages taken, by id.
         posts: how many messages were begun to be sent, by id.
+        set_ups: how many connections were made.
         doubtful: ids of messages whose sender heard nothing definite.
         denied: how often the history answered that it has nothing, by message id.
         denied_falsely: ids for which it did so although BLiP had taken the message.
         failed: the failed receipts that were made, by message id.
-        pings: when each bot was pinged.
+        pings: when each bot was probed.
+        checks: when each bot was pinged because of what it had just answered.
         read: which share of the delivered messages is read.
         on_accept: called for every message taken.
         on_receipt: called for every receipt that is pushed; a second parameter says which bot's.
@@ -170,6 +302,7 @@ class SimBlip:
         faults: BlipFaults | None = None,
         history: HistorySettings | None = None,
         latency: tuple[float, float] = (0.04, 0.25),
+        network: Network | None = None,
         manual_receipts: bool = False,
     ) -> None:
         self.simulation = simulation
@@ -177,6 +310,7 @@ class SimBlip:
         self.faults = faults or BlipFaults()
         self.history_settings = history or HistorySettings()
         self.latency = latency
+        self.network = network or Network()
         self.manual_receipts = manual_receipts
         self.read = 0.7
         self.fates: dict[str, Fate] = {}
@@ -188,101 +322,112 @@ class SimBlip:
         self.denied_falsely: set[str] = set()
         self.failed: dict[str, list[int]] = defaultdict(list)
         self.pings: dict[str, list[float]] = defaultdict(list)
+        self.checks: dict[str, list[float]] = defaultdict(list)
+        # When a sandbox was last told that something is wrong with a bot.
+        self._doubted: WeakKeyDictionary[Process, dict[str, float]] = WeakKeyDictionary()
         self.look_ups = 0
         self.questions = 0
+        self.set_ups = 0
         self.on_accept: Callable[[Accepted], None] = lambda _: None
         self.on_receipt: Callable[[dict[str, Any], str], None] = lambda *_: None
         self.pending_receipts = 0
         self._failures: dict[str, int] = defaultdict(int)
-        self._stored: dict[str, list[tuple[float, dict[str, Any]]]] = defaultdict(list)
+        # By message: when an event happened, since when the history shows it, the event.
+        self._stored: dict[str, list[tuple[float, float, dict[str, Any]]]] = defaultdict(list)
+        self._shown_until: dict[str, float] = defaultdict(float)
+        self._pools: WeakKeyDictionary[Process, list[_Connection]] = WeakKeyDictionary()
+        self._numbers = count()
 
     # --- the client's calls -----------------------------------------------------------------------
 
     def close(self) -> None:
         """There is nothing to close."""
 
-    def look_up(self, bot: Bot, phone: str) -> str:
-        def answer(_: Account) -> _Reply:
-            self.look_ups += 1
-            if not self.fates.get(phone, _ORDINARY).a_number:
-                failure = Rejected(Reason.NOT_A_PHONE_NUMBER, "no phone number", code=61)
-                return _Reply(failure=failure)
-            return _Reply(identity_of(phone))
-
-        identity: str = self._command("lookups", bot, answer)
-        return identity
-
-    def send(self, bot: Bot, message_id: str, identity: str, template: Template) -> None:
-        assert template
-        self.posts[message_id] += 1
-        phone = phone_of(identity)
-        began_at = self.simulation.now
-        fault = self._fault("messages", bot)
-
-        def answer(account: Account) -> _Reply:
-            if self.fates.get(phone, _ORDINARY).refused:
-                return _Reply(failure=Rejected(Reason.REJECTED, "refused", code=21))
-            # Who heard nothing does not know either whether BLiP has read it yet.
-            if fault != "dropped":
-                self._accept(Accepted(message_id, account.name, phone, began_at, 0.0))
-            broken = Unknown("the connection broke")
-            match fault:
-                case "dropped" | "swallowed":
-                    return _Reply(failure=broken, seconds=self.simulation.random.uniform(0, 12))
-                case "gateway":
-                    return _Reply(failure=Unknown("HTTP 504", code=504), seconds=5)
-                case "slow":
-                    return _Reply(seconds=self.simulation.random.uniform(3, 14))
-                case _:
-                    return _Reply()
-
+    def send(
+        self,
+        bot: Bot,
+        message_id: str,
+        identity: str,
+        template: Template,
+        on_connected: Callable[[], None],
+    ) -> None:
         try:
-            self._exchange("messages", bot, fault, answer, late=Unknown)
+            super().send(bot, message_id, identity, template, on_connected)
         except Unknown:
             self.doubtful.add(message_id)
             raise
 
-    def history(self, bot: Bot, message_id: str) -> list[Receipt]:
-        return [
-            about for event in self.events(bot, message_id) if (about := receipt(event)) is not None
-        ]
-
-    def events(self, bot: Bot, message_id: str) -> list[dict[str, Any]]:
-        def answer(_: Account) -> _Reply:
-            self.questions += 1
-            now = self.simulation.now
-            found = [
-                envelope
-                for stored_at, envelope in self._stored.get(message_id, ())
-                if stored_at <= now < stored_at + HISTORY_SECONDS
-            ]
-            if not found:
-                self.denied[message_id] += 1
-                if message_id in self.sent:
-                    self.denied_falsely.add(message_id)
-            return _Reply(found)
-
-        events: list[dict[str, Any]] = self._command("history", bot, answer)
-        return events
-
     def ping(self, bot: Bot) -> None:
-        self.pings[bot.name].append(self.simulation.now)
-        self._command("ping", bot, lambda _: _Reply())
+        now = self.simulation.now
+        doubted_at = self._doubted.get(self._process, {}).get(bot.name, float("-inf"))
+        pings = self.checks if now - doubted_at < DOUBT_SECONDS else self.pings
+        pings[bot.name].append(now)
+        super().ping(bot)
+
+    def _post(
+        self,
+        bot: Bot,
+        path: str,
+        envelope: dict[str, Any],
+        on_connected: Callable[[], None] | None,
+    ) -> _Answer:
+        kind = _kind(path, envelope)
+        told = bool(self.next_faults[kind])
+        fault = self._fault(kind, bot)
+        connection = self._connected(kind, fault)
+        try:
+            if on_connected is not None:
+                on_connected()
+        except Exception:
+            if told and fault is not None:
+                self.next_faults[kind].appendleft(fault)  # nothing was written: it has not struck
+            raise
+        now = self.simulation.now
+        # Nothing was written: the real transport looks whether the other side has hung up.
+        if now - connection.used_at > min(MAX_IDLE_SECONDS, self.network.closes_after):
+            raise httpx.ConnectError("the connection was closed before anything was written")
+        if kind == "messages":
+            self.posts[envelope["id"]] += 1
+        reply = self._exchange(kind, bot, envelope, fault)
+        if reply.answer is None:
+            raise reply.broken("the connection broke")
+        connection.used_at = self.simulation.now
+        self._pool.append(connection)
+        if kind != "ping" and (
+            reply.answer.status in {401, 403, 404, 405} or reply.answer.code == 81
+        ):
+            self._doubted.setdefault(self._process, {})[bot.name] = self.simulation.now
+        return reply.answer
 
     # --- the way there and back -------------------------------------------------------------------
 
-    def _command(self, kind: Kind, bot: Bot, answer: Callable[[Account], _Reply]) -> Any:
-        fault = self._fault(kind, bot)
+    @property
+    def _process(self) -> Process:
+        process = self.simulation.process
+        assert process is not None
+        return process
 
-        def faulty(account: Account) -> _Reply:
-            reply = answer(account)
-            if fault in {"dropped", "swallowed", "gateway"}:
-                return _Reply(failure=Transient("no answer"), seconds=5)
-            if fault == "slow":
-                reply.seconds = self.simulation.random.uniform(3, 14)
-            return reply
+    @property
+    def _pool(self) -> list[_Connection]:
+        return self._pools.setdefault(self._process, [])
 
-        return self._exchange(kind, bot, fault, faulty, late=Transient)
+    def _connected(self, kind: Kind, fault: Fault | None) -> _Connection:
+        """Return a connection that stands: one that is still warm, or a new one."""
+        chance, now = self.simulation.random, self.simulation.now
+        if fault == "refused":
+            seconds = chance.choice([0.01, 3.0])
+            self.simulation.call(f"blip.{kind}", lambda: None, there=seconds)
+            raise httpx.ConnectError("no connection")
+        pool = self._pool
+        limit = min(MAX_IDLE_SECONDS, self.network.closes_after)
+        pool[:] = [connection for connection in pool if now - connection.used_at <= limit]
+        if pool:
+            oldest = min(pool, key=lambda connection: connection.number)
+            pool.remove(oldest)
+            return oldest
+        self.set_ups += 1
+        self.simulation.sleep(_about(chance, self.network.set_up))
+        return _Connection(next(self._numbers), self.simulation.now)
 
     def _fault(self, kind: Kind, bot: Bot) -> Fault | None:
         if self.next_faults[kind]:
@@ -300,43 +445,112 @@ class SimBlip:
         return None
 
     def _exchange(
-        self,
-        kind: Kind,
-        bot: Bot,
-        fault: Fault | None,
-        answer: Callable[[Account], _Reply],
-        *,
-        late: type[Failure],
-    ) -> Any:
+        self, kind: Kind, bot: Bot, envelope: dict[str, Any], fault: Fault | None
+    ) -> _Reply:
         chance = self.simulation.random
-        there = chance.uniform(0.005, 0.025)
+        there, back = (_about(chance, self.network.round_trip) / 2 for _ in range(2))
+        began_at = self.simulation.now
 
         def arrive() -> _Reply:
-            if fault == "refused":
-                seconds = chance.choice([0.01, 3.0])
-                return _Reply(failure=Transient("no connection"), seconds=seconds)
             account = self.accounts.get(bot.key)
             if account is None or fault == "unauthorized":
-                return _Reply(failure=Misconfigured("HTTP 401", code=401))
+                return _Reply(_refusal((401, None)))
+            now = self.simulation.now
             if fault == "throttled":
-                account.shut_until = self.simulation.now + PENALTY_SECONDS
-            if account.over("messages" if kind == "messages" else "commands", self.simulation.now):
-                account.throttled += 1
-                return _Reply(failure=Throttled("HTTP 429", code=34))
+                account.shut(now)
+            if account.over("messages" if kind == "messages" else "commands", now):
+                return _Reply(_refusal((429, None)))
             if fault == "unavailable":
-                return _Reply(failure=Transient("HTTP 503", code=503))
-            reply = answer(account)
-            reply.seconds = max(reply.seconds, chance.uniform(*self.latency))
-            if there + reply.seconds > CALL_SECONDS:
-                return _Reply(failure=late("too late"), seconds=CALL_SECONDS - there)
-            return reply
+                return _Reply(_Answer(503, {}, NEVER_LEFT, None))
+            # Who heard nothing does not know either whether BLiP has read it.
+            dropped = kind == "messages" and fault == "dropped"
+            answer = None if dropped else self._answer(kind, account, envelope, began_at)
+            return self._on_its_way(answer, fault)
 
-        reply: _Reply = self.simulation.call(
-            f"blip.{kind}", arrive, there=there, back=lambda reply: reply.seconds
+        def seconds(reply: _Reply) -> float:
+            takes = max(reply.seconds, chance.uniform(*self.latency)) + back
+            if there + takes > CALL_SECONDS:
+                reply.answer, reply.broken = None, httpx.ReadTimeout
+                return CALL_SECONDS - there
+            return takes
+
+        reply: _Reply = self.simulation.call(f"blip.{kind}", arrive, there=there, back=seconds)
+        return reply
+
+    def _on_its_way(self, answer: _Answer | None, fault: Fault | None) -> _Reply:
+        """Return what becomes of an answer: it may get lost, or be another's."""
+        chance = self.simulation.random
+        match fault:
+            case "dropped" | "swallowed":
+                return _Reply(None, seconds=chance.uniform(0, 12))
+            case "gateway":
+                return _Reply(_Answer(504, {}, "upstream request timeout", None), seconds=5)
+            case "cut_off":
+                return _Reply(_Answer(503, {}, CUT_OFF, None), seconds=chance.uniform(0, 5))
+            case "slow":
+                return _Reply(answer, seconds=chance.uniform(3, 14))
+            case _:
+                return _Reply(answer)
+
+    # --- what it answers --------------------------------------------------------------------------
+
+    def _answer(
+        self, kind: Kind, account: Account, envelope: dict[str, Any], began_at: float
+    ) -> _Answer:
+        match kind:
+            case "messages":
+                return self._message(account, envelope, began_at)
+            case "lookups":
+                return self._looked_up(account, envelope["uri"].rpartition("/")[2])
+            case "history":
+                return self._asked(envelope["uri"].partition("id=")[2].partition("&")[0])
+            case "ping":
+                return _success({})
+
+    def _message(self, account: Account, envelope: dict[str, Any], began_at: float) -> _Answer:
+        phone = phone_of(envelope["to"])
+        fate = self.fates.get(phone, _ORDINARY)
+        if fate.refused:
+            return _refusal((400, 21))
+        if fate.message is not None:
+            return _refusal(fate.message)
+        self._accept(Accepted(envelope["id"], account.name, phone, began_at, 0.0))
+        return _Answer(202, {}, "", None)
+
+    def _looked_up(self, account: Account, phone: str) -> _Answer:
+        self.look_ups += 1
+        fate = self.fates.get(phone, _ORDINARY)
+        if not account.channel:
+            return _refusal((200, 81))
+        if fate.look_up is not None:
+            return _refusal(fate.look_up)
+        if not fate.a_number:
+            return _refusal((200, 61), "The string supplied did not seem to be a phone number.")
+        return _success({"identity": identity_of(phone)})
+
+    def _asked(self, message_id: str) -> _Answer:
+        self.questions += 1
+        if not self.history_settings.answers:
+            return _Answer(500, {}, "", None)
+        now = self.simulation.now
+        found = [
+            envelope
+            for at, shown_at, envelope in self._stored.get(message_id, ())
+            if shown_at <= now < at + HISTORY_SECONDS
+        ]
+        if not found:
+            self.denied[message_id] += 1
+            if message_id in self.sent:
+                self.denied_falsely.add(message_id)
+        return _success({"total": len(found), "items": found})
+
+    def shows(self, message_id: str, since: float) -> bool:
+        """Return whether the history has shown a message since a time, and still does."""
+        now = self.simulation.now
+        return any(
+            shown_at <= since and now < at + HISTORY_SECONDS
+            for at, shown_at, _ in self._stored.get(message_id, ())
         )
-        if reply.failure is not None:
-            raise reply.failure
-        return reply.value
 
     # --- what becomes of messages -----------------------------------------------------------------
 
@@ -358,6 +572,10 @@ class SimBlip:
             self._failures[accepted.message_id[:36]] += 1
             self._later(accepted, "failed", chance.uniform(0.5, 3), fate.failing[failed_before])
             return
+        for code, rate in self.faults.sporadic.items():
+            if chance.random() < rate:
+                self._later(accepted, "failed", chance.uniform(0.5, 3), code)
+                return
         self._later(accepted, "received", chance.uniform(0.5, 5))
         if chance.random() < self.read:
             self._later(accepted, "consumed", chance.uniform(2, 600))
@@ -389,13 +607,42 @@ class SimBlip:
             envelope["reason"] = {"code": code, "description": "failed"}
         settings = self.history_settings
         if settings.kept:
-            stored_at = self.simulation.now + self.simulation.random.uniform(0, settings.lag)
-            self._stored[accepted.message_id].append((stored_at, envelope))
+            now = self.simulation.now
+            lag = self.simulation.random.uniform(settings.least_lag, settings.lag)
+            shown_at = max(self._shown_until[accepted.bot], now + lag)
+            self._shown_until[accepted.bot] = shown_at
+            self._stored[accepted.message_id].append((now, shown_at, envelope))
         if pushed:
             self.on_receipt(envelope, accepted.bot)
 
 
 _ORDINARY = Fate()
+
+
+def _kind(path: str, envelope: dict[str, Any]) -> Kind:
+    if path == "/messages":
+        return "messages"
+    uri: str = envelope["uri"]
+    if uri == "/ping":
+        return "ping"
+    return "history" if uri.startswith("/notifications?") else "lookups"
+
+
+def _success(resource: dict[str, Any]) -> _Answer:
+    return _Answer(200, {"status": "success", "resource": resource}, "", None)
+
+
+def _refusal(refusal: Refusal, description: str = "no") -> _Answer:
+    """Answer as BLiP does: a command's failure inside a 200, else a bare reason, if any."""
+    status, code = refusal
+    reason = {} if code is None else {"code": code, "description": description}
+    body = {"status": "failure", "reason": reason} if status == 200 else reason
+    return _Answer(status, body, "", None)
+
+
+def _about(chance: Random, around: tuple[float, float]) -> float:
+    mean, spread = around
+    return chance.uniform(mean - spread, mean + spread)
 
 
 def identity_of(phone: str) -> str:

@@ -41,13 +41,13 @@ class Break:
 BREAKS = {
     "a claim ignores another one that is alive": Break(
         DynamoDbLedger,
-        "claim",
+        "_claim_as",
         "_FREE,",
         '_FREE.replace(" = :claimed AND lease_until < :now", " IN (:claimed, :status)"),',
     ),
     "a claim takes what was being sent when its sandbox died": Break(
         DynamoDbLedger,
-        "claim",
+        "_claim_as",
         "_FREE,",
         '_FREE.replace("#status = :claimed", "#status <> :claimed"),',
     ),
@@ -58,25 +58,28 @@ BREAKS = {
         DynamoDbLedger, "advance", "before(status)", "list(Status)"
     ),
     "a redrive of any generation starts the next one": Break(
-        DynamoDbLedger, "claim", 'found["generation"] == asked_generation', "asked_generation"
+        DynamoDbLedger, "_claim_as", 'found["generation"] == asked_generation', "asked_generation"
     ),
     "nobody looks at `valid_until` after the wait for a slot": Break(
         Delivery, "_send", "self._wanted(notification, bot)", "pass"
     ),
     "an unknown outcome is retried": Break(
         Delivery,
-        "_deliver",
+        "_try",
         "self._ledger.settle_unknown(claim)",
         "self._ledger.release(claim, attempted=True)",
     ),
     "an unknown is sent again without asking": Break(
         Delivery,
         "_settle_unknown",
-        "receipts = self._ask(bot, lambda bot: self._history(claim, bot, turn))",
-        "receipts = list[Receipt]()",
+        "receipts = self._ask(bot, lambda bot: self._history(asked_about, bot, turn))",
+        "return self._denied(notification, claim)",
     ),
     "the history is asked before it can know": Break(
         Delivery, "_claim", " + self._policy.settle_window_seconds", ""
+    ),
+    "an empty history is believed without a control": Break(
+        Delivery, "_not_shown", "if not resend or", "if True or"
     ),
     "a request is given up before its dead letter is there": Break(
         Delivery,

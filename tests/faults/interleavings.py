@@ -24,7 +24,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.faults.blip import Accepted, Fate, Fault, HistorySettings, Kind
+from tests.faults.blip import NO_SET_UP, Accepted, Fate, Fault, HistorySettings, Kind
 from tests.faults.breaks import BREAKS
 from tests.faults.simulation import Crash, Process, Side
 from tests.faults.sqs import EventSourceMapping
@@ -44,6 +44,7 @@ FAULTS: list[Fault] = [
     "dropped",
     "swallowed",
     "gateway",
+    "cut_off",
     "slow",
     "refused",
     "unavailable",
@@ -138,7 +139,9 @@ class Interleavings(RuleBasedStateMachine):
         valid_for: float | None,
     ) -> None:
         policy = {"max_attempts": 3, "breaker_wait_seconds": 60}
-        settings = Settings(manual=True, policy=policy, history=HistorySettings(lag=300))
+        settings = Settings(
+            manual=True, policy=policy, history=HistorySettings(lag=300), network=NO_SET_UP
+        )
         self.world = World(seed, settings=settings)
         self.world.__enter__()
         self.if_unknown = if_unknown
@@ -313,7 +316,7 @@ class Interleavings(RuleBasedStateMachine):
             if not self.broken:
                 self.world.simulation.crash = None
                 self.world.let_go()
-                self.world.settle(at_most=4 * 86_400)
+                self.world.settle(at_most=5 * 86_400)
                 self.broken = self.world.invariants.broken()
                 assert not self.broken, self.broken
         finally:

@@ -1,8 +1,7 @@
 """What must hold whatever happens, and whether it did.
 
     never lost       every request ends sent, or as a dead letter, or is still on the queue
-    never twice      BLiP takes one message per generation, unless its history denied the first one
-                     and the producer wants it sent again
+    never twice      BLiP takes one message per generation
     in time          nothing is sent after `valid_until`, nor after it was taken back
     forward only     a status never goes back, and a new generation follows only a failed one that
                      was put back on the queue
@@ -57,10 +56,13 @@ NOT_SENT = {
     "rejected",
     "waited_too_long",
 }
-HISTORY_SECONDS = 3 * 86_400
+# An empty history is no answer before a later message is shown; for that long it is waited for.
+CONTROL_SECONDS = 6 * 3600
+# From a question for the history to the dead letter that follows from its answer.
+QUESTION_SECONDS = 60.0
 PROBE_SECONDS = 30.0
-# The right to probe is older than the probe by the time of a table's answer.
-PROBE_TOLERANCE = 1.0
+# The right to probe is older than the probe by the time of a table's answer, which may be slow.
+PROBE_TOLERANCE = 4.0
 MOST_TOLD = 20
 
 
@@ -92,7 +94,9 @@ class Invariants:
         self.letters: list[Message] = []
         self.so_far: list[str] = []
         self._put_back: set[tuple[str, int]] = set()  # body and generation
-        self._too_old: set[int] = set()  # letters of what the history has forgotten
+        # Letters of what waited so long for a message that tells how far the history goes.
+        self._waited_for_control: set[int] = set()
+        self._shown: set[int] = set()  # letters of what the history shows
         self._ever_cancelled: set[str] = set()
         world.blip.on_accept = self._accepted
         world.tables["ledger"].on_write = self._written
@@ -135,8 +139,11 @@ class Invariants:
                 ledger_key(facts["bot"], facts["notification_id"])
             ]
             now = self._world.now()
-            if now - item.get("in_flight_until", now * 1000) / 1000 >= HISTORY_SECONDS:
-                self._too_old.add(letter.number)
+            if now - item.get("in_flight_until", now * 1000) / 1000 >= CONTROL_SECONDS:
+                self._waited_for_control.add(letter.number)
+            sent_as = message_id(item["key"], facts["generation"] or 1)
+            if self._world.blip.shows(sent_as, now - QUESTION_SECONDS):
+                self._shown.add(letter.number)
 
     def _break(self, what: str) -> None:
         self.so_far.append(f"{self._world.simulation.now - 1_800_000_000:.3f} {what}")
@@ -149,10 +156,7 @@ class Invariants:
             return
         blip = self._world.blip
         times = len(blip.sent[accepted.message_id])
-        allowed = 1
-        if wanted.request.if_unknown == "resend" and not self._truthful:
-            allowed += min(1, blip.denied[accepted.message_id])
-        if times > allowed:
+        if times > 1:
             self._break(f"{accepted.message_id} was sent {times} times")
         late = accepted.began_at - wanted.valid_until
         if len(wanted.contents) == 1 and late > self._world.faults.skew:
@@ -162,13 +166,6 @@ class Invariants:
             self._break(f"{accepted.message_id} was sent, and is cancelled")
         if standing.get("generation", 0) < int(generation or 1):
             self._break(f"{accepted.message_id} was sent without its place in the ledger")
-
-    @property
-    def _truthful(self) -> bool:
-        """Whether BLiP's history shows everything before the settle window ends."""
-        settings = self._world.settings
-        window = settings.policy.get("settle_window_seconds", 900)
-        return settings.history.kept and settings.history.lag < window
 
     def _written(self, key: str, before: dict[str, Any], after: dict[str, Any]) -> None:
         if not before or before["expires_at"] <= self._world.now() + self._world.faults.skew + 1:
@@ -317,16 +314,16 @@ class Invariants:
             case "not_a_phone_number":
                 deserved = fate is not None and not fate.a_number
             case "rejected":
-                deserved = fate is not None and fate.refused
+                deserved = fate is not None and (fate.refused or fate.message is not None)
             case "undelivered":
                 deserved = facts["failure"].get("code") in blip.failed.get(sent_as, ())
             case "outcome_unknown":
-                if self._truthful and blip.sent.get(sent_as):
+                if letter.number in self._shown and world.settings.history.answers:
                     return "BLiP's history shows it"
                 deserved = (
                     request.if_unknown == "fail"
                     or blip.denied[sent_as] > 1
-                    or letter.number in self._too_old
+                    or letter.number in self._waited_for_control
                 )
             case "retries_exhausted":
                 deserved = facts["failure"]["attempts"] >= policy.get("max_attempts", 20)

@@ -29,7 +29,7 @@ SEEN_AGAIN_SECONDS = 33
 WAVE_SECONDS = 25
 # A receipt that comes sooner or later than usual changes a story's calls.
 KILL_TRIES = 3
-AT_MOST_SECONDS = 180
+AT_MOST_SECONDS = 600
 PARAMETERS = {
     "MaximumConcurrency": "2",
     "SettleWindowSeconds": "2",
@@ -182,7 +182,7 @@ class Theatre:
         call = point.number or self._physical(point.call)
         self._killer.watch(self._stack.resources[story.killed], (call, point.side))
         identifier, body = self._tell(story)
-        return self._killer.wait_for_kill(30), identifier, body
+        return self._killer.wait_for_kill(120), identifier, body
 
     def _in_a_new_sandbox(self, story: Story) -> None:
         """End the sandboxes of the story's function: a new one makes every call, the first too."""
@@ -194,7 +194,7 @@ class Theatre:
         for sandbox in left():
             sandbox.kill()
         # ministack would hand the story to one that is dying.
-        wait_until(lambda: not left(), 10, "sandboxes to end")
+        wait_until(lambda: not left(), "sandboxes to end")
 
     def _tell(self, story: Story) -> tuple[str, str]:
         """Begin a story; give its request's id and what was published."""
@@ -243,7 +243,7 @@ class Theatre:
             self._let_the_bot_be_well()
             return condition(self._stack)
 
-        wait_until(holds, AT_MOST_SECONDS, "the stories to end", every=0.5)
+        wait_until(holds, "the stories to end", at_most=AT_MOST_SECONDS, every=0.5)
 
     def _readable(self, call: str) -> str:
         """Name a table or queue as the template does."""

@@ -51,13 +51,13 @@ def drain(requests: int) -> Drained:
         for body in backlog:
             know(stack, body["to"])
         publish(stack, _messages(backlog))
-        wait_until(lambda: len(blip.inbox()) > requests / 10, 300, "a tenth to be sent", every=1)
+        wait_until(lambda: len(blip.inbox()) > requests / 10, "a tenth to be sent", every=1)
         published: dict[str, float] = {}
         for number in range(SECOND):
             body = request(FIRST + requests + number, second)
             published[body["to"]] = time.time()
             publish(stack, _messages([body]))
-        wait_until(lambda: is_quiet(stack), 600, "the backlog to be drained", every=1)
+        wait_until(lambda: is_quiet(stack), "the backlog to be drained", at_most=600, every=1)
         sent = blip.inbox()
         statistics = blip.statistics()
     at = {message["phone"]: _time(message) for message in sent}

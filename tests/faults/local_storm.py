@@ -215,7 +215,7 @@ def rage(stack: LocalStack, storm: Storm) -> Result:
     weather.start()
     publish(stack, published.messages)
     weather.join()
-    wait_until(lambda: is_quiet(stack), 900, "the storm to be over", every=0.5)
+    wait_until(lambda: is_quiet(stack), "the storm to be over", at_most=900, every=0.5)
     result.seconds = time.monotonic() - began
     result.struck = sum(rule["strikes"] for rule in blip.faults())
     _judge(stack, published, result)
@@ -250,7 +250,7 @@ def _thunder(stack: LocalStack, storm: Storm, rng: random.Random, result: Result
     """Kill sandboxes, refuse the key for a while, and every connection, each at its time."""
     blip = stack.simulator
     assert blip
-    wait_until(blip.inbox, 120, "the first message", every=0.2)
+    wait_until(blip.inbox, "the first message", every=0.2)
     now = time.monotonic()
     strikes = [(now + rng.uniform(0, 1) * storm.seconds, "kill") for _ in range(storm.kills)]
     strikes += [(now + 0.3 * storm.seconds, "wrong key"), (now + 0.7 * storm.seconds, "outage")]

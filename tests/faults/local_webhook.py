@@ -68,7 +68,7 @@ def flood(receipts: int) -> Flooded:
             blip.put_bot(Bot(name=name, webhook=False))
         requests = [request(FIRST + number) for number in range(SENT + VICTIMS)]
         publish(stack, [Message(json.dumps(each)) for each in requests])
-        wait_until(lambda: is_quiet(stack) and blip.inbox(), 300, "all to be sent", every=1)
+        wait_until(lambda: is_quiet(stack) and blip.inbox(), "all to be sent", every=1)
         keys = [ledger_key("default", each["id"]) for each in requests]
         ours, victims = keys[:SENT], keys[SENT:]
         told = [(key, event) for key in ours for event in EVENTS]
@@ -79,7 +79,7 @@ def flood(receipts: int) -> Flooded:
         posts = good + bad
         chance.shuffle(posts)
         answers = asyncio.run(_post_all(stack, posts))
-        wait_until(lambda: is_quiet(stack), 900, "all receipts to be recorded", every=1)
+        wait_until(lambda: is_quiet(stack), "all receipts to be recorded", at_most=900, every=1)
         statuses = {item["key"]["S"]: item["status"]["S"] for item in ledger_items(stack)}
         letters = depth(stack, stack.dead_letters_queue)
         given_up = depth(stack, stack.resources["ReceiptsDeadLettersQueue"])

@@ -3,6 +3,8 @@
 Delivery is at least once and in any order. Fair queues are modelled simply: a message group is
 noisy while it has at least 30 messages and more than a tenth of all in flight; messages of other
 groups are received before a noisy group's.
+
+`test_simulated_aws.py` holds queue and client against moto's.
 """
 
 import heapq
@@ -13,13 +15,17 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from tests.faults.dynamodb import Aws
+from tests.faults.dynamodb import Aws, DirectAws
 from tests.faults.simulation import Process, Simulation
 
 RETENTION_SECONDS = 14 * 86_400
 LONGEST_VISIBILITY_SECONDS = 43_200
 MOST_IN_FLIGHT = 120_000
 BATCH = 10
+# How old the approximate figures are at most that SQS gives.
+FIGURES_SECONDS = 10.0
+# How long Lambda waits when SQS has too many messages in flight.
+OVER_LIMIT_SECONDS = 1.0
 
 
 @dataclass
@@ -51,6 +57,7 @@ class Message:
     receives: int = 0
     hidden: int = 0
     handle: str = ""
+    received_at: float = 0.0
     in_flight: bool = False
     deleted: bool = False
 
@@ -68,6 +75,16 @@ class Message:
                 name: {"stringValue": value["StringValue"], "dataType": value["DataType"]}
                 for name, value in self.attributes.items()
             },
+        }
+
+    def answer(self) -> dict[str, Any]:
+        """Return it as SQS hands it to a client."""
+        return {
+            "MessageId": str(self.number),
+            "ReceiptHandle": self.handle,
+            "Body": self.body,
+            "Attributes": {"SentTimestamp": str(int(self.sent_at * 1000))},
+            "MessageAttributes": self.attributes,
         }
 
 
@@ -91,6 +108,7 @@ class Queue:
         visibility_timeout: float = 300.0,
         max_receives: int = 1000,
         faults: QueueFaults | None = None,
+        approximate: bool = False,
     ) -> None:
         self.name = name
         self.faults = faults or QueueFaults()
@@ -111,6 +129,8 @@ class Queue:
         self._hidden: list[tuple[float, int, Message, int]] = []
         self._numbers = count(1)
         self._nudge_at = float("inf")
+        self._approximate = approximate
+        self._counted, self._counted_at = (0, 0), float("-inf")
 
     def send(
         self,
@@ -121,6 +141,7 @@ class Queue:
         delay: float = 0.0,
     ) -> Message:
         """Put a message on the queue."""
+        assert body, "SQS refuses an empty body"
         assert 0 <= delay <= 900
         assert len(attributes or {}) <= 10
         message = Message(
@@ -134,8 +155,8 @@ class Queue:
             self._show(message)
         return message
 
-    def receive(self, most: int = BATCH) -> list[Message]:
-        """Take messages off, hidden from others for the visibility timeout."""
+    def receive(self, most: int = BATCH, hidden: float | None = None) -> list[Message]:
+        """Take messages off, hidden from others for so long, or for the visibility timeout."""
         self._reveal()
         batch: list[Message] = []
         while len(batch) < most and self._visible and self._flying < MOST_IN_FLIGHT:
@@ -155,7 +176,8 @@ class Queue:
             self.most_receives = max(self.most_receives, message.receives)
             self._fly(message, True)
             message.handle = f"{message.number}/{message.receives}"
-            self._hide(message, self._visibility_timeout)
+            message.received_at = self._simulation.now
+            self._hide(message, self._visibility_timeout if hidden is None else hidden)
             if self._simulation.random.random() < self.faults.shown_twice:
                 self.show_again(message)
             batch.append(message)
@@ -172,23 +194,46 @@ class Queue:
             return
         self._drop(message)
 
-    def change_visibility(self, handle: str, seconds: float) -> bool:
-        """Hide a message for so long from now; False if it is not in flight."""
+    def change_visibility(self, handle: str, seconds: float) -> str | None:
+        """Hide a message for this long from now.
+
+        Returns:
+            None, or SQS's code: the message is not in flight, or would be hidden for more than
+            twelve hours from its receipt.
+        """
         assert 0 <= seconds <= LONGEST_VISIBILITY_SECONDS
         message = self.messages.get(int(handle.partition("/")[0]))
         if message is None or message.deleted or not message.in_flight or message.handle != handle:
-            return False
+            return "MessageNotInflight"
+        if self._simulation.now + seconds > message.received_at + LONGEST_VISIBILITY_SECONDS:
+            return "InvalidParameterValue"
         self._hide(message, seconds)
-        return True
+        return None
 
     def show_again(self, message: Message) -> None:
         """Show a message although somebody has it."""
         if not message.deleted:
             self._hide(message, 0.0)
 
+    def depth(self) -> tuple[int, int]:
+        """Return how many messages can be received, and how many are in flight."""
+        self._reveal()
+        return len(self.messages) - self._flying, self._flying
+
     def waiting(self) -> list[Message]:
         """Give everything on the queue, hidden or not."""
         return [message for message in self.messages.values() if not message.deleted]
+
+    def figures(self) -> tuple[int, int]:
+        """Return the depth as SQS tells it: approximate queues as it was some seconds ago."""
+        if not self._approximate:
+            return self.depth()
+        now, chance = self._simulation.now, self._simulation.random
+        if now - self._counted_at > chance.uniform(0, FIGURES_SECONDS):
+            self._counted_at = now
+            waiting, flying = self.depth()
+            self._counted = waiting, round(flying * chance.uniform(0.97, 1.03))
+        return self._counted
 
     def visible(self) -> bool:
         """Tell whether there may be something to receive."""
@@ -263,11 +308,12 @@ class Queue:
 
 
 class SimSqs:
-    """Of boto3's SQS client, what the adapters call."""
+    """Of boto3's SQS client, what the adapters call; `away` is the shortest latency."""
 
-    def __init__(self, aws: Aws, queues: Mapping[str, Queue]) -> None:
+    def __init__(self, aws: DirectAws, queues: Mapping[str, Queue], away: float = 0.008) -> None:
         self._aws = aws
         self._queues = queues
+        self._away = away
 
     def send_message(self, **arguments: Any) -> dict[str, Any]:
         queue = self._queues[arguments.pop("QueueUrl")]
@@ -278,23 +324,82 @@ class SimSqs:
         assert not arguments
 
         def send() -> dict[str, Any]:
-            queue.send(body, attributes, group=group, delay=delay)
-            return {}
+            message = queue.send(body, attributes, group=group, delay=delay)
+            return {"MessageId": str(message.number)}
 
-        return self._aws.call(f"{queue.name}.send", send, 0.008)
+        return self._aws.call(f"{queue.name}.send", send, self._away)
 
-    def change_message_visibility_batch(self, **arguments: Any) -> dict[str, Any]:
+    def send_message_batch(self, **arguments: Any) -> dict[str, Any]:
+        queue = self._queues[arguments["QueueUrl"]]
+        entries = arguments["Entries"]
+        assert 1 <= len(entries) <= BATCH
+
+        def send() -> dict[str, Any]:
+            for entry in entries:
+                attributes = entry.get("MessageAttributes", {})
+                queue.send(entry["MessageBody"], attributes, group=entry.get("MessageGroupId", ""))
+            return {"Successful": [{"Id": entry["Id"]} for entry in entries]}
+
+        return self._aws.call(f"{queue.name}.send", send, self._away)
+
+    def receive_message(self, **arguments: Any) -> dict[str, Any]:
         queue = self._queues[arguments["QueueUrl"]]
 
-        def change() -> dict[str, Any]:
-            failed = [
-                {"Id": entry["Id"], "Code": "MessageNotInflight"}
-                for entry in arguments["Entries"]
-                if not queue.change_visibility(entry["ReceiptHandle"], entry["VisibilityTimeout"])
-            ]
-            return {"Successful": [], "Failed": failed}
+        def receive() -> list[Message]:
+            return queue.receive(arguments["MaxNumberOfMessages"], arguments["VisibilityTimeout"])
 
-        return self._aws.call(f"{queue.name}.hide", change, 0.008)
+        messages = self._aws.call(f"{queue.name}.receive", receive, self._away)
+        if not messages:
+            assert isinstance(self._aws, Aws), "who waits needs a simulation"
+            self._aws.simulation.sleep(arguments["WaitTimeSeconds"])
+            messages = self._aws.call(f"{queue.name}.receive", receive, self._away)
+        return {"Messages": [message.answer() for message in messages]}
+
+    def delete_message_batch(self, **arguments: Any) -> dict[str, Any]:
+        queue = self._queues[arguments["QueueUrl"]]
+
+        def delete() -> dict[str, Any]:
+            for entry in arguments["Entries"]:
+                queue.delete(entry["ReceiptHandle"])
+            return {"Successful": [{"Id": entry["Id"]} for entry in arguments["Entries"]]}
+
+        return self._aws.call(f"{queue.name}.delete", delete, self._away)
+
+    def get_queue_attributes(self, **arguments: Any) -> dict[str, Any]:
+        queue = self._queues[arguments["QueueUrl"]]
+
+        def count() -> dict[str, Any]:
+            visible, hidden = queue.figures()
+            counts = {
+                "ApproximateNumberOfMessages": str(visible),
+                "ApproximateNumberOfMessagesNotVisible": str(hidden),
+            }
+            return {"Attributes": counts}
+
+        return self._aws.call(f"{queue.name}.count", count, self._away)
+
+    def change_message_visibility_batch(self, **arguments: Any) -> dict[str, Any]:
+        queue = self._queues[arguments.pop("QueueUrl")]
+        entries = arguments.pop("Entries")
+        assert not arguments
+        assert 1 <= len(entries) <= BATCH
+        assert len({entry["Id"] for entry in entries}) == len(entries), "SQS refuses an id twice"
+
+        def change() -> dict[str, Any]:
+            codes = {
+                entry["Id"]: queue.change_visibility(
+                    entry["ReceiptHandle"], entry["VisibilityTimeout"]
+                )
+                for entry in entries
+            }
+            return {
+                "Successful": [{"Id": name} for name, code in codes.items() if code is None],
+                "Failed": [
+                    {"Id": name, "Code": code} for name, code in codes.items() if code is not None
+                ],
+            }
+
+        return self._aws.call(f"{queue.name}.hide", change, self._away)
 
 
 type Handler = Callable[[dict[str, Any], float], dict[str, Any]]
@@ -310,7 +415,7 @@ class Sandbox:
 
 @dataclass
 class EventSourceMapping:
-    """Lambda's mapping: as many batches at a time as its maximum concurrency says.
+    """Lambda's mapping: as many pollers as its maximum concurrency says, each with one batch.
 
     Attributes:
         build: makes a new sandbox.
@@ -335,25 +440,27 @@ class EventSourceMapping:
     def __post_init__(self) -> None:
         self._warm: list[Sandbox] = []
         self.queue.on_visible = self._poll_soon
-        self._polling = False
+        self._polling = 0
         self._poll_soon()
 
     def let_go(self) -> None:
         """Poll by itself from here on."""
         self.automatic = True
-        self._poll_soon()
+        for _ in range(self.concurrency):
+            self._poll_soon()
 
     def _poll_soon(self) -> None:
-        if self.automatic and not self._polling and len(self.busy) < self.concurrency:
-            self._polling = True
+        """Let one more poller look, if one is free: each works on its own."""
+        if self.automatic and len(self.busy) + self._polling < self.concurrency:
+            self._polling += 1
             self.simulation.at(
                 self.simulation.now + self.simulation.random.uniform(0.005, 0.03), self._poll
             )
 
     def _poll(self) -> None:
-        self._polling = False
-        if len(self.busy) < self.concurrency and self.poll():
-            self._poll_soon()
+        self._polling -= 1
+        if not self.poll() and self.queue.visible():
+            self.simulation.at(self.simulation.now + OVER_LIMIT_SECONDS, self._poll_soon)
 
     def poll(self, most: int = BATCH) -> bool:
         """Start a batch, if there is anything to receive."""

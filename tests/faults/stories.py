@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tests.faults.blip import Fate, HistorySettings
+from tests.faults.dynamodb import AwsError
 from tests.faults.simulation import Crash, Process, Side
 from tests.faults.world import Settings, World
 
@@ -92,6 +93,13 @@ def _dropped(world: World) -> None:
     world.publish(a_request())
 
 
+def _dropped_among_others(world: World) -> None:
+    _dropped(world)
+    for number, seconds in enumerate((60, 400)):
+        another = a_request(id=f"other-{number}", to=f"+553199999777{number}")
+        world.publish_at(world.simulation.now + seconds, another)
+
+
 def _dropped_for_good(world: World) -> None:
     world.know(PHONE)
     world.blip.next_faults["messages"].append("dropped")
@@ -150,6 +158,7 @@ class Story:
         ends: the status in which it ends.
         sent: how many messages BLiP gets.
         receipts: whether they come; else only the history knows.
+        trusted: the bot's history is known to show everything, so that it can deny something.
         or_else: how it may end as well, if its sandbox is killed.
     """
 
@@ -157,6 +166,7 @@ class Story:
     ends: str
     sent: int = 1
     receipts: bool = True
+    trusted: bool = True
     or_else: str = ""
 
 
@@ -164,7 +174,7 @@ STORIES = {
     "known recipient": Story(_known, "consumed"),
     "new recipient": Story(_new, "consumed"),
     # Who has received it is not asked about any more.
-    "receipts asked for": Story(_known, "consumed", receipts=False, or_else="received"),
+    "receipts asked for": Story(_known, "received", receipts=False, or_else="consumed"),
     "no phone number": Story(_no_phone_number, "rejected", sent=0),
     "refused by BLiP": Story(_refused, "rejected", sent=0),
     "out of date": Story(_expired, "expired", sent=0),
@@ -182,6 +192,9 @@ STORIES = {
     # Killed while it sends, it is an unknown once more; and nothing is sent again twice.
     "unknown, denied, sent again": Story(_dropped, "consumed", or_else="failed"),
     "unknown, denied, given up": Story(_dropped_for_good, "failed", sent=0),
+    "unknown, denied by a later message": Story(
+        _dropped_among_others, "consumed", sent=3, trusted=False, or_else="failed"
+    ),
     "receipt: failed": Story(_undelivered, "failed"),
     "receipt: cannot be reached": Story(_unreachable, "failed"),
     "receipt: the whole number is down": Story(_number_down, "failed", sent=2),
@@ -269,18 +282,44 @@ def killed_at(story: Story, *where: Point) -> list[str]:
     return broken
 
 
+def failed_at(story: Story, number: int, error: AwsError) -> list[str]:
+    """Run a story of which this call to AWS fails; return what did not hold."""
+    made = -1
+    failing = False
+
+    def listen(_: Process, __: str, side: Side) -> None:
+        nonlocal made
+        made += side == "before"
+
+    def fail(_: str) -> AwsError | None:
+        nonlocal failing
+        if failing or made + 1 != number:
+            return None
+        failing = True
+        return error
+
+    broken = _run(story, listen, kills=1, fails=fail)
+    if not failing:
+        broken.append("nothing failed")
+    return broken
+
+
 def _run(
     story: Story,
     crash: Callable[[Process, str, Side], Crash | None],
     *,
     kills: int = 0,
+    fails: Callable[[str], AwsError | None] = lambda _: None,
 ) -> list[str]:
     # One sandbox after the other, so that the calls have one order.
     settings = Settings(concurrency=1, webhook=story.receipts, history=HistorySettings(lag=60))
     with World(1, settings=settings) as world:
         world.simulation.straggles = False
         world.simulation.crash = crash
+        world.aws.fails = fails
         world.blip.read = 1.0  # so that the story has one end
+        if story.trusted:
+            world.trust_history()
         story.begin(world)
         world.settle(at_most=4 * 86_400)
         if not story.receipts:

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from tests.faults.blip import Account, BlipFaults, Fate, HistorySettings
+from tests.faults.blip import Account, BlipFaults, Chat, Fate, HistorySettings
 from tests.faults.dynamodb import AwsFaults
 from tests.faults.sqs import Message, QueueFaults
 from tests.faults.world import Faults, Settings, World
 
+START = 1_800_000_000.0
 # What is published, by weight.
 KINDS = {
     "ordinary": 760,
@@ -23,6 +24,7 @@ KINDS = {
     "unknown bot": 5,
     "no phone number": 10,
     "refused by BLiP": 5,
+    "refused in misleading words": 5,
     "receipt: failed for good": 20,
     "receipt: cannot be reached": 10,
     "receipt: rate limit, once": 20,
@@ -31,6 +33,15 @@ KINDS = {
     "no receipt": 20,
     "two to one person": 30,
 }
+# What concerns one notification, and reads as if the bot were wrong.
+MISLEADING = [
+    Fate(message=(401, 34)),
+    Fate(message=(403, None)),
+    Fate(message=(403, 42)),
+    Fate(message=(404, None)),
+    Fate(message=(405, None)),
+    Fate(look_up=(200, 81)),
+]
 FAILING = {
     "receipt: failed for good": (131047,),
     "receipt: cannot be reached": (131026,),
@@ -48,6 +59,7 @@ WEATHER = Faults(
     receipts_lost=0.05,
     receipts_twice=0.1,
     skew=0.005,
+    wakes_late=0.02,
 )
 BLIP_WEATHER = BlipFaults(
     rates={
@@ -56,9 +68,13 @@ BLIP_WEATHER = BlipFaults(
         "dropped": 0.01,
         "swallowed": 0.01,
         "gateway": 0.005,
+        "cut_off": 0.005,
         "slow": 0.01,
-    }
+    },
+    sporadic={131016: 0.001, 1016: 0.001, 131000: 0.001},
 )
+# What the history neither shows nor denies is given up when it has forgotten it.
+LONGEST_SECONDS = 5 * 86_400
 
 
 @dataclass(frozen=True)
@@ -117,18 +133,21 @@ def weather(rng: random.Random, storm: Storm, start: float) -> Faults:
 def run(storm: Storm) -> Result:
     """Let a storm rage until all is quiet, and look at what is left."""
     rng = random.Random(storm.seed)
-    faults = weather(rng, storm, 1_800_000_000.0)
+    faults = weather(rng, storm, START)
     settings = Settings(concurrency=8, history=HistorySettings(kept=storm.history))
-    bots = [Account(name, storm.plan, 4 * storm.plan) for name in ("default", "clinic")]
+    # Whether BLiP prolongs a penalty for what it refuses meanwhile, nobody has said.
+    bots = [
+        Account("default", storm.plan, 4 * storm.plan, chat=_chat(storm)),
+        Account("clinic", storm.plan, 4 * storm.plan, prolonged=True),
+    ]
     with World(storm.seed, bots=bots, faults=faults, settings=settings) as world:
-        start = world.simulation.now
         for number in range(storm.requests):
-            at = start + rng.uniform(0, storm.requests / storm.per_second)
+            at = START + rng.uniform(0, storm.requests / storm.per_second)
             _publish(world, storm, rng, number, at)
-        seconds = world.settle()
+        seconds = world.settle(at_most=LONGEST_SECONDS)
         if storm.redriven:
             _redrive(world, rng, storm.redriven)
-            seconds += world.settle()
+            seconds += world.settle(at_most=LONGEST_SECONDS)
         sent = world.blip.sent
         reasons = Counter(
             letter.attributes["reason"]["StringValue"] for letter in world.invariants.letters
@@ -146,6 +165,11 @@ def run(storm: Storm) -> Result:
             throttled=sum(bot.throttled for bot in bots),
             most_receives=world.requests.most_receives,
         )
+
+
+def _chat(storm: Storm) -> Chat:
+    """Return live conversations of the same bot, now and then."""
+    return Chat(0.2 * storm.plan, since=START, seed=storm.seed, share=0.3)
 
 
 def _publish(world: World, storm: Storm, rng: random.Random, number: int, at: float) -> None:
@@ -180,6 +204,8 @@ def _publish(world: World, storm: Storm, rng: random.Random, number: int, at: fl
             fate.a_number = False
         case "refused by BLiP":
             fate.refused = True
+        case "refused in misleading words":
+            fate = rng.choice(MISLEADING)
         case "no receipt":
             fate.silent = True
         case "two to one person":

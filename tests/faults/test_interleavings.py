@@ -3,11 +3,44 @@
 import pytest
 
 from tests.faults import interleavings
+from tests.faults.blip import Fate
 from tests.faults.breaks import BREAKS
+from tests.faults.interleavings import NOTIFICATIONS, Interleavings
 
 
 def test_no_interleaving_loses_anything_or_sends_it_twice() -> None:
     interleavings.run(300, anew=False)
+
+
+def test_what_the_history_has_forgotten_is_given_up_and_deserves_it() -> None:
+    """A random search found this story once. For 75 hours nobody takes the copies.
+
+    When the unknown is asked about at last, BLiP's history has forgotten it.
+    """
+    story = Interleavings()
+    story.deploy(
+        seed=0,
+        known=True,
+        if_unknown=["resend"] * NOTIFICATIONS,
+        fates=[Fate(), Fate()],
+        valid_for=None,
+    )
+    story.publish(0, None, other=False)
+    story.blip_fails("messages", "swallowed")
+    for _ in range(10):
+        story.publish(0, None, other=False)
+    story.start(0, most=1, steps=0, order=0)
+    story.wait(90_000)
+    story.publish(0, None, other=False)
+    story.wait(90_000)
+    story.wait(90_000)
+    for _ in range(33):
+        story.publish(0, None, other=False)
+    story.start(0, most=1, steps=0, order=0)
+    story.start(0, most=1, steps=0, order=0)
+
+    story.nothing_is_broken()
+    story.teardown()  # lets everything go, and looks at what became of it
 
 
 @pytest.mark.parametrize(

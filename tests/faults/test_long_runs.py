@@ -3,7 +3,7 @@
 import pytest
 
 from tests.faults.blip import Fault
-from tests.faults.long_runs import backlog, outage
+from tests.faults.long_runs import SHORTEST_BETWEEN_PROBES, backlog, outage
 
 
 @pytest.mark.parametrize("fault", ["refused", "unauthorized"])
@@ -13,7 +13,7 @@ def test_an_outage_costs_no_attempt_and_no_dead_letter(fault: Fault) -> None:
     assert result.broken == []
     assert (result.letters, result.spent) == (0, 0)
     assert result.probes > 0
-    assert result.shortest_between_probes >= 30
+    assert result.shortest_between_probes >= SHORTEST_BETWEEN_PROBES
 
 
 def test_a_backlog_is_drained_at_the_plans_rate_and_never_above() -> None:

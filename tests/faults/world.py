@@ -32,15 +32,22 @@ from notifier.settings import (
     RecordReceiptSettings,
     SendNotificationSettings,
 )
-from tests.faults.blip import Account, BlipFaults, HistorySettings, SimBlip, identity_of
-from tests.faults.dynamodb import Aws, AwsFaults, SimTable
+from tests.faults.blip import (
+    Account,
+    BlipFaults,
+    HistorySettings,
+    Network,
+    SimBlip,
+    identity_of,
+)
+from tests.faults.dynamodb import ERRORS, Aws, AwsFaults, SimTable
 from tests.faults.invariants import Invariants
 from tests.faults.simulation import Process, SimFuture, SimLock, SimThreads, Simulation
 from tests.faults.sqs import EventSourceMapping, Message, Queue, QueueFaults, Sandbox, SimSqs
 
 BOTS = "bots"
 # What the code may log about AWS's faults, and about an event that could not be told.
-FORESEEN = {"EndpointConnectionError", "ClientError", "NotTold"}
+FORESEEN = {*ERRORS, "ClientError", "NotTold"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,8 @@ class Faults:
         told_late: EventBridge refuses an event.
         receipts_lost, receipts_twice: on the way from BLiP to the receipts queue.
         skew: by how many seconds sandboxes' clocks differ from the true time at most.
+        wakes_late: by how many seconds a thread that waits for a time wakes late at most: a sandbox
+            has only a share of a processor.
     """
 
     aws: AwsFaults = field(default_factory=AwsFaults)
@@ -63,6 +72,7 @@ class Faults:
     receipts_lost: float = 0.0
     receipts_twice: float = 0.0
     skew: float = 0.0
+    wakes_late: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,8 @@ class Settings:
     """How the stack is deployed, where it differs from the template's defaults.
 
     Attributes:
+        groups: requests come with SQS's `MessageGroupId`; what comes through SNS has none.
+        secret: what stands in the secret beside each bot's key and plan.
         manual: nothing happens until somebody says so, and calls take as long as they are let.
     """
 
@@ -79,6 +91,9 @@ class Settings:
     webhook: bool = True
     history: HistorySettings = field(default_factory=HistorySettings)
     latency: tuple[float, float] = (0.04, 0.25)
+    network: Network = field(default_factory=Network)
+    groups: bool = True
+    secret: Mapping[str, Any] = field(default_factory=dict)
     manual: bool = False
 
 
@@ -118,7 +133,7 @@ class World:
         self.simulation = Simulation(seed, manual=settings.manual)
         aws = Aws(self.simulation, faults.aws)
         self.tables = {name: SimTable(name, aws) for name in ("ledger", "identities")}
-        self.requests = Queue(self.simulation, "requests", faults=faults.requests)
+        self.requests = Queue(self.simulation, "requests", faults=faults.requests, approximate=True)
         self.receipts = Queue(self.simulation, "receipts", max_receives=100, faults=faults.receipts)
         self.dead_letters = Queue(self.simulation, "dead-letters")
         self.bots = {account.name: account for account in bots or [Account("default")]}
@@ -128,13 +143,14 @@ class World:
             faults=faults.blip,
             history=settings.history,
             latency=settings.latency,
+            network=settings.network,
             manual_receipts=settings.manual,
         )
         self.blip.on_receipt = self._push
         self.outcomes: Counter[str] = Counter()
         self.told: dict[str, list[dict[str, Any]]] = {}
         self.unforeseen: list[str] = []
-        self._aws = aws
+        self.aws = aws
         self._clients: dict[str, Any] = {
             "sqs": SimSqs(
                 aws,
@@ -155,7 +171,7 @@ class World:
 
     def __enter__(self) -> Self:
         random.seed(self.simulation.random.random())
-        made = SimpleNamespace(now=self.now, sleep=self.simulation.sleep)
+        made = SimpleNamespace(now=self.now, sleep=self._sleep)
         clock = mock.Mock(return_value=made, now=self.now)  # made, and used as it is
         names = {
             "boto3": SimpleNamespace(client=lambda name, **_: self._clients[name]),
@@ -212,6 +228,11 @@ class World:
         process = self.simulation.process
         return self.simulation.now + (process.skew if process else 0.0)
 
+    def _sleep(self, seconds: float) -> None:
+        if seconds > 0:
+            late = self.simulation.random.uniform(0, self.faults.wakes_late)
+            self.simulation.sleep(seconds + late)
+
     # --- what happens from outside ----------------------------------------------------------------
 
     def publish(self, request: Mapping[str, Any] | str) -> Message:
@@ -219,7 +240,7 @@ class World:
         body = request if isinstance(request, str) else json.dumps(request)
         group = "default" if isinstance(request, str) else request.get("bot", "default")
         self.invariants.published(body)
-        return self.requests.send(body, group=str(group))
+        return self.requests.send(body, group=str(group) if self.settings.groups else "")
 
     def publish_at(self, time: float, request: Mapping[str, Any] | str) -> None:
         """Put a request on the queue, later."""
@@ -273,6 +294,11 @@ class World:
             "good_until": round(good_until * 1000),
             "expires_at": round(good_until),
         }
+
+    def trust_history(self, bot: str = "default") -> None:
+        """Let the bot's history be known to go as far as it has to."""
+        key, seen = f"bot:{bot}", self.simulation.now + 100 * 86_400
+        self.tables["identities"].items[key] = {"key": key, "history_seen": round(seen * 1000)}
 
     # --- letting it go on -------------------------------------------------------------------------
 
@@ -398,12 +424,13 @@ class World:
                     "messages_per_second": bot.messages_per_second,
                     "commands_per_second": bot.commands_per_second,
                     "receipts": "webhook" if self.settings.webhook else "history",
+                    **self.settings.secret,
                 }
                 for key, bot in self.blip.accounts.items()
             }
             return {"SecretString": json.dumps(bots)}
 
-        return self._aws.call("secrets.get", get, 0.02)
+        return self.aws.call("secrets.get", get, 0.02)
 
     def _put_events(self, **arguments: Any) -> dict[str, Any]:
         def put() -> dict[str, Any]:
@@ -417,7 +444,7 @@ class World:
                 answers.append({"EventId": "1"})
             return {"Entries": answers}
 
-        return self._aws.call("events.put", put, 0.01)
+        return self.aws.call("events.put", put, 0.01)
 
     def _push(self, envelope: dict[str, Any], bot: str) -> None:
         """Bring a receipt to the receipts queue, as the webhook does."""

@@ -16,7 +16,8 @@ from uuid import uuid4
 import boto3
 import pytest
 
-from notifier.runtime import BatchCrashed, polling, receiving, recording, redriving, sending
+from functions import upkeep
+from notifier.runtime import BatchCrashed, polling, receiving, recording, sending
 from notifier.runtime.polling import PollReceipts, poll_receipts
 from notifier.runtime.receiving import ReceiveReceipt, receive_receipt
 from notifier.runtime.recording import RecordReceipt, record_receipt
@@ -65,7 +66,7 @@ class SimulatedClock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimulatedClock:
     simulated = SimulatedClock()
-    for module in (sending, receiving, recording, polling, redriving):
+    for module in (sending, receiving, recording, polling, upkeep):
         monkeypatch.setattr(module, "SystemClock", simulated)
     return simulated
 

@@ -25,7 +25,7 @@ from notifier.aws import queues
 from notifier.aws.identities import DynamoDbIdentities, UnreadError, forgotten_key
 from notifier.aws.ledger import DynamoDbLedger
 from notifier.aws.pacing import DynamoDbPacing
-from notifier.aws.queues import DeadLettersQueue, RequestsQueue, queued_request
+from notifier.aws.queues import DeadLettersQueue, ReceiptsQueue, RequestsQueue, queued_request
 from notifier.aws.secrets import SecretsManagerBots
 from notifier.aws.table import Table
 from notifier.bots import Bot, Bots, BotsSecretError, BrokenBot
@@ -2238,13 +2238,13 @@ def test_letters_come_by_ten_and_are_hidden_for_a_time(backend: Backend) -> None
     for number in range(13):
         lay_down(letters, f"letter {number}")
 
-    assert letters.hidden() == 0
+    assert letters.depth()[1] == 0
     first = letters.receive(60)
-    assert (len(first), letters.hidden()) == (10, 10)
+    assert (len(first), letters.depth()[1]) == (10, 10)
     assert len(letters.receive(60)) == 3
     assert letters.receive(60) == []
     backend.clock.advance(61)
-    assert letters.hidden() == 0
+    assert letters.depth()[1] == 0
     assert len(letters.receive(60)) == 10
 
 
@@ -2258,12 +2258,12 @@ def test_letters_are_given_back_at_once_or_later(backend: Backend) -> None:
     letters.hide(handles[13:], 900)
 
     backend.clock.advance(0.001)  # moto's "from now on" begins after now
-    assert letters.hidden() == 12
+    assert letters.depth()[1] == 12
     assert len([letter for _ in range(3) for letter in letters.receive(60)]) == 13
     backend.clock.advance(899)
-    assert letters.hidden() == 12
+    assert letters.depth()[1] == 12
     backend.clock.advance(2)
-    assert letters.hidden() == 0
+    assert letters.depth()[1] == 0
 
 
 def test_letters_that_are_done_are_gone_and_no_others(backend: Backend) -> None:
@@ -2535,6 +2535,38 @@ def test_a_request_is_put_back_to_be_the_next_generation(aws: Aws) -> None:
     assert message["Body"] == "the body"
     assert message["MessageAttributes"]["generation"]["StringValue"] == "2"
     assert message["MessageAttributes"]["redrives"]["StringValue"] == "1"
+
+
+def test_receipts_are_put_together_by_number_and_size(aws: Aws) -> None:
+    url = aws.sqs.create_queue(QueueName="receipts")["QueueUrl"]
+    queue = ReceiptsQueue(aws.sqs, url)
+    aws.calls.clear()
+
+    envelopes = [{"id": str(number)} for number in range(25)] + [
+        {"id": str(number), "text": "x" * 300_000} for number in range(25, 31)
+    ]
+    assert queue.put_all(envelopes) == set()
+
+    sizes = [len(call["Entries"]) for name, call in aws.calls if name == "SendMessageBatch"]
+    assert sizes == [10, 10, 8, 3]
+    found = []
+    while messages := aws.sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10).get("Messages"):
+        found += [json.loads(message["Body"])["id"] for message in messages]
+    assert sorted(found, key=int) == [str(number) for number in range(31)]
+
+
+def test_receipts_that_sqs_refuses_are_named_by_position(
+    aws: Aws, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = aws.sqs.create_queue(QueueName="receipts")["QueueUrl"]
+
+    def send(**call: Any) -> Any:
+        failed = [entry for entry in call["Entries"] if entry["Id"] in {"3", "12"}]
+        return {"Failed": [{"Id": entry["Id"], "Code": "InternalError"} for entry in failed]}
+
+    monkeypatch.setattr(aws.sqs, "send_message_batch", send)
+
+    assert ReceiptsQueue(aws.sqs, url).put_all([{"id": "1"}] * 15) == {3, 12}
 
 
 def put_letter(aws: Aws, clock: Clock, failure: dict[str, Any], **named: Any) -> dict[str, Any]:

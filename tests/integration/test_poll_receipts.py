@@ -172,13 +172,15 @@ def test_a_message_that_ended_meanwhile_stays_ended(
     key = sent(stack)
     clock.advance(6 * MINUTE)
     queue: Any = receipts.poller._polling.receipts
-    put = queue.put
+    put_all = queue.put_all
 
-    def recorded_at_once(found: list[Json]) -> None:
-        put(found)
+    def recorded_at_once(found: list[Json]) -> set[int]:
+        refused: set[int] = put_all(found)
         assert receipts.record(*receipts.waiting()) == []
+        return refused
 
-    object.__setattr__(receipts.poller._polling, "receipts", SimpleNamespace(put=recorded_at_once))
+    double = SimpleNamespace(put_all=recorded_at_once)
+    object.__setattr__(receipts.poller._polling, "receipts", double)
 
     assert receipts.poll() == 1
     assert item(stack, key)["status"] == "consumed"
@@ -424,20 +426,55 @@ def test_what_cannot_be_put_on_the_queue_is_asked_for_again(
     assert {receipt["id"] for receipt in receipts.waiting()} == set(keys)
 
 
-def test_no_question_is_under_way_when_the_function_returns(
+def test_what_sqs_refuses_is_asked_for_again(
     receipts: ReceiptsStack, stack: Stack, clock: SimulatedClock
 ) -> None:
+    keys = several(stack, 3)
+    clock.advance(6 * MINUTE)
+    queue: Any = receipts.poller._polling.receipts
+    refusing = True
+
+    def put_all(found: list[Json]) -> set[int]:
+        refused = [n for n, event in enumerate(found) if refusing and event["id"] == keys[1]]
+        # One event of several is enough.
+        taken = [event for number, event in enumerate(found) if number not in refused[:1]]
+        assert queue.put_all(taken) == set()
+        return set(refused[:1])
+
+    double = SimpleNamespace(put_all=put_all)
+    object.__setattr__(receipts.poller._polling, "receipts", double)
+
+    assert receipts.poll() == 2
+    late = [(due_in(stack, key, clock) or 0) < 0 for key in keys]
+    assert late == [False, True, False]
+    assert {receipt["id"] for receipt in receipts.waiting()} == set(keys)
+
+    refusing = False
+    assert receipts.poll() == 1
+    assert {receipt["id"] for receipt in receipts.waiting()} == {keys[1]}
+    assert (due_in(stack, keys[1], clock) or 0) > 0
+
+
+def test_no_question_is_under_way_when_the_function_returns(
+    receipts: ReceiptsStack,
+    stack: Stack,
+    clock: SimulatedClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(notifier.polling, "KEPT_TOGETHER", 1)
     keys = several(stack, 2)
     clock.advance(6 * MINUTE)
     raised = threading.Event()
 
-    def put(found: list[Json]) -> None:
+    def put_all(found: list[Json]) -> set[int]:
         if found[0]["id"] == keys[0]:
             raised.set()
             raise ValueError("the queue does not answer")
         assert raised.wait(5)
+        return set()
 
-    object.__setattr__(receipts.poller._polling, "receipts", SimpleNamespace(put=put))
+    double = SimpleNamespace(put_all=put_all)
+    object.__setattr__(receipts.poller._polling, "receipts", double)
 
     with pytest.raises(ValueError, match="does not answer"):
         receipts.poll()
@@ -483,3 +520,23 @@ def test_the_function_as_lambda_calls_it(
     assert answer == {"asked": 2}
     (line,) = [line for line in capsys.readouterr().out.splitlines() if '"_aws"' in line]
     assert json.loads(line)["receipts_polled"] == [2.0]
+    (late,) = json.loads(line)["receipts_late"]
+    assert 60 <= late < 70  # five minutes after the send they were due
+
+
+def test_how_late_it_is_is_measured_only_where_there_is_a_bot_to_ask(
+    receipts: ReceiptsStack, stack: Stack, clock: SimulatedClock
+) -> None:
+    polling = receipts.poller._polling
+    assert polling.poll(clock.now() + 60).late_seconds == 0
+
+    several(stack, 1)
+    clock.advance(20 * MINUTE)
+    several(stack, 1)
+    clock.advance(7 * MINUTE)
+    late = polling.poll(clock.now() + 60).late_seconds
+    assert late == pytest.approx(22 * MINUTE, abs=10)
+
+    put_bots(stack, default={"receipts": "webhook"})
+    clock.advance(6 * MINUTE)
+    assert polling.poll(clock.now() + 60).late_seconds is None

@@ -105,15 +105,15 @@ def test_a_busy_process_is_held_to_its_share() -> None:
             used = processor_seconds(busy.pid) - used_before
             return used > 0.1 and used / (monotonic() - begun) <= 1.05 * SHARE
 
-        wait_until(held, 60, "the quota")
+        wait_until(held, "the quota")
 
 
 @needs_processor_clocks
 def test_a_process_goes_on_when_its_quota_ends() -> None:
     with quota(0.01) as (busy, pids):
-        wait_until(lambda: state(busy) == "T", 60, "the process to be stopped")
+        wait_until(lambda: state(busy) == "T", "the process to be stopped")
 
         pids.close()
 
         used = processor_seconds(busy.pid)
-        wait_until(lambda: processor_seconds(busy.pid) > used + 0.1, 60, "the process to go on")
+        wait_until(lambda: processor_seconds(busy.pid) > used + 0.1, "the process to go on")

@@ -327,7 +327,7 @@ def test_rejected(stack: Stack) -> None:
 
 def test_retries_exhausted(stack: Stack) -> None:
     stack.aws.overrides["max_attempts"] = 3
-    stack.blip.add_fault(path="messages", status=503)
+    stack.blip.add_fault(path="messages", status=400, code=51)
     body = request()
     stack.publish(body)
     records = stack.receive()
@@ -340,7 +340,7 @@ def test_retries_exhausted(stack: Stack) -> None:
 
     letter = the_letter(stack, json.dumps(body), "retries_exhausted")
     assert letter["failure"]["attempts"] == 3
-    assert letter["failure"]["code"] == 503
+    assert letter["failure"]["code"] == 51
     assert_ended(stack, body, "failed")
 
 
@@ -439,7 +439,8 @@ def test_twenty_requests_for_one_number_in_several_sandboxes_are_one_look_up(
 
 
 def test_a_claim_that_is_lost_during_the_look_up_sends_nothing(stack: Stack) -> None:
-    stack.blip.add_fault(path="lookups", latency_seconds=0.4)
+    # Long enough for the claim to be lost meanwhile.
+    stack.blip.add_fault(path="lookups", latency_seconds=2)
     body = request()
     stack.publish(body)
     records = stack.receive()
@@ -468,7 +469,8 @@ def test_ten_new_recipients_are_looked_up_side_by_side_and_written_to_side_by_si
     stack: Stack,
 ) -> None:
     set_plan(stack, messages_per_second=1000, commands_per_second=1000)
-    stack.blip.configure(latency_seconds=0.3)
+    # Long enough for all ten to begin, however busy the machine is.
+    stack.blip.configure(latency_seconds=2)
 
     assert stack.deliver(*[request(to=phone(number)) for number in range(10)]) == []
 
@@ -535,20 +537,20 @@ def test_what_a_batch_of_ten_new_recipients_costs(stack: Stack) -> None:
 
 
 def test_a_look_up_that_hangs_delays_nobody(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sending, "CALL_SECONDS", 2)
+    monkeypatch.setattr(sending, "CALL_SECONDS", 5)
     know(stack, *map(phone, range(4)))
     stack.blip.add_fault(path="lookups", to=PHONE, hang=True)
     stuck = request()
-    started = time.time()
 
     waiting = stack.deliver("not JSON", stuck, *[request(to=phone(n)) for n in range(5)])
 
-    ended = time.time()
     assert waiting == [json.dumps(stuck)]
-    assert ended - started >= 2
+    (hanging,) = (each for each in stack.blip.requests if each.status == 0)
+    assert hanging.ended is not None
     sends = [sent for sent in stack.blip.requests if sent.path == "/messages"]
     assert len(sends) == 5
-    assert all(sent.ended is not None and sent.ended - started < 1.5 for sent in sends)
+    # All were sent while the look-up hung.
+    assert all(sent.ended is not None and sent.ended < hanging.ended for sent in sends)
     assert Counter(statuses(stack).values()) == {"sent": 5, "retrying": 1}
     assert len(stack.aws.dead_letters()) == 1
 
@@ -596,8 +598,9 @@ def test_a_crash_in_one_thread_hurts_one_record(
     assert 30 <= seconds <= 60
     harmed = json.loads(waiting)["id"]
     found = statuses(stack)
-    # The claim still holds: its lease ends by itself, and says then what was going on.
-    assert found.pop(harmed) == ("claimed" if step == "start_sending" else "sending")
+    # What was surely not sent is given back. Else the claim holds: its lease ends by itself, and
+    # says then what was going on.
+    assert found.pop(harmed) == ("retrying" if step == "start_sending" else "sending")
     assert set(found.values()) == {"sent"}
     assert len(stack.blip.inbox()) == (4 if step == "start_sending" else 5)
     assert "delivery crashed" in log.getvalue()

@@ -1,6 +1,7 @@
 """The operator's commands on tables and secret, over moto and the simulator."""
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ import boto3
 import pytest
 
 from functions.upkeep import UpkeepError, check_bot, pause, publish, restore_ledger, resume
+from notifier.aws.pacing import DynamoDbPacing
+from notifier.aws.table import Table
+from notifier.bots import Bot as KnownBot
 from tests.integration.conftest import Aws, Stack, a_request
 from tests.local.blip import Bot, Simulator
 
@@ -28,6 +32,7 @@ class Deployed:
             "IdentitiesTable": "identities",
             "BotsSecret": self.aws.secret,
             "RequestsQueue": self.aws.requests_url,
+            "DeadLettersQueue": self.aws.dead_letters_url,
         }[logical_id]
 
 
@@ -74,7 +79,8 @@ def test_a_bot_that_does_not_exist_is_said_and_not_made(stack: Stack, command: A
 def test_a_bot_that_works(stack: Stack) -> None:
     findings = check_bot(Deployed(stack.aws), "default")
 
-    assert [finding.good for finding in findings] == [True, True, True]
+    assert [finding.good for finding in findings] == [True, True, True, True]
+    assert findings[1].detail == "90 % for messages and 90 % for commands"
     assert findings[-1].detail.endswith("templates are approved")
     assert stack.blip.statistics()["lookups"] == {}
     assert stack.blip.inbox() == []
@@ -97,10 +103,25 @@ def test_what_is_wrong_with_a_bot_is_told_apart(aws: Aws, blip: Simulator) -> No
     no_channel = findings(aws, {"key": channelless.key, "base_url": blip.url})
 
     entry, key, channel = "entry in the secret", "key and URL", "WhatsApp channel"
+    share = ("share of the plan", True)
     assert unfinished == [(entry, False), (key, None), (channel, None)]
-    assert wrong_key == [(entry, True), (key, False), (channel, False)]
-    assert wrong_url == [(entry, True), (key, False), (channel, False)]
-    assert no_channel == [(entry, True), (key, True), (channel, False)]
+    assert wrong_key == [(entry, True), share, (key, False), (channel, False)]
+    assert wrong_url == [(entry, True), share, (key, False), (channel, False)]
+    assert no_channel == [(entry, True), share, (key, True), (channel, False)]
+
+
+def test_share_of_the_plan_after_a_penalty_is_shown(stack: Stack) -> None:
+    table = Table(stack.aws.dynamodb, "identities")
+    DynamoDbPacing(table, time.time).shut(
+        KnownBot(name="default", key="Key Ym90OnNlY3JldA=="), "messages", time.time() + 120
+    )
+
+    found = check_bot(Deployed(stack.aws), "default")[1]
+
+    assert (
+        found.detail
+        == "72 % for messages and 90 % for commands, after a penalty; climbs back to 90 %"
+    )
 
 
 def test_a_restored_ledger_gives_back_what_is_lacking_and_overwrites_nothing(stack: Stack) -> None:

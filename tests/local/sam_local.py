@@ -8,11 +8,17 @@ It needs a container engine on Linux. `sam local` gives a function no variables 
 template, with the logical ids for names, and a network in which 127.0.0.1 is the container itself.
 So this hands it the deployed template with what the deployed functions were told, and lets the
 containers, and nobody else, reach the local AWS and the simulator while it runs.
+
+What is in the variable SAM_LOCAL_OPTIONS is handed to each `sam local` as further options:
+`--skip-pull-image` where the engine has the image but cannot pull it, `--docker-network host` where
+it has no network of its own.
 """
 
 import argparse
 import asyncio
 import json
+import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -144,9 +150,10 @@ async def _run(arguments: list[str], gateway: str, ports: tuple[int, ...]) -> in
         for port in ports
     ]
     command, *others = arguments
+    further = shlex.split(os.environ.get("SAM_LOCAL_OPTIONS", ""))
     sam = await asyncio.create_subprocess_exec(
         *(ROOT / ".venv-sam/bin/sam", "local", command, "--template", WRITTEN),
-        *("--add-host", f"{FROM_CONTAINERS}:{gateway}", *others),
+        *("--add-host", f"{FROM_CONTAINERS}:{gateway}", *further, *others),
     )
     try:
         return await sam.wait()

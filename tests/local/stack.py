@@ -51,18 +51,32 @@ class StackError(Exception):
     """The local stack cannot go on. The text tells a person why, and what to do."""
 
 
+# Longer than anything takes on a busy machine: only what fails takes so long.
+PATIENCE_SECONDS = 300.0
+
+
 def wait_until[T](
-    condition: Callable[[], T], seconds: float, what: str, *, every: float = 0.02
+    condition: Callable[[], T],
+    what: str,
+    *,
+    at_most: float = PATIENCE_SECONDS,
+    every: float = 0.02,
 ) -> T:
-    """Give the first true value of a condition.
+    """Return the first true value of a condition.
+
+    Args:
+        condition: asked again and again.
+        what: is waited for, in the message of the error.
+        at_most: how many seconds to wait.
+        every: how many seconds pass between two questions.
 
     Raises:
         TimeoutError: it did not become true in time.
     """
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + at_most
     while not (value := condition()):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {seconds:g} s for {what}")
+            raise TimeoutError(f"waited {at_most:g} s for {what}")
         time.sleep(every)
     return value
 
@@ -167,7 +181,7 @@ class Ministack:
                 start_new_session=True,
             )
         try:
-            wait_until(self._answers, 30, "the local AWS to start")
+            wait_until(self._answers, "the local AWS to start")
         except TimeoutError as error:
             self.__exit__(None, None, None)
             raise StackError(f"{error}; its log, {self.log}, ends with\n{tail(self.log)}") from None

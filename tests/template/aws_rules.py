@@ -523,7 +523,7 @@ def _or(all_: Json) -> None:
 
 def _eleven_metrics(all_: Json) -> None:
     queries = all_["FunctionErrorsAlarm"]["Properties"]["Metrics"]
-    queries += [queries[-1] | {"Id": f"more{n}"} for n in range(4)]
+    queries += [queries[-1] | {"Id": f"more{n}"} for n in range(10)]
 
 
 def _wide_dashboard(all_: Json) -> None:

@@ -17,9 +17,11 @@ ALARMS = [
     "OldestRequestAlarm",
     "WaitingRequestsAlarm",
     "StatusEventsAlarm",
+    "ReceiptsLateAlarm",
     "WebhookAlarm",
     "ReceiptsDeadLettersAlarm",
     "BotShutAlarm",
+    "PenaltiesAlarm",
     "CrashesAlarm",
     "BotMisconfiguredAlarm",
     "UnknownOutcomesAlarm",
@@ -29,7 +31,6 @@ ALARMS = [
     "ReceiveReceiptNewVersionErrorsAlarm",
     "RecordReceiptNewVersionErrorsAlarm",
     "PollReceiptsNewVersionErrorsAlarm",
-    "RedriveFailuresNewVersionErrorsAlarm",
     "GetNotificationNewVersionErrorsAlarm",
     "ForgetRecipientNewVersionErrorsAlarm",
 ]
@@ -155,6 +156,16 @@ def test_requests_that_wait_are_noticed_for_as_long_as_they_do(template: Templat
     )
     assert alarm["DatapointsToAlarm"] == 1
     assert alarm["EvaluationPeriods"] * alarm["Period"] >= LONGEST_PATIENCE_SECONDS
+
+
+def test_receipts_that_are_asked_for_too_late_are_noticed(template: Template) -> None:
+    alarm = template.properties("ReceiptsLateAlarm")
+
+    assert (alarm["Namespace"], alarm["MetricName"]) == (telemetry.NAMESPACE, "receipts_late")
+    assert alarm["Dimensions"] == [{"Name": "service", "Value": telemetry.SERVICE}]
+    assert (alarm["Statistic"], alarm["Threshold"]) == ("Maximum", 900)
+    dashboard = template.properties("Dashboard")["DashboardBody"]["Fn::Sub"]
+    assert '"receipts_late"' in dashboard
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,18 @@ RUNBOOK = (ROOT / "functions/README.md").read_text(encoding="utf-8")
 CONTRACT = (ROOT / "events/README.md").read_text(encoding="utf-8")
 SOURCES = [path.read_text(encoding="utf-8") for path in (ROOT / "layers/notifier").rglob("*.py")]
 # Calls that count or measure, with the name in the call.
-COUNTED = re.compile(r"""\b(?:count|took|count_by)\(\s*\[?"([a-z_]+)\"""")
+COUNTED = re.compile(r"""\b(?:count|took|age|count_by|add_metric)\(\s*\[?"([a-z_]+)\"""")
 
 
 def metrics() -> set[str]:
     written_out = {name for source in SOURCES for name in COUNTED.findall(source)}
-    assert {"look_up", "sent_to_received", "webhook_receipt", "receipts_polled"} <= written_out
+    assert {
+        "look_up",
+        "sent_to_received",
+        "webhook_receipt",
+        "receipts_polled",
+        "receipts_late",
+    } <= written_out
     return written_out | {*map(str, Outcome), *map(str, Effect)}
 
 

@@ -53,19 +53,9 @@ ROLES = {
         "ReceiptsQueue": {"sqs:SendMessage"},
         "LedgerTable": {"dynamodb:UpdateItem"},
         POLLS: {"dynamodb:Query"},
-        "IdentitiesTable": {"dynamodb:UpdateItem"},
+        "IdentitiesTable": {"dynamodb:GetItem", "dynamodb:UpdateItem"},
         "BotsSecret": {"secretsmanager:GetSecretValue"},
         "PollReceiptsLogs": {"logs:CreateLogStream", "logs:PutLogEvents"},
-    },
-    "RedriveFailuresRole": {
-        "DeadLettersQueue": {
-            "sqs:ReceiveMessage",
-            "sqs:DeleteMessage",
-            "sqs:GetQueueAttributes",
-            "sqs:ChangeMessageVisibility",
-        },
-        "RequestsQueue": {"sqs:SendMessage"},
-        "RedriveFailuresLogs": {"logs:CreateLogStream", "logs:PutLogEvents"},
     },
     "GetNotificationRole": {
         "LedgerTable": {"dynamodb:GetItem", "dynamodb:UpdateItem"},

@@ -1,20 +1,24 @@
 """The operator's commands: what they ask of SAM CLI, and what a person reads."""
 
 import json
+import logging
 import os
 import re
 import stat
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from functions import __main__ as commands
+from functions import upkeep
+from notifier.redrive import ListOrder, RedriveOrder
 from tests.local import stack as local
 
 # A SAM CLI that notes what it is asked, and answers what the test has written down.
@@ -64,6 +68,29 @@ def sam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sam:
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     return Sam(tmp_path)
+
+
+@dataclass
+class Letters:
+    """Stands in for the redrive: notes what it is asked, and answers what the test has set."""
+
+    answer: dict[str, Any] = field(default_factory=dict)
+    orders: list[ListOrder] = field(default_factory=list)
+    progress: list[tuple[int, int]] = field(default_factory=list)
+
+    def redrive(self, stack: Any, order: ListOrder, progress: Callable[[int, int], None]) -> Any:
+        assert stack.name == "blip-notifier"
+        self.orders.append(order)
+        for numbers in self.progress:
+            progress(*numbers)
+        return SimpleNamespace(as_json=lambda: self.answer)
+
+
+@pytest.fixture
+def letters(monkeypatch: pytest.MonkeyPatch) -> Letters:
+    letters = Letters(answer())
+    monkeypatch.setattr(upkeep, "redrive", letters.redrive)
+    return letters
 
 
 type Run = Callable[..., tuple[int, str]]
@@ -119,13 +146,13 @@ def test_without_a_stack_no_account_can_be_reached(
     monkeypatch.setenv("AWS_PROFILE", "production")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a real one")
-    sam.answers_with(answer())
+    sam.answers_with({"statusCode": 200, "body": "{}"})
 
-    assert run("failures", "--port-base", "4600")[0] == 0
+    assert run("notification", "order-1", "--json", "--port-base", "4600")[0] == 0
 
     (call,) = sam.calls
     assert call["arguments"] == [
-        *("remote", "invoke", "RedriveFailuresFunction"),
+        *("remote", "invoke", "GetNotificationFunction"),
         *("--stack-name", "blip-notifier", "--region", "us-east-1"),
         *("--event-file", "-", "--output", "json", "--parameter", "Qualifier=live"),
     ]
@@ -146,9 +173,19 @@ def test_a_deployed_stack_is_reached_as_sam_reaches_it(
     config = tmp_path / "config"
     config.write_text("[profile on-call]\nregion = sa-east-1\n")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
-    sam.answers_with(answer())
+    sam.answers_with({"statusCode": 200, "body": "{}"})
 
-    run("failures", "--stack", "blip-notifier-dev", "--profile", "on-call", "--region", "sa-east-1")
+    run(
+        "notification",
+        "order-1",
+        "--json",
+        "--stack",
+        "blip-notifier-dev",
+        "--profile",
+        "on-call",
+        "--region",
+        "sa-east-1",
+    )
 
     (call,) = sam.calls
     assert call["arguments"][3:9] == [
@@ -162,26 +199,26 @@ def test_what_goes_wrong_is_said_in_a_sentence(sam: Sam, run: Run) -> None:
     sam.says("", "Reading event from stdin\nError: Stack 'x' does not exist", 1)
     sam.says("", 'Error: Could not connect to the endpoint URL: "http://127.0.0.1:4566/"', 1)
     sam.answers_with({"errorType": "Timeout", "errorMessage": "50 s"}, FunctionError="Unhandled")
-    sam.answers_with({"error": "limit: must be 1 or more"})
+    sam.answers_with({"error": "to: no number"})
 
-    assert [run("failures") for _ in range(4)] == [
-        (1, "error: RedriveFailuresFunction cannot be invoked: Stack 'x' does not exist "),
+    assert [run("notification", "order-1", "--json") for _ in range(4)] == [
+        (1, "error: GetNotificationFunction cannot be invoked: Stack 'x' does not exist "),
         (
             1,
-            "error: RedriveFailuresFunction cannot be invoked: Could not connect to the endpoint"
+            "error: GetNotificationFunction cannot be invoked: Could not connect to the endpoint"
             ' URL: "http://127.0.0.1:4566/": start it with `make run`, or name one with --stack ',
         ),
-        (1, "error: RedriveFailuresFunction failed: Timeout: 50 s "),
-        (1, "error: limit: must be 1 or more "),
+        (1, "error: GetNotificationFunction failed: Timeout: 50 s "),
+        (1, "error: to: no number "),
     ]
 
 
 # --- failures -------------------------------------------------------------------------------------
 
 
-def test_failures_are_shown_by_reason_bot_and_template(sam: Sam, run: Run) -> None:
-    sam.answers_with(
-        answer(group(), group(reason="malformed", bot=None, template=None, count=1), hidden=7)
+def test_failures_are_shown_by_reason_bot_and_template(letters: Letters, run: Run) -> None:
+    letters.answer = answer(
+        group(), group(reason="malformed", bot=None, template=None, count=1), hidden=7
     )
 
     code, text = run("failures")
@@ -190,13 +227,12 @@ def test_failures_are_shown_by_reason_bot_and_template(sam: Sam, run: Run) -> No
     assert "reason bot template count oldest newest" in text
     assert "undelivered default order_shipped 3 3d ago 5m ago" in text
     assert "malformed - - 1" in text
-    assert "4 of 4 dead letters; about 7 more are being looked at by somebody else" in text
-    assert sam.events == [{"action": "list", "each": False}]
+    assert "4 of 4 dead letters; about 7 more were being looked at by somebody else" in text
+    assert letters.orders == [ListOrder()]
 
 
-def test_no_failures_are_no_table(sam: Sam, run: Run) -> None:
-    sam.answers_with(answer())
-
+@pytest.mark.usefixtures("letters")
+def test_no_failures_are_no_table(run: Run) -> None:
     assert run("failures") == (0, "0 of 0 dead letters ")
 
 
@@ -215,8 +251,8 @@ LETTER = {
 }
 
 
-def test_each_letter_is_shown_if_asked_for(sam: Sam, run: Run) -> None:
-    sam.answers_with(answer(group(), letters=[LETTER, LETTER], not_told=4))
+def test_each_letter_is_shown_if_asked_for(letters: Letters, run: Run) -> None:
+    letters.answer = answer(group(), letters=[LETTER, LETTER])
 
     _, text = run("failures", "--each")
 
@@ -225,13 +261,12 @@ def test_each_letter_is_shown_if_asked_for(sam: Sam, run: Run) -> None:
         " 2026-11-24T19:24:02Z 2 1"
     )
     assert text.count(row) == 2
-    assert "and 4 more: choose fewer to see them" in text
-    assert sam.events == [{"action": "list", "each": True}]
+    assert letters.orders == [ListOrder(each=True)]
 
 
-def test_the_answer_can_be_had_as_json(sam: Sam, run: Run) -> None:
+def test_the_answer_can_be_had_as_json(letters: Letters, run: Run) -> None:
     found = answer(group())
-    sam.answers_with(found)
+    letters.answer = found
 
     code, text = run("failures", "--json")
 
@@ -240,7 +275,7 @@ def test_the_answer_can_be_had_as_json(sam: Sam, run: Run) -> None:
 
 FILTERS = ["--reason", "undelivered", "rejected", "--bot", "clinic", "--template", "other"]
 FILTERS += ["--id", "a", "--id", "b", "c", "--older-than", "90m", "--newer-than", "2d"]
-FILTERED = {
+FILTERED: dict[str, Any] = {
     "reasons": ["undelivered", "rejected"],
     "bot": "clinic",
     "template": "other",
@@ -251,17 +286,11 @@ FILTERED = {
 }
 
 
-def test_filters_go_to_the_function(sam: Sam, run: Run) -> None:
-    sam.answers_with(answer())
-    sam.answers_with(answer())
-
+def test_filters_choose_letters(letters: Letters, run: Run) -> None:
     run("failures", *FILTERS)
     run("redrive", *FILTERS)
 
-    assert sam.events == [
-        {"action": "list"} | FILTERED,
-        {"action": "redrive", "dry_run": True, "force": False} | FILTERED,
-    ]
+    assert letters.orders == [ListOrder(**FILTERED), RedriveOrder(**FILTERED)]
 
 
 @pytest.mark.parametrize("age", ["2", "h", "-1h", "1.5h", "2w", "1h30m", ""])
@@ -277,9 +306,9 @@ def test_an_age_that_is_none_is_refused(
 # --- redrive --------------------------------------------------------------------------------------
 
 
-def test_a_dry_run_says_that_it_is_one(sam: Sam, run: Run) -> None:
+def test_a_dry_run_says_that_it_is_one(letters: Letters, run: Run) -> None:
     refused = group("refused", reason="expired", count=2, why="it has expired")
-    sam.answers_with(answer(group("would_go"), refused))
+    letters.answer = answer(group("would_go"), refused)
 
     code, text = run("redrive")
 
@@ -290,9 +319,9 @@ def test_a_dry_run_says_that_it_is_one(sam: Sam, run: Run) -> None:
     assert "Nothing was put back: this was a dry run. --execute puts them back." in text
 
 
-def test_what_was_put_back_is_shown(sam: Sam, run: Run) -> None:
+def test_what_was_put_back_is_shown(letters: Letters, run: Run) -> None:
     letter = LETTER | {"fate": "redriven"}
-    sam.answers_with(answer(group("redriven"), letters=[letter], not_told=0))
+    letters.answer = answer(group("redriven"), letters=[letter])
 
     code, text = run("redrive", "--execute", "--force", "--each")
 
@@ -301,32 +330,63 @@ def test_what_was_put_back_is_shown(sam: Sam, run: Run) -> None:
     assert "put back order-1 default" in text
     assert "put back: 3 of 3 dead letters" in text
     assert "dry run" not in text
-    assert sam.events == [{"action": "redrive", "dry_run": False, "force": True, "each": True}]
+    assert letters.orders == [RedriveOrder(dry_run=False, force=True, each=True)]
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json"]])
 def test_what_sqs_did_not_take_is_a_failure_of_the_command(
-    sam: Sam, run: Run, arguments: list[str]
+    letters: Letters, run: Run, arguments: list[str]
 ) -> None:
-    sam.answers_with(answer(group("redriven"), group("not_taken", count=1)))
+    letters.answer = answer(group("redriven"), group("not_taken", count=1))
 
     assert run("redrive", "--execute", *arguments)[0] == 1
 
 
-def test_the_function_is_invoked_until_it_has_seen_everything(sam: Sam, run: Run) -> None:
-    refused = group("refused", reason="expired", count=2, why="it has expired")
-    first, last = ago(days=9), ago(minutes=3)
-    sam.answers_with(answer(group("redriven", oldest=first), refused, more=True, hidden=1))
-    sam.answers_with(answer(group("redriven", count=4), group("not_taken", count=1), more=True))
-    sam.answers_with(answer(group("redriven", count=1, newest=last), refused))
+def test_a_limit_is_kept(letters: Letters, run: Run) -> None:
+    run("redrive", "--limit", "20")
 
-    _, text = run("redrive", "--execute", "--limit", "20")
+    assert letters.orders == [RedriveOrder(limit=20)]
 
-    assert [event["limit"] for event in sam.events] == [20, 17, 12]
-    # What fails meanwhile is not put back again and again.
-    youngest = [event.get("minimum_age_seconds") for event in sam.events]
-    assert youngest[0] is None
-    assert 1 <= youngest[1] <= youngest[2]
-    assert "put back undelivered default order_shipped 8 9d ago 3m ago" in text
-    assert "refused expired default order_shipped 4" in text
-    assert "put back: 8 of 13 dead letters; about 1 more" in text
+
+@pytest.mark.parametrize("arguments", [["--limit", "0"], ["--limit", "2.5"], ["--reason", "old"]])
+def test_an_order_that_cannot_be_understood_is_refused(
+    letters: Letters, run: Run, arguments: list[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run("redrive", "--execute", *arguments)
+
+    assert letters.orders == []
+
+
+def test_a_long_run_tells_how_far_it_is_beside_the_answer(
+    letters: Letters, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    letters.progress = [(1000, 2000), (2000, 2000)]
+    commands.main(["failures", "--json"])
+
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == letters.answer
+    assert captured.err == "\r1000 of about 2000 looked at\r2000 of about 2000 looked at\n"
+    letters.progress = [(10, 20)]
+    assert "looked at" not in run("failures")[1]
+
+
+def test_more_than_one_run_can_look_at_is_said(letters: Letters, run: Run) -> None:
+    letters.answer = answer(group(), more=True)
+
+    assert "there are more than can be looked at in one run" in run("failures")[1]
+
+
+def test_what_aws_refuses_is_said_in_a_line(run: Run) -> None:
+    facts = {"error": "ClientError", "operation": "SendMessageBatch", "code": "AccessDenied"}
+
+    def refused(*_: object) -> Any:
+        logging.getLogger("notifier.aws.queues").error("letters not put back", extra=facts)
+        return SimpleNamespace(as_json=lambda: answer(group("not_taken")))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(upkeep, "redrive", refused)
+        code, text = run("redrive", "--execute")
+
+    assert code == 1
+    assert "letters not put back: ClientError SendMessageBatch AccessDenied" in text

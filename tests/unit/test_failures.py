@@ -3,9 +3,10 @@
 import json
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 
 from notifier.failures import Failure, Reason, Rejected, Throttled, Transient, crash_facts
 
@@ -45,3 +46,21 @@ def test_every_failure_has_its_sentence_and_its_code(fail: Callable[[], Failure]
     failure = fail()
 
     assert (str(failure), failure.detail, failure.code) == ("slowly", "slowly", 34)
+
+
+def network_errors() -> list[BotoCoreError]:
+    """One of each of botocore's errors that the network, and not AWS, is to blame for."""
+    needed: dict[str, Any] = {"endpoint_url": "https://a.invalid", "error": "e", "proxy_url": "p"}
+    kinds: list[Any] = [HTTPClientError, *subclasses(HTTPClientError)]
+    return [kind(**needed) for kind in kinds]
+
+
+def subclasses(kind: type[BotoCoreError]) -> list[type[BotoCoreError]]:
+    children: list[type[BotoCoreError]] = kind.__subclasses__()
+    return [each for child in children for each in (child, *subclasses(child))]
+
+
+@pytest.mark.parametrize("error", network_errors(), ids=lambda error: type(error).__name__)
+def test_every_network_error_of_botocore_can_be_logged(error: Exception) -> None:
+    """Those that HTTPClientError is the base of have a `response` that is None."""
+    assert crash_facts(error)["error"] == type(error).__name__

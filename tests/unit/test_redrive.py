@@ -4,15 +4,17 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import count
 from typing import Any
 
 import pytest
 
 from notifier import redrive
 from notifier.failures import Reason
-from notifier.redrive import OrderError, Redrive, RedriveOrder, read_order
-from tests.fakes import FakeDeadLetters, World, a_request
+from notifier.redrive import ListOrder, Redrive, RedriveOrder
+from tests.fakes import OneAfterTheOther, World, a_request
 
 HOUR, DAY = 3600, 86_400
 PHONE = "+5531999998888"
@@ -54,11 +56,14 @@ def put(
     return body
 
 
-def run(world: World, action: str = "redrive", *, seconds: float = 50, **order: Any) -> Any:
+def use_case(world: World, progress: Callable[[int, int], None] = lambda *_: None) -> Redrive:
+    return Redrive(world.dead_letters, world.requests, world.clock, OneAfterTheOther(), progress)
+
+
+def run(world: World, action: str = "redrive", **order: Any) -> Any:
     """Do what an operator asks for; the answer."""
-    use_case = Redrive(world.dead_letters, world.requests, world.clock)
-    report = use_case.run(read_order({"action": action} | order), world.clock.now() + seconds)
-    return report.as_json()
+    kind = {"list": ListOrder, "redrive": RedriveOrder}[action]
+    return use_case(world).run(kind(**order)).as_json()
 
 
 def execute(world: World, **order: Any) -> Any:
@@ -73,49 +78,6 @@ def visible(world: World) -> int:
     kept = len(world.dead_letters.receive(0))
     assert kept < 10
     return kept
-
-
-# --- The order ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("event", "sentence"),
-    [
-        ([], "the event: must be a valid dictionary"),
-        ({}, "action: must be list or redrive"),
-        ({"action": "purge"}, "action: must be list or redrive"),
-        ({"action": "list", "dry_run": True}, "dry_run: unknown field"),
-        ({"action": "redrive", "reason": "expired"}, "reason: unknown field"),
-        ({"action": "redrive", "dry_run": "no"}, "dry_run: must be a valid boolean"),
-        ({"action": "redrive", "force": 1}, "force: must be a valid boolean"),
-        ({"action": "redrive", "limit": 0}, "limit: must be greater than or equal to 1"),
-        ({"action": "redrive", "limit": "3"}, "limit: must be a valid integer"),
-        ({"action": "redrive", "limit": True}, "limit: must be a valid integer"),
-        ({"action": "list", "reasons": []}, "reasons: List should have at least 1 item"),
-        ({"action": "list", "reasons": ["expired", "old"]}, "reasons[1]: must be one of malformed"),
-        ({"action": "list", "ids": "order-1"}, "ids: must be a valid list"),
-        ({"action": "list", "bot": 1}, "bot: must be a valid string"),
-        ({"action": "list", "minimum_age_seconds": -1}, "minimum_age_seconds: must be greater"),
-        ({"action": "list", "maximum_age_seconds": 0.5}, "maximum_age_seconds: must be a valid"),
-        ({"action": "list", "each": None}, "each: must be a valid boolean"),
-    ],
-)
-def test_an_order_that_cannot_be_understood_is_refused_by_its_field(
-    event: object, sentence: str
-) -> None:
-    with pytest.raises(OrderError) as refused:
-        read_order(event)
-
-    assert str(refused.value).startswith(sentence)
-
-
-def test_a_redrive_is_a_dry_run_of_everything_unless_told_otherwise() -> None:
-    order = read_order({"action": "redrive"})
-
-    assert isinstance(order, RedriveOrder)
-    assert (order.dry_run, order.force, order.limit, order.each) == (True, False, None, False)
-    assert set(order.reasons) == {*Reason, "receives_exhausted"}
-    assert (order.bot, order.template, order.ids) == (None, None, None)
 
 
 # --- list -----------------------------------------------------------------------------------------
@@ -182,17 +144,16 @@ def test_each_letter_is_told_if_asked_for_and_not_its_body(world: World) -> None
     }
 
 
-def test_an_answer_is_never_too_long_for_lambda(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(redrive, "MOST_LETTERS_TOLD", 12)
-    for _ in range(15):
-        put(world)
+def test_letters_are_told_in_the_order_in_which_they_failed(world: World) -> None:
+    for number in range(12):
+        put(world, id=f"order-{number:02}")
+        world.clock.advance(1)
+    kept = world.dead_letters._kept
+    world.dead_letters._kept = dict(reversed(kept.items()))
 
-    answer = run(world, "list", each=True)
+    letters = run(world, "list", each=True)["letters"]
 
-    assert (len(answer["letters"]), answer["not_told"]) == (12, 3)
-    assert answer["groups"][0]["count"] == 15
+    assert [letter["id"] for letter in letters] == [f"order-{number:02}" for number in range(12)]
 
 
 def test_what_somebody_else_is_looking_at_is_told(world: World) -> None:
@@ -404,19 +365,6 @@ def test_what_sqs_does_not_take_stays(world: World) -> None:
     assert visible(world) == 1
 
 
-def test_each_letter_that_goes_is_logged_by_its_name(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
-    body = put(world)
-
-    execute(world)
-
-    (line,) = [record.__dict__ for record in caplog.records if record.msg == "redriven"]
-    assert (line["notification_id"], line["bot"]) == (body["id"], "default")
-    assert (line["reason"], line["generation"]) == ("undelivered", 1)
-    assert line["key"]
-
-
 def test_what_fails_again_at_once_goes_round_only_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -437,44 +385,6 @@ def test_what_fails_again_at_once_goes_round_only_once(
 
     assert (answer["looked_at"], fates(answer)) == (15, {("redriven", "undelivered"): 15})
     assert run(world, "list")["looked_at"] == 15
-
-
-# --- Time -----------------------------------------------------------------------------------------
-
-
-def test_a_run_ends_in_time_and_the_next_ones_see_the_rest(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for _ in range(200):
-        put(world)
-    receive = world.dead_letters.receive
-
-    def slow(hidden_seconds: int) -> Any:
-        world.clock.advance(5)
-        return receive(hidden_seconds)
-
-    monkeypatch.setattr(world.dead_letters, "receive", slow)
-    answers = []
-    for _ in range(10):
-        began = world.clock.now()
-        answers.append(run(world, "list"))
-        assert world.clock.now() - began < 50
-        if not answers[-1]["more"]:
-            break
-
-    assert [answer["more"] for answer in answers] == [True, True, False]
-    assert sum(answer["looked_at"] for answer in answers) == 200
-    world.clock.advance(redrive.PUT_ASIDE_SECONDS)
-    assert world.dead_letters.hidden() == 0
-
-
-def test_without_any_time_nothing_is_touched(world: World) -> None:
-    put(world)
-
-    answer = run(world, seconds=5)
-
-    assert (answer["looked_at"], answer["more"]) == (0, True)
-    assert visible(world) == 1
 
 
 # --- Dying half way -------------------------------------------------------------------------------
@@ -532,11 +442,14 @@ def test_wherever_a_redrive_dies_each_letter_is_sent_once(point: int, after: boo
     expired = failed_for_good(world, 3, valid_until=valid_until(world, -1))
     world.bots |= {"unknown": world.bots["default"]}
     mortal = Mortal(point, after=after)
-    dying = Redrive(mortal.wrap(world.dead_letters), mortal.wrap(world.requests), world.clock)
-    order = read_order({"action": "redrive", "dry_run": False, "reasons": ["unknown_bot"]})
+    dying = replace(
+        use_case(world),
+        dead_letters=mortal.wrap(world.dead_letters),
+        requests=mortal.wrap(world.requests),
+    )
 
     with pytest.raises(Death):
-        dying.run(order, world.clock.now() + 50)
+        dying.run(RedriveOrder(dry_run=False, reasons=["unknown_bot"]))
     world.clock.advance(redrive.HIDDEN_SECONDS)
     again = run(world, dry_run=False, reasons=["unknown_bot"])
 
@@ -558,30 +471,129 @@ def test_the_points_above_are_all_there_are() -> None:
     failed_for_good(world, 12, bot="unknown")
     failed_for_good(world, 3, valid_until=valid_until(world, -1))
     mortal = Mortal(1000, after=False)
-    order = read_order({"action": "redrive", "dry_run": False, "reasons": ["unknown_bot"]})
-
-    Redrive(mortal.wrap(world.dead_letters), mortal.wrap(world.requests), world.clock).run(
-        order, world.clock.now() + 50
+    living = replace(
+        use_case(world),
+        dead_letters=mortal.wrap(world.dead_letters),
+        requests=mortal.wrap(world.requests),
     )
 
-    assert mortal.calls == 9
+    living.run(RedriveOrder(dry_run=False, reasons=["unknown_bot"]))
+
+    # Each thread looks at least once, and gives something back or nothing.
+    assert mortal.calls == 7 + (redrive.SIDE_BY_SIDE - 1) + redrive.SIDE_BY_SIDE
 
 
-def test_an_accident_in_the_middle_gives_back_what_was_looked_at(
+# --- Time -----------------------------------------------------------------------------------------
+
+
+def slowly(world: World, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let every answer of the queue take so long."""
+    receive = world.dead_letters.receive
+
+    def slow(hidden_seconds: int) -> Any:
+        world.clock.advance(seconds)
+        return receive(hidden_seconds)
+
+    monkeypatch.setattr(world.dead_letters, "receive", slow)
+
+
+def test_a_run_sees_each_letter_once_however_long_it_takes(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for _ in range(15):
-        put(world, Reason.EXPIRED)
-    receive = FakeDeadLetters.receive
+    for _ in range(400):
+        put(world)
+    slowly(world, monkeypatch, 60)
 
-    def once(self: FakeDeadLetters, hidden_seconds: int) -> Any:
-        if self.hidden():
-            raise ConnectionError
-        return receive(self, hidden_seconds)
+    assert run(world, "list")["looked_at"] == 400
+
+    assert world.clock.now() - 1_800_000_000 > 2 * redrive.HIDDEN_SECONDS
+    assert {kept.receives for kept in world.dead_letters._kept.values()} == {1}
+    assert world.dead_letters.depth() == (400, 0)
+
+
+def test_a_run_is_over_when_it_has_looked_at_what_there_was(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What SQS moves there meanwhile seems to be as old as its request."""
+    for _ in range(30):
+        put(world, None)
+    receive = world.dead_letters.receive
+
+    calls = count()
+
+    def more(hidden_seconds: int) -> Any:
+        for _ in range(10 if next(calls) < 200 else 0):
+            put(world, None)
+        kept = world.dead_letters._kept
+        for letter_id, letter in kept.items():
+            kept[letter_id] = letter if letter.receives else replace(letter, at=1_800_000_000.0)
+        return receive(hidden_seconds)
+
+    monkeypatch.setattr(world.dead_letters, "receive", more)
+
+    assert 30 <= run(world, "list")["looked_at"] <= 30 + 10 * redrive.SIDE_BY_SIDE
+
+
+def test_a_run_that_was_killed_gives_its_letters_back_by_itself(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(30):
+        put(world)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(FakeDeadLetters, "receive", once)
-        with pytest.raises(ConnectionError):
-            run(world, "list")
+        patched.setattr(world.dead_letters, "hide", die)
+        patched.setattr(world.requests, "redrive", die)
+        with pytest.raises(KeyboardInterrupt):
+            execute(world)
 
-    assert world.dead_letters.hidden() == 0
+    world.clock.advance(redrive.HIDDEN_SECONDS)
+    assert run(world, "list")["looked_at"] == 30
+
+
+def test_an_error_ends_the_run_and_gives_the_letters_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(30):
+        put(world)
+    receive, answers = world.dead_letters.receive, iter([True, True])
+
+    def fail(hidden_seconds: int) -> Any:
+        if next(answers, False):
+            return receive(hidden_seconds)
+        raise ValueError("the queue does not answer")
+
+    monkeypatch.setattr(world.dead_letters, "receive", fail)
+    with pytest.raises(ValueError, match="does not answer"):
+        run(world, "list")
+
+    assert world.dead_letters.depth() == (30, 0)
+
+
+def test_no_more_is_held_than_sqs_hides_at_a_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redrive, "MOST_HELD", 50)
+    for _ in range(600):
+        put(world)
+
+    answer = run(world, "list")
+
+    assert answer["more"]
+    assert 50 < answer["looked_at"] < 600
+    assert world.dead_letters.depth() == (600, 0)
+    # What is put back is held no more.
+    answer = execute(world)
+    assert (answer["more"], len(world.requests.redriven)) == (False, 600)
+
+
+def test_progress_is_told(world: World) -> None:
+    for _ in range(25):
+        put(world)
+    told: list[tuple[int, int]] = []
+
+    use_case(world, lambda *numbers: told.append(numbers)).run(ListOrder())
+
+    assert told[:3] == [(10, 25), (20, 25), (25, 25)]

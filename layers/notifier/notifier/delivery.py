@@ -80,9 +80,11 @@ LONGEST_PATIENCE_SECONDS = 3600.0
 # SQS gives nothing while 120,000 requests are in flight, and then those of a bot that is still
 # would keep every other bot's waiting. From CROWDED on they are hidden for short times only; from
 # FULL on a batch that can do nothing else holds still, so that no more are taken.
-CROWDED = 60_000
-FULL = 100_000
+CROWDED = 80_000
+FULL = 110_000
 CROWDED_SECONDS = (20.0, 30.0)
+# What waits for the end of a penalty does not come back all at once.
+BACK_PER_SECOND = 200
 HOLD_STILL_SECONDS = 3.0
 # For how long a bot that has worked may be missing from the secret before it is an unknown bot.
 MISSING_SECONDS = 900.0
@@ -345,19 +347,23 @@ class Delivery:
         if not any(verdict.bot_still for verdict in verdicts):
             return verdicts
         in_flight = self._in_flight()
-        if in_flight < CROWDED:
-            return verdicts
         if in_flight >= FULL and all(verdict.bot_still for verdict in verdicts):
             self._clock.sleep(min(HOLD_STILL_SECONDS, deadline - self._clock.now() - 1))
         return [
-            replace(
-                verdict,
-                come_back_in=min(verdict.come_back_in or 0, self._uniform(*CROWDED_SECONDS)),
-            )
+            replace(verdict, come_back_in=self._still_for(verdict, in_flight))
             if verdict.bot_still
             else verdict
             for verdict in verdicts
         ]
+
+    def _still_for(self, verdict: Verdict, in_flight: int) -> float:
+        """Return how long a request whose bot is still is hidden."""
+        asked = verdict.come_back_in or 0.0
+        if in_flight >= CROWDED:
+            return min(asked, self._uniform(*CROWDED_SECONDS))
+        if verdict.outcome in {Outcome.IN_PENALTY, Outcome.THROTTLED}:
+            return asked + self._uniform(0, in_flight / BACK_PER_SECOND)
+        return asked
 
     def _less_and_less_often(self, verdict: Verdict) -> Verdict:
         """Make a wait long enough for its request's age: SQS shows none more than 1,000 times."""

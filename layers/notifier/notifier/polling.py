@@ -20,10 +20,15 @@ from notifier.turn import LONGEST_PENALTY_SECONDS, SLOT_HORIZON_SECONDS, Clock
 
 logger = logging.getLogger(__name__)
 
-# So many questions are under way together.
-AT_ONCE = 20
+# So many questions are under way together at most. BLiP answers within a quarter of a second, and
+# the writes after it take half as long: with half as many, a plan of 200 a second is not used.
+AT_ONCE = 100
+# No more slots are reserved at a time than the plan has in so long: look-ups wait behind them.
+ROUND_SECONDS = 1.0
+# So many answers are written by one thread, with as few calls to the queue as there can be.
+KEPT_TOGETHER = 10
 # So many are read at a time: whole rounds, so that the next page is read when this one was asked.
-PAGE = 50 * AT_ONCE
+PAGE = 10 * AT_ONCE
 KEPT_SECONDS = 3 * 86_400
 # The last question comes so long before BLiP forgets.
 LAST_QUESTION_SECONDS = 3600
@@ -65,9 +70,22 @@ class Blip(Protocol):
 
 
 class ReceiptsQueue(Protocol):
-    """Where receipts go, however they were learnt."""
+    """Where receipts go, however they were learnt. Gives the positions of those not taken."""
 
-    def put(self, envelopes: Sequence[dict[str, Any]]) -> None: ...
+    def put_all(self, envelopes: Sequence[dict[str, Any]]) -> set[int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Polled:
+    """What a run has done.
+
+    Attributes:
+        asked: the number of messages that BLiP answered for.
+        late_seconds: for how long the longest due question had been due; None without a bot to ask.
+    """
+
+    asked: int
+    late_seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,28 +101,30 @@ class Polling:
     threads: Executor
     penalty_seconds: int
 
-    def poll(self, deadline: float) -> int:
-        """Ask for every bot without a webhook, as long as there is time; give the number asked."""
+    def poll(self, deadline: float) -> Polled:
+        """Ask for every bot without a webhook, as long as there is time."""
         try:
             bots = self.secrets.bots()
         except BotsSecretError as error:
             logger.error("no bot can be asked", extra={"problem": str(error)})
-            return 0
+            return Polled(0, None)
         # Round and round, so that a bot with much to ask for does not keep the others waiting.
         waiting: deque[tuple[Bot, Iterator[tuple[Poll, ...]]]] = deque(
-            (bot, batched(self._due(bot.name), AT_ONCE, strict=False))
+            (bot, batched(self._due(bot.name), _at_once(bot), strict=False))
             for bot in bots.values()
             if isinstance(bot, Bot) and bot.receipts == "history"
         )
-        asked = 0
+        asked, late = 0, 0.0 if waiting else None
         while waiting and deadline - self.clock.now() > SLOT_HORIZON_SECONDS + ANSWER_SECONDS:
             bot, due = waiting.popleft()
             some = next(due, ())
+            if some and late is not None:
+                late = max(late, self.clock.now() - some[0].due_at)
             answered = self._round(bot, some, deadline) if some else 0
             asked += answered
             if some and answered == len(some):
                 waiting.append((bot, due))
-        return asked
+        return Polled(asked, late)
 
     def _due(self, bot: str) -> Iterator[Poll]:
         """Give what is due, page after page: what was asked about is not due any more."""
@@ -114,23 +134,30 @@ class Polling:
                 return
 
     def _round(self, bot: Bot, due: Sequence[Poll], deadline: float) -> int:
-        """Ask about a few messages side by side; give the number of those that BLiP answered."""
+        """Ask about some messages side by side; return the number of those that are done."""
         share = self.pacing.state(bot.name).share("commands", bot.share, self.clock.now())
         slots = self.pacing.reserve(
             bot, "commands", len(due), SLOT_HORIZON_SECONDS, share=share, asking=True
         ).slots
-        futures = [
-            self.threads.submit(self._ask, bot, poll, slot)
+        asking = [
+            (poll, self.threads.submit(self._ask, bot, poll, slot))
             for poll, slot in zip(due, slots, strict=False)
             if deadline - slot > ANSWER_SECONDS
         ]
-        wait(futures)
-        return sum(future.result() for future in futures)
+        wait([future for _, future in asking])
+        answers = [(poll, future.result()) for poll, future in asking]
+        answered = [(poll, events) for poll, events in answers if events is not None]
+        keeping = [
+            self.threads.submit(self._keep, some)
+            for some in batched(answered, KEPT_TOGETHER, strict=False)
+        ]
+        wait(keeping)
+        return sum(future.result() for future in keeping)
 
-    def _ask(self, bot: Bot, poll: Poll, slot: float) -> bool:
-        """Ask about one message; tell whether BLiP answered."""
+    def _ask(self, bot: Bot, poll: Poll, slot: float) -> list[dict[str, Any]] | None:
+        """Ask about one message; None if BLiP did not answer."""
         try:
-            events = self.blip.events(
+            return self.blip.events(
                 bot,
                 message_id(poll.key, poll.generation),
                 lambda: self.clock.sleep(slot - self.clock.now()),
@@ -139,13 +166,22 @@ class Polling:
             facts = {"bot": bot.name, "key": poll.key, "problem": failure.detail}
             logger.warning("not polled", extra=facts)
             self._not_answered(bot, poll, failure)
-            return False
-        if events:
-            self.receipts.put(events)
-        now = self.clock.now()
-        last = poll.since + KEPT_SECONDS - LAST_QUESTION_SECONDS
-        self.ledger.polled(poll, min(now + now - poll.since, last) if now < last else None)
-        return True
+            return None
+
+    def _keep(self, answers: Sequence[tuple[Poll, list[dict[str, Any]]]]) -> int:
+        """Put what was learnt on the queue, then say when to ask next; return for how many.
+
+        A message of which SQS did not take everything stays due.
+        """
+        envelopes = [(poll, event) for poll, events in answers for event in events]
+        refused = self.receipts.put_all([event for _, event in envelopes]) if envelopes else set()
+        due_still = {envelopes[number][0] for number in refused}
+        done = [poll for poll, _ in answers if poll not in due_still]
+        for poll in done:
+            now = self.clock.now()
+            last = poll.since + KEPT_SECONDS - LAST_QUESTION_SECONDS
+            self.ledger.polled(poll, min(now + now - poll.since, last) if now < last else None)
+        return len(done)
 
     def _not_answered(self, bot: Bot, poll: Poll, failure: Failure) -> None:
         """Put a question off, so that it does not hold up the others; not for the bot's faults."""
@@ -156,3 +192,8 @@ class Polling:
         elif not isinstance(failure, Misconfigured):
             again = now + ASK_AGAIN_SECONDS
             self.ledger.polled(poll, again if again < poll.since + KEPT_SECONDS else None)
+
+
+def _at_once(bot: Bot) -> int:
+    """Return how many questions one round of a bot has."""
+    return max(1, min(AT_ONCE, int(bot.commands_per_second * ROUND_SECONDS)))

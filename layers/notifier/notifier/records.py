@@ -374,9 +374,11 @@ class Poll:
     """A message whose receipts are asked for.
 
     Attributes:
-        since: when it was sent.
+        since: when it was sent, in epoch seconds.
+        due_at: when it should be asked about, in epoch seconds.
     """
 
     key: str
     generation: int
     since: float
+    due_at: float

@@ -1,53 +1,45 @@
 """Dead letters: what lies there, which of it to put back, and putting it back.
 
-A letter is put on the requests queue first and taken off its own then: whoever dies in between
+A letter is put on the requests queue first and taken off its own then: a run that dies in between
 leaves both, and the letter's `generation` makes the second sending of it a duplicate. So a redrive
 may be repeated, also beside another one.
+
+A run looks at the whole queue on several threads. What it has seen stays hidden, for minutes at a
+time and renewed while the run lasts, so that SQS shows each letter once; at the end it is given
+back. After a run that was killed, SQS shows its letters again by itself.
 """
 
-import logging
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Protocol
-
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    TypeAdapter,
-    ValidationError,
-)
+from threading import Lock
+from typing import Any, Protocol
 
 from notifier.failures import Reason
 from notifier.records import DeadLetter
-from notifier.request import NotificationRequest, Unusable, ledger_key, parse
-
-logger = logging.getLogger(__name__)
+from notifier.request import NotificationRequest, Unusable, parse
 
 # What SQS itself has moved to the dead letters carries no reason of ours.
 RECEIVES_EXHAUSTED = "receives_exhausted"
 REASONS = (*(reason.value for reason in Reason), RECEIVES_EXHAUSTED)
 
-# A letter that was looked at is hidden for longer than a run takes, so that a run sees it once; if
-# the run dies, the letter is back after that.
-HIDDEN_SECONDS = 120
-# What one run could not get through, the next one does: the letters seen stay hidden until then.
-PUT_ASIDE_SECONDS = 300
-# What a run still needs at its end: for a batch under way, and to give back each letter.
-ENDING_SECONDS = 10.0
-GIVING_BACK_SECONDS = 0.01
-# An answer of Lambda holds 6 MB.
-MOST_LETTERS_TOLD = 1000
+# So many threads work on one run.
+SIDE_BY_SIDE = 32
+# For so long a letter is hidden at a time, and cannot be seen after a run that was killed.
+HIDDEN_SECONDS = 300
+# Hidden again when so little is left of it: a hundred thousand take a minute.
+RENEWED_SECONDS = 120
+# SQS shows no more while 120,000 are hidden, and does not say so to a long poll.
+MOST_HELD = 100_000
 
 
 class DeadLetters(Protocol):
     """The queue of the dead letters."""
 
-    def hidden(self) -> int: ...
+    def depth(self) -> tuple[int, int]: ...
     def receive(self, hidden_seconds: int) -> list[DeadLetter]: ...
     def hide(self, handles: Sequence[str], seconds: int) -> None: ...
     def delete(self, letters: Sequence[DeadLetter]) -> list[DeadLetter]: ...
@@ -68,18 +60,9 @@ class Clock(Protocol):
 # --- what an operator can ask for -----------------------------------------------------------------
 
 
-class OrderError(Exception):
-    """What was asked for cannot be understood. The text names the field."""
-
-
-def _known_reason(reason: str) -> str:
-    if reason not in REASONS:
-        raise ValueError(f"must be one of {', '.join(REASONS)}")
-    return reason
-
-
-class Selection(BaseModel):
-    """Which letters; what is left out chooses all.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListOrder:
+    """List letters; what is left out chooses all.
 
     Attributes:
         reasons: any of these.
@@ -88,73 +71,31 @@ class Selection(BaseModel):
         ids: of the notifications with any of these ids.
         minimum_age_seconds: that failed so long ago, or earlier.
         maximum_age_seconds: that failed so long ago, or later.
-        each: tell each letter, not only how many there are.
+        each: report each letter, not only how many there are.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    reasons: Annotated[list[Annotated[str, AfterValidator(_known_reason)]], Field(min_length=1)] = (
-        list(REASONS)
-    )
+    reasons: Sequence[str] = REASONS
     bot: str | None = None
     template: str | None = None
-    ids: Annotated[list[str], Field(min_length=1, max_length=1000)] | None = None
-    minimum_age_seconds: Annotated[int, Field(ge=0)] | None = None
-    maximum_age_seconds: Annotated[int, Field(ge=0)] | None = None
+    ids: Sequence[str] | None = None
+    minimum_age_seconds: int | None = None
+    maximum_age_seconds: int | None = None
     each: bool = False
 
 
-class ListOrder(Selection):
-    """Tell what lies there."""
-
-    action: Literal["list"]
-
-
-class RedriveOrder(Selection):
-    """Put back.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedriveOrder(ListOrder):
+    """Put letters back.
 
     Attributes:
         limit: at most so many.
-        dry_run: only tell what would be put back.
+        dry_run: only report what would be put back.
         force: also what cannot succeed.
     """
 
-    action: Literal["redrive"]
-    limit: Annotated[int, Field(ge=1)] | None = None
+    limit: int | None = None
     dry_run: bool = True
     force: bool = False
-
-
-type Order = ListOrder | RedriveOrder
-_ORDER: TypeAdapter[Order] = TypeAdapter(
-    Annotated[ListOrder | RedriveOrder, Discriminator("action")]
-)
-
-
-def read_order(event: object) -> Order:
-    """Understand what an operator asks for.
-
-    Raises:
-        OrderError: names the first field that is wrong.
-    """
-    try:
-        return _ORDER.validate_python(event)
-    except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
-        path = "".join(
-            f"[{step}]" if isinstance(step, int) else step for step in problem["loc"][1:]
-        )
-        match problem["type"]:
-            case "union_tag_not_found" | "union_tag_invalid":
-                sentence = "action: must be list or redrive"
-            case "extra_forbidden":
-                sentence = f"{path}: unknown field"
-            case "value_error":
-                sentence = f"{path}: {problem['ctx']['error']}"
-            case _:
-                told = problem["msg"].replace("Input should be", "must be")
-                sentence = f"{path or 'the event'}: {told}"
-        raise OrderError(sentence) from None
 
 
 # --- what became of it ----------------------------------------------------------------------------
@@ -167,7 +108,7 @@ class Fate(StrEnum):
     WOULD_GO = "would_go"
     REDRIVEN = "redriven"
     REFUSED = "refused"
-    NOT_TAKEN = "not_taken"  # SQS did not take it; the log says why
+    NOT_TAKEN = "not_taken"  # SQS did not take it; a log line says why
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +136,7 @@ class Report:
     Attributes:
         looked_at: how many letters, chosen or not.
         hidden: about how many somebody else was looking at meanwhile.
-        more: whether time ran out before the end; run it again.
+        more: whether there are more than SQS can hide at a time; the rest was not looked at.
     """
 
     hidden: int
@@ -207,7 +148,6 @@ class Report:
         default_factory=dict
     )
     letters: list[dict[str, Any]] = field(default_factory=list)
-    not_told: int = 0
 
     def add(self, chosen: Chosen) -> None:
         """Take in what became of a letter."""
@@ -220,9 +160,6 @@ class Report:
         group.oldest = min(group.oldest, letter.failed_at)
         group.newest = max(group.newest, letter.failed_at)
         if not self.each:
-            return
-        if len(self.letters) == MOST_LETTERS_TOLD:
-            self.not_told += 1
             return
         self.letters.append(
             {
@@ -263,100 +200,179 @@ class Report:
             ],
         }
         if self.each:
-            told |= {"letters": self.letters, "not_told": self.not_told}
+            told["letters"] = sorted(self.letters, key=lambda letter: str(letter["failed_at"]))
         return told
 
 
 # --- the use case ---------------------------------------------------------------------------------
 
 
+@dataclass(slots=True)
+class _Run:
+    """What the threads of one run share.
+
+    Attributes:
+        began: what failed later is left to the next run.
+        depth: how many letters there were at the start, hidden or not.
+        lock: held for every change of the following, and never during a call.
+        seen: the ids of all letters that SQS showed.
+        handles: by id, what SQS wants back, of those that are still on the queue.
+        hidden: ids of letters that were hidden together, with the time when SQS shows them again.
+        taken: how many letters were chosen to go.
+        stopped: whether the threads have to end.
+    """
+
+    order: ListOrder
+    began: float
+    depth: int
+    report: Report
+    lock: Lock = field(default_factory=Lock)
+    seen: set[str] = field(default_factory=set)
+    handles: dict[str, str] = field(default_factory=dict)
+    hidden: deque[tuple[float, list[str]]] = field(default_factory=deque)
+    taken: int = 0
+    stopped: bool = False
+
+    def see(self, received: Sequence[DeadLetter], until: float) -> list[DeadLetter]:
+        """Note what SQS showed; return what is new and failed before the run began."""
+        # SQS may show a letter twice, although it is hidden.
+        new = {each.letter_id: each for each in received if each.letter_id not in self.seen}
+        for letter in received:
+            if letter.letter_id in new or letter.letter_id in self.handles:
+                self.handles[letter.letter_id] = letter.receipt_handle
+        self.seen |= new.keys()
+        if new:
+            self.hidden.append((until, list(new)))
+        old = [letter for letter in new.values() if letter.failed_at <= self.began]
+        self.report.looked_at += len(old)
+        self.report.more |= len(self.handles) > MOST_HELD
+        return old
+
+    def due(self, now: float) -> list[str]:
+        """Return the ids that have to be hidden again by now; none if none have."""
+        if self.hidden and self.hidden[0][0] - now < RENEWED_SECONDS:
+            return self.hidden.popleft()[1]
+        return []
+
+    def left(self) -> float:
+        """Return how many letters may still go."""
+        if not isinstance(self.order, RedriveOrder) or self.order.limit is None:
+            return float("inf")
+        return self.order.limit - self.taken
+
+    def over(self) -> bool:
+        """Return whether a thread has to end, though SQS may show more.
+
+        The depth is a bound: a letter that SQS itself moves here meanwhile seems to be an old one.
+        """
+        enough = self.report.looked_at >= self.depth or self.left() <= 0
+        return enough or self.report.more or self.stopped
+
+
 @dataclass(frozen=True, slots=True)
 class Redrive:
-    """Lists dead letters, and puts them back."""
+    """Lists dead letters, and puts them back.
+
+    Attributes:
+        threads: at least SIDE_BY_SIDE of them.
+        progress: called with the letters looked at so far, and with about how many there are.
+    """
 
     dead_letters: DeadLetters
     requests: Requests
     clock: Clock
+    threads: Executor
+    progress: Callable[[int, int], None]
 
-    def run(self, order: Order, deadline: float) -> Report:
+    def run(self, order: ListOrder) -> Report:
         """Look at every letter that can be seen, once, and do with it what was asked for.
 
         What fails while the run is under way is left to the next one: a letter that is put back
         and fails again at once would go round and round.
-
-        Args:
-            order: what was asked for.
-            deadline: when the sandbox will be stopped, in epoch seconds.
         """
+        visible, hidden = self.dead_letters.depth()
         began = self.clock.now()
-        report = Report(self.dead_letters.hidden(), order.each)
-        # All letters by what SQS wants back; for those that are still on the queue.
-        seen: dict[str, str] = {}
-        done: set[str] = set()
+        run = _Run(order, began, visible + hidden, Report(hidden, order.each))
+        looking = [self.threads.submit(self._look, run) for _ in range(SIDE_BY_SIDE)]
         try:
-            while _left(order, report) > 0:
-                ending = ENDING_SECONDS + GIVING_BACK_SECONDS * len(seen)
-                if self.clock.now() + ending > deadline:
-                    report.more = True
-                    break
-                received = self.dead_letters.receive(HIDDEN_SECONDS)
-                # SQS may show a letter twice, although it is hidden.
-                by_id = {letter.letter_id: letter for letter in received}
-                new = [letter for letter_id, letter in by_id.items() if letter_id not in seen]
-                seen |= {letter.letter_id: letter.receipt_handle for letter in received}
-                if not new:
-                    break
-                old = [letter for letter in new if letter.failed_at <= began]
-                report.looked_at += len(old)
-                done |= self._handle(old, order, report)
+            for thread in looking:
+                thread.result()
         finally:
-            handles = [handle for letter_id, handle in seen.items() if letter_id not in done]
-            self.dead_letters.hide(handles, PUT_ASIDE_SECONDS if report.more else 0)
-        return report
+            run.stopped = True
+            for thread in looking:
+                thread.exception()
+            handles = list(run.handles.values())
+            giving_back = [
+                self.threads.submit(self.dead_letters.hide, handles[number::SIDE_BY_SIDE], 0)
+                for number in range(SIDE_BY_SIDE)
+            ]
+            for thread in giving_back:
+                thread.result()
+        return run.report
 
-    def _handle(self, letters: Sequence[DeadLetter], order: Order, report: Report) -> set[str]:
-        """Do what was asked for with some letters; give the ids of those that are done."""
+    def _look(self, run: _Run) -> None:
+        """Receive letters until there is nothing new; one thread of a run."""
+        while not run.stopped:
+            self._hide_again(run)
+            until = self.clock.now() + HIDDEN_SECONDS
+            received = self.dead_letters.receive(HIDDEN_SECONDS)
+            with run.lock:
+                new = run.see(received, until)
+                going = self._choose(new, run)
+                self.progress(run.report.looked_at, run.depth)
+            if going:
+                self._put_back(going, run)
+            with run.lock:
+                if not new or run.over():
+                    return
+
+    def _hide_again(self, run: _Run) -> None:
+        while True:
+            now = self.clock.now()
+            with run.lock:
+                due = run.due(now)
+                handles = [run.handles[one] for one in due if one in run.handles]
+            if not due:
+                return
+            self.dead_letters.hide(handles, HIDDEN_SECONDS)
+            with run.lock:
+                run.hidden.append((now + HIDDEN_SECONDS, due))
+
+    def _choose(self, letters: Sequence[DeadLetter], run: _Run) -> list[Chosen]:
+        """Report on some letters; return those that have to be put back."""
         now = self.clock.now()
+        order, report = run.order, run.report
         going: list[Chosen] = []
         for letter in letters:
             request, wrong = _read(letter)
             chosen = _chosen(letter, request)
             if not _matches(chosen, order, now):
                 continue
-            if isinstance(order, ListOrder):
+            if not isinstance(order, RedriveOrder):
                 report.add(chosen)
                 continue
             why = None if order.force else _hopeless(chosen, request, wrong, now)
             if why is not None:
                 report.add(replace(chosen, fate=Fate.REFUSED, why=why))
-            elif len(going) < _left(order, report):
-                going.append(chosen)
-        if not isinstance(order, RedriveOrder) or not going:
-            return set()
-        if order.dry_run:
-            for chosen in going:
-                report.add(replace(chosen, fate=Fate.WOULD_GO))
-            return set()
-        return self._put_back(going, report)
+            elif run.left() > 0:
+                run.taken += 1
+                if order.dry_run:
+                    report.add(replace(chosen, fate=Fate.WOULD_GO))
+                else:
+                    going.append(chosen)
+        return going
 
-    def _put_back(self, going: Sequence[Chosen], report: Report) -> set[str]:
+    def _put_back(self, going: Sequence[Chosen], run: _Run) -> None:
         """In this order: a letter that is on both queues does no harm, one on neither is lost."""
         taken = self.requests.redrive([chosen.letter for chosen in going])
         done = {letter.letter_id for letter in taken}
-        for chosen in going:
-            fate = Fate.REDRIVEN if chosen.letter.letter_id in done else Fate.NOT_TAKEN
-            report.add(replace(chosen, fate=fate))
-            _log(chosen, fate)
         self.dead_letters.delete(taken)  # one that stays there does no harm
-        return done
-
-
-def _left(order: Order, report: Report) -> float:
-    """Tell how many letters may still go."""
-    if isinstance(order, ListOrder) or order.limit is None:
-        return float("inf")
-    going = (Fate.WOULD_GO, Fate.REDRIVEN, Fate.NOT_TAKEN)
-    return order.limit - sum(report.fates.get(fate, 0) for fate in going)
+        with run.lock:
+            for chosen in going:
+                fate = Fate.REDRIVEN if chosen.letter.letter_id in done else Fate.NOT_TAKEN
+                run.report.add(replace(chosen, fate=fate))
+            for letter_id in done:
+                run.handles.pop(letter_id, None)
 
 
 def _read(letter: DeadLetter) -> tuple[NotificationRequest | None, Unusable | None]:
@@ -375,7 +391,7 @@ def _chosen(letter: DeadLetter, request: NotificationRequest | None) -> Chosen:
     return Chosen(letter, letter.reason or RECEIVES_EXHAUSTED, template)
 
 
-def _matches(chosen: Chosen, order: Order, now: float) -> bool:
+def _matches(chosen: Chosen, order: ListOrder, now: float) -> bool:
     letter = chosen.letter
     age = now - letter.failed_at
     return (
@@ -400,18 +416,6 @@ def _hopeless(
     if passed or chosen.reason == Reason.EXPIRED:
         return "it has expired"
     return None
-
-
-def _log(chosen: Chosen, fate: Fate) -> None:
-    letter = chosen.letter
-    facts: dict[str, object] = {"reason": chosen.reason, "generation": letter.generation}
-    if letter.bot and letter.notification_id:
-        facts |= {
-            "notification_id": letter.notification_id,
-            "bot": letter.bot,
-            "key": ledger_key(letter.bot, letter.notification_id),
-        }
-    logger.info(fate.value, extra=facts)
 
 
 def _iso(at: float) -> str:

@@ -73,14 +73,6 @@ class PollReceiptsSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class RedriveFailuresSettings:
-    """Of the function RedriveFailures."""
-
-    requests_queue_url: str
-    dead_letters_queue_url: str
-
-
-@dataclass(frozen=True, slots=True)
 class GetNotificationSettings:
     """Of the function GetNotification."""
 

@@ -11,10 +11,11 @@
     penalty_began          how often BLiP throttled a bot that it did not throttle before
 
     oldest_request         how old a request is that has to come back
+    receipts_late          for how long the longest due question about receipts had been due
     status_event_not_told  changes of status that EventBridge did not take
 
-and every outcome of `delivery`, every effect of `receipts`, `webhook_…`,
-`receipts_polled` and `redriven`.
+and every outcome of `delivery`, every effect of `receipts`, `webhook_…` and
+`receipts_polled`.
 """
 
 from collections import Counter
@@ -41,11 +42,11 @@ class Meter:
 
     def took(self, what: str, seconds: float) -> None:
         """Note how long something took."""
-        self._measured.append((what, MetricUnit.Milliseconds, 1000 * seconds))
+        self._measured.append((what, MetricUnit.Milliseconds, 1000 * _floored(seconds)))
 
     def age(self, what: str, seconds: float) -> None:
         """Note how old something is, in seconds, as SQS measures it."""
-        self._measured.append((what, MetricUnit.Seconds, seconds))
+        self._measured.append((what, MetricUnit.Seconds, _floored(seconds)))
 
     def share(self, what: str, share: float) -> None:
         """Note a share, from 0 to 1."""
@@ -61,6 +62,15 @@ class Meter:
         measured, self._measured = self._measured, []
         for name, unit, value in measured:
             metrics.add_metric(name, unit, value)
+
+
+def _floored(seconds: float) -> float:
+    """Return the duration, or 0 if it is negative.
+
+    It may be measured with two clocks, SQS's and a sandbox's or those of two sandboxes, which
+    differ by some milliseconds.
+    """
+    return max(0.0, seconds)
 
 
 def count(what: Iterable[str]) -> None:

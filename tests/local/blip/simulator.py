@@ -205,13 +205,13 @@ class Simulator:
         finally:
             self._wait(self._server.start())
 
-    def wait_for_messages(self, count: int, timeout_seconds: float = 5) -> list[Json]:
+    def wait_for_messages(self, count: int, timeout_seconds: float = 60) -> list[Json]:
         """The inbox as soon as it holds so many messages, or TimeoutError."""
         wait_until(lambda: self._call(lambda blip: len(blip.messages)) >= count, timeout_seconds)
         return self.inbox()
 
 
-def wait_until(condition: Callable[[], bool], timeout_seconds: float = 5) -> None:
+def wait_until(condition: Callable[[], bool], timeout_seconds: float = 60) -> None:
     """Return when the condition holds, or raise TimeoutError."""
     deadline = time.monotonic() + timeout_seconds
     while not condition():

@@ -442,7 +442,15 @@ class DynamoDbLedger:
             {":bot": bot, ":now": milliseconds(self._now())},
             count,
         )
-        return [Poll(item["key"], item["generation"], item["poll_since"] / 1000) for item in items]
+        return [
+            Poll(
+                key=item["key"],
+                generation=item["generation"],
+                since=item["poll_since"] / 1000,
+                due_at=item["poll_at"] / 1000,
+            )
+            for item in items
+        ]
 
     def polled(self, poll: Poll, next_at: float | None) -> None:
         """Say when to ask next; None: never again. Unless it has ended meanwhile."""

@@ -113,7 +113,7 @@ class RequestsQueue:
     def redrive(self, letters: "Sequence[DeadLetter]") -> list[DeadLetter]:
         """Put dead letters back, each marked as a redrive; give those that SQS took."""
         taken = []
-        for batch in _batches(letters):
+        for batch in _batches(letters, lambda letter: letter.body):
             entries = [_redriven(number, letter) for number, letter in enumerate(batch)]
             try:
                 answer = self._sqs.send_message_batch(QueueUrl=self._url, Entries=entries)
@@ -162,10 +162,22 @@ class ReceiptsQueue:
         self._sqs = sqs
         self._url = url
 
-    def put(self, envelopes: "Sequence[dict[str, Any]]") -> None:
-        """Put receipts on the queue, as LIME's JSON."""
-        for envelope in envelopes:
-            self._sqs.send_message(QueueUrl=self._url, MessageBody=json.dumps(envelope))
+    def put(self, envelope: dict[str, Any]) -> None:
+        """Put a receipt on the queue, as LIME's JSON."""
+        self._sqs.send_message(QueueUrl=self._url, MessageBody=json.dumps(envelope))
+
+    def put_all(self, envelopes: "Sequence[dict[str, Any]]") -> set[int]:
+        """Put receipts on the queue; return the positions of those that SQS did not take."""
+        refused = set()
+        bodies = [(number, json.dumps(envelope)) for number, envelope in enumerate(envelopes)]
+        for batch in _batches(bodies, lambda each: each[1]):
+            answer = self._sqs.send_message_batch(
+                QueueUrl=self._url,
+                Entries=[{"Id": str(number), "MessageBody": body} for number, body in batch],
+            )
+            _warn_of_refused("receipts not put", answer)
+            refused |= {int(entry["Id"]) for entry in answer.get("Failed", [])}
+        return refused
 
 
 class DeadLettersQueue:
@@ -201,12 +213,19 @@ class DeadLettersQueue:
             attributes["generation"] = _numeral(generation)
         self._sqs.send_message(QueueUrl=self._url, MessageBody=body, MessageAttributes=attributes)
 
-    def hidden(self) -> int:
-        """Tell about how many letters somebody else is looking at."""
+    def depth(self) -> tuple[int, int]:
+        """Return about how many letters can be seen, and about how many somebody is looking at."""
         answer = self._sqs.get_queue_attributes(
-            QueueUrl=self._url, AttributeNames=["ApproximateNumberOfMessagesNotVisible"]
+            QueueUrl=self._url,
+            AttributeNames=[
+                "ApproximateNumberOfMessages",
+                "ApproximateNumberOfMessagesNotVisible",
+            ],
+        )["Attributes"]
+        return (
+            int(answer["ApproximateNumberOfMessages"]),
+            int(answer["ApproximateNumberOfMessagesNotVisible"]),
         )
-        return int(answer["Attributes"]["ApproximateNumberOfMessagesNotVisible"])
 
     def receive(self, hidden_seconds: int) -> list[DeadLetter]:
         """Give up to ten letters and hide them for so long; none if none can be seen now."""
@@ -264,16 +283,16 @@ def _warn_of_refused(what: str, answer: "Mapping[str, Any]") -> None:
         logger.warning(what, extra={"codes": sorted({entry["Code"] for entry in refused})})
 
 
-def _batches(letters: "Iterable[DeadLetter]") -> "Iterator[list[DeadLetter]]":
+def _batches[T](messages: "Iterable[T]", body: "Callable[[T], str]") -> "Iterator[list[T]]":
     """Split into as many as SQS takes at once, by number and by size."""
-    batch: list[DeadLetter] = []
+    batch: list[T] = []
     size = 0
-    for letter in letters:
-        own = len(letter.body.encode())
+    for message in messages:
+        own = len(body(message).encode())
         if batch and (len(batch) == BATCH or size + own > MOST_BATCH_BYTES):
             yield batch
             batch, size = [], 0
-        batch.append(letter)
+        batch.append(message)
         size += own
     if batch:
         yield batch

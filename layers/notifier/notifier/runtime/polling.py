@@ -4,6 +4,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from aws_lambda_powertools.metrics import MetricUnit
+
 from notifier import telemetry
 from notifier.aws.ledger import DynamoDbLedger
 from notifier.aws.pacing import DynamoDbPacing
@@ -34,9 +36,11 @@ class PollReceipts:
     def handle(self, context: "LambdaContext") -> dict[str, int]:
         """Ask for as many as time allows; tell how many were asked for."""
         deadline = SystemClock.now() + context.get_remaining_time_in_millis() / 1000
-        asked = self._polling.poll(deadline)
-        telemetry.count(["receipts_polled"] * asked)
-        return {"asked": asked}
+        polled = self._polling.poll(deadline)
+        telemetry.count(["receipts_polled"] * polled.asked)
+        if polled.late_seconds is not None:
+            telemetry.metrics.add_metric("receipts_late", MetricUnit.Seconds, polled.late_seconds)
+        return {"asked": polled.asked}
 
 
 def poll_receipts(settings: PollReceiptsSettings) -> PollReceipts:

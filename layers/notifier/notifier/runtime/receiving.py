@@ -55,7 +55,7 @@ class ReceiveReceipt:
             case Envelope.RECEIPT if receipt(document) is None:
                 telemetry.count(["webhook_foreign"])
             case Envelope.RECEIPT:
-                self._queue.put([reduced(document)])
+                self._queue.put(reduced(document))
                 telemetry.count(["webhook_receipt"])
         return {"statusCode": 200}
 

@@ -1,51 +1,34 @@
-"""The function redrive_failures whole, and what becomes of what it puts back."""
+"""The redrive whole, over moto, and what becomes of what it puts back."""
 
 import json
-import runpy
 from collections import Counter
 from collections.abc import Iterator
 from itertools import batched
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import boto3
 import pytest
 from moto.sqs import models as moto_queues
 
-from notifier import redrive, telemetry
+from functions import upkeep
+from notifier import redrive
 from notifier.aws.ledger import DynamoDbLedger
-from notifier.aws.queues import DeadLettersQueue
 from notifier.aws.table import Table
 from notifier.failures import Reason
 from notifier.lifecycle import Status
 from notifier.records import Claim, QueuedRequest
+from notifier.redrive import ListOrder, RedriveOrder
 from notifier.request import ledger_key
-from notifier.runtime.redriving import RedriveFailures, redrive_failures
-from notifier.settings import RedriveFailuresSettings
 from tests.fakes import a_notification
 from tests.integration.conftest import Aws, Stack, a_request
 from tests.integration.receipts_stack import Json, ReceiptsStack, SimulatedClock, a_receipt
-
-ROOT = Path(__file__).parents[2]
-CONTEXT: Any = SimpleNamespace(
-    get_remaining_time_in_millis=lambda: 50_000,
-    function_name="redrive-failures",
-    memory_limit_in_mb=512,
-    invoked_function_arn="arn:aws:lambda:us-east-1:123456789012:function:redrive-failures",
-    aws_request_id="request",
-)
+from tests.integration.test_upkeep import Deployed
 
 
-@pytest.fixture
-def function(aws: Aws) -> RedriveFailures:
-    return redrive_failures(RedriveFailuresSettings(aws.requests_url, aws.dead_letters_url))
-
-
-def order(function: RedriveFailures, **event: Any) -> Json:
-    answer = function.handle(event, CONTEXT)
-    assert "error" not in answer, answer
-    return answer
+def order(stack: Stack, *, redrive: bool = True, **chosen: Any) -> Json:
+    """Do what an operator asks for; the answer."""
+    kind = RedriveOrder if redrive else ListOrder
+    return upkeep.redrive(Deployed(stack.aws), kind(**chosen), lambda *_: None).as_json()
 
 
 def fates(answer: Json) -> dict[tuple[str, str], int]:
@@ -64,21 +47,19 @@ def depth(aws: Aws, url: str) -> int:
 
 
 def test_what_was_not_delivered_goes_out_again_once_its_cause_is_mended(
-    stack: Stack, receipts: ReceiptsStack, function: RedriveFailures
+    stack: Stack, receipts: ReceiptsStack
 ) -> None:
     request = a_request(id="order-1", valid_until="2101-01-01T00:00:00Z")
     key = ledger_key("default", "order-1")
     stack.deliver(request)
     receipts.record(a_receipt(key, "failed", 132_001))
 
-    dry = order(function, action="redrive", each=True)
+    dry = order(stack, each=True)
     assert fates(dry) == {("would_go", "undelivered"): 1}
     assert dry["letters"][0]["code"] == 132_001
     assert stack.receive() == []
 
-    assert fates(order(function, action="redrive", dry_run=False)) == {
-        ("redriven", "undelivered"): 1
-    }
+    assert fates(order(stack, dry_run=False)) == {("redriven", "undelivered"): 1}
     (record,) = records = stack.receive()
     assert record["body"] == json.dumps(request)
     assert record["attributes"]["MessageGroupId"] == "default"
@@ -88,7 +69,7 @@ def test_what_was_not_delivered_goes_out_again_once_its_cause_is_mended(
 
 
 def test_a_letter_that_fails_again_says_how_often_it_was_put_back(
-    stack: Stack, receipts: ReceiptsStack, function: RedriveFailures
+    stack: Stack, receipts: ReceiptsStack
 ) -> None:
     """Also after a retry, whoever makes the letter."""
     stack.deliver(a_request(id="order-1"))
@@ -96,9 +77,9 @@ def test_a_letter_that_fails_again_says_how_often_it_was_put_back(
     message_id = key
     for redrives in range(3):
         receipts.record(a_receipt(message_id, "failed", 132_001))
-        (letter,) = order(function, action="list", each=True)["letters"]
+        (letter,) = order(stack, redrive=False, each=True)["letters"]
         assert (letter["redrives"], letter["generation"]) == (redrives, redrives + 1)
-        order(function, action="redrive", dry_run=False)
+        order(stack, dry_run=False)
         stack.handle(stack.receive())
         message_id = f"{key}:{redrives + 2}"
 
@@ -109,15 +90,13 @@ def test_a_letter_that_fails_again_says_how_often_it_was_put_back(
     assert put_back["MessageAttributes"]["redrives"]["StringValue"] == "3"
 
     stack.deliver(a_request(id="order-2", bot="nobody"))
-    order(function, action="redrive", dry_run=False)
+    order(stack, dry_run=False)
     stack.handle(stack.receive())
-    (letter,) = order(function, action="list", each=True)["letters"]
+    (letter,) = order(stack, redrive=False, each=True)["letters"]
     assert (letter["id"], letter["reason"], letter["redrives"]) == ("order-2", "unknown_bot", 1)
 
 
-def test_the_console_s_own_redrive_works_as_well(
-    stack: Stack, receipts: ReceiptsStack, function: RedriveFailures
-) -> None:
+def test_the_console_s_own_redrive_works_as_well(stack: Stack, receipts: ReceiptsStack) -> None:
     """It copies a letter with all of its attributes, also one that the function puts back."""
     key = ledger_key("default", "order-1")
     stack.deliver(a_request(id="order-1"))
@@ -125,7 +104,7 @@ def test_the_console_s_own_redrive_works_as_well(
     (letter,) = stack.aws.sqs.receive_message(
         QueueUrl=stack.aws.dead_letters_url, MessageAttributeNames=["All"], VisibilityTimeout=0
     )["Messages"]
-    order(function, action="redrive", dry_run=False)
+    order(stack, dry_run=False)
     attributes: Any = letter["MessageAttributes"]
     assert set(attributes) >= {"reason", "failure", "failed_at", "generation"}
 
@@ -252,9 +231,6 @@ def test_a_thousand_letters_and_a_redrive_that_is_killed_three_times(
     clock: SimulatedClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    function = redrive_failures(
-        RedriveFailuresSettings(stack.aws.requests_url, stack.aws.dead_letters_url)
-    )
     monkeypatch.setattr(moto_queues, "unix_time", clock.now)
     monkeypatch.setattr(moto_queues, "unix_time_millis", lambda: 1000 * clock.now())
     # It counts the whole queue for each message that it gives out, to see how old one may be.
@@ -262,20 +238,20 @@ def test_a_thousand_letters_and_a_redrive_that_is_killed_three_times(
         moto_queues.SQSBackend, "is_message_valid_based_on_retention_period", lambda *_: True
     )
 
-    listed = order(function, action="list")
+    listed = order(stack, redrive=False)
     assert fates(listed) == {("listed", reason): 200 for reason in REASONS}
     assert (listed["looked_at"], listed["more"], listed["hidden"]) == (1000, False, 0)
-    dry = order(function, action="redrive", reasons=["undelivered"])
+    dry = order(stack, reasons=["undelivered"])
     assert fates(dry) == {("would_go", "undelivered"): 200}
 
     # In the middle of looking, after a sending, before a deletion; then of giving back.
     for call, after in ((30, True), (60, True), (121, False), (250, False)):
         killer.at(call, after=after)
         with pytest.raises(Death):
-            order(function, action="redrive", reasons=["undelivered"], dry_run=False)
+            order(stack, reasons=["undelivered"], dry_run=False)
         clock.advance(redrive.HIDDEN_SECONDS)
     killer.at(10_000, after=False)
-    order(function, action="redrive", reasons=["undelivered"], dry_run=False)
+    order(stack, reasons=["undelivered"], dry_run=False)
 
     records = stack.receive()
     put_back = Counter(json.loads(record["body"])["id"] for record in records)
@@ -289,48 +265,6 @@ def test_a_thousand_letters_and_a_redrive_that_is_killed_three_times(
     sent = Counter(message["id"] for message in stack.blip.inbox())
     assert sent == {f"{ledger_key('default', body['id'])}:2": 1 for body in thousand}
 
-    left = order(function, action="list")
+    left = order(stack, redrive=False)
     assert fates(left) == {("listed", reason): 200 for reason in REASONS[1:]}
     assert left["hidden"] == 0
-
-
-# --- The handler ----------------------------------------------------------------------------------
-
-
-def test_the_function_as_lambda_calls_it(
-    aws: Aws, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("REQUESTS_QUEUE_URL", aws.requests_url)
-    monkeypatch.setenv("DEAD_LETTERS_QUEUE_URL", aws.dead_letters_url)
-    handler = runpy.run_path(str(ROOT / "functions" / "redrive_failures" / "app.py"))["handler"]
-    letters = DeadLettersQueue(aws.sqs, aws.dead_letters_url, lambda: 1_600_000_000.0)
-    request = a_request(id="order-1")
-    for reason in (Reason.UNDELIVERED, Reason.EXPIRED):
-        letters.put(
-            json.dumps(request), reason, {}, bot="default", notification_id="order-1", generation=1
-        )
-    telemetry.metrics.clear_metrics()
-
-    event = json.loads((ROOT / "events/lambda/redrive_failures.json").read_text(encoding="utf-8"))
-    dry = handler(event, CONTEXT)
-    answer = handler(event | {"dry_run": False}, CONTEXT)
-
-    assert fates(dry) == {("would_go", "undelivered"): 1}
-    assert fates(answer) == {("redriven", "undelivered"): 1}
-    assert json.loads(json.dumps(answer)) == answer
-    output = capsys.readouterr().out
-    lines = [json.loads(line) for line in output.splitlines()]
-    assert [line["redriven"] for line in lines if "_aws" in line] == [[0.0], [1.0]]
-    for private in ("99999888", "Maria"):
-        assert private not in output + json.dumps([dry, answer])
-
-
-def test_an_order_that_cannot_be_understood_is_no_error_of_the_function(
-    function: RedriveFailures, aws: Aws
-) -> None:
-    aws.calls.clear()
-
-    assert function.handle({"action": "redrive", "dryrun": False}, CONTEXT) == {
-        "error": "dryrun: unknown field"
-    }
-    assert aws.calls == []
