@@ -149,7 +149,7 @@ def test_requests_that_wait_are_noticed_for_as_long_as_they_do(template: Templat
     alarm = template.properties("WaitingRequestsAlarm")
 
     assert (alarm["Namespace"], alarm["MetricName"]) == (telemetry.NAMESPACE, "oldest_request")
-    assert alarm["Dimensions"] == [{"Name": "service", "Value": telemetry.SERVICE}]
+    assert alarm["Dimensions"] == [{"Name": "service", "Value": {"Ref": "AWS::StackName"}}]
     assert (alarm["Statistic"], alarm["Threshold"]) == (
         "Maximum",
         {"Ref": "OldestRequestAlarmSeconds"},
@@ -162,7 +162,7 @@ def test_receipts_that_are_asked_for_too_late_are_noticed(template: Template) ->
     alarm = template.properties("ReceiptsLateAlarm")
 
     assert (alarm["Namespace"], alarm["MetricName"]) == (telemetry.NAMESPACE, "receipts_late")
-    assert alarm["Dimensions"] == [{"Name": "service", "Value": telemetry.SERVICE}]
+    assert alarm["Dimensions"] == [{"Name": "service", "Value": {"Ref": "AWS::StackName"}}]
     assert (alarm["Statistic"], alarm["Threshold"]) == ("Maximum", 900)
     dashboard = template.properties("Dashboard")["DashboardBody"]["Fn::Sub"]
     assert '"receipts_late"' in dashboard
@@ -188,7 +188,7 @@ def test_alarms_on_our_own_metrics_watch_what_is_counted(
         telemetry.NAMESPACE,
         str(outcome),
     )
-    assert properties["Dimensions"] == [{"Name": "service", "Value": telemetry.SERVICE}]
+    assert properties["Dimensions"] == [{"Name": "service", "Value": {"Ref": "AWS::StackName"}}]
     assert properties["Statistic"] == "Sum"
 
 

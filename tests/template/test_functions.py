@@ -146,7 +146,7 @@ def test_a_function_is_told_what_its_settings_read_and_no_more(
 
     assert own == {field.name.upper() for field in fields(SETTINGS[function])}
     assert {name: variables[name] for name in every} == {
-        "POWERTOOLS_SERVICE_NAME": telemetry.SERVICE,
+        "POWERTOOLS_SERVICE_NAME": {"Ref": "AWS::StackName"},
         "POWERTOOLS_METRICS_NAMESPACE": telemetry.NAMESPACE,
         "POWERTOOLS_LOG_LEVEL": "INFO",
         # Lambda publishes no version of what did not change: this does, with each release.
