@@ -254,7 +254,10 @@ class LocalStack:
         self._blip = blip
         self._aws_url = aws_url
         self._functions_call = functions_call
-        self._parameters = {"Architecture": _architecture()} | dict(parameters or {})
+        self._parameters = {
+            "Architecture": _architecture(),
+            "AllowedRecipients": "+",
+        } | dict(parameters or {})
         self._tell = tell
         self._cleanup = contextlib.ExitStack()
         self.simulator: Simulator | None = None

@@ -170,7 +170,7 @@ def test_the_settings_accept_whatever_the_parameters_do(
         match value:
             case {"Ref": str(parameter)} if parameter in parameters:
                 definition = parameters[parameter]
-                environment[name] = str(definition.get(bound, definition["Default"]))
+                environment[name] = str(definition.get(bound, definition.get("Default", "+")))
             case _:
                 environment[name] = "the name of a resource"
 

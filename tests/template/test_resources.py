@@ -14,7 +14,7 @@ EXPECTED = {
     "AWS::ApiGatewayV2::Integration": 2,
     "AWS::ApiGatewayV2::Route": 3,
     "AWS::ApiGatewayV2::Stage": 1,
-    "AWS::CloudWatch::Alarm": 21,
+    "AWS::CloudWatch::Alarm": 25,
     "AWS::CloudWatch::Dashboard": 1,
     "AWS::DynamoDB::Table": 2,
     "AWS::Events::Rule": 1,
@@ -28,6 +28,8 @@ EXPECTED = {
     "AWS::Logs::LogGroup": 7,
     "AWS::SQS::Queue": 4,
     "AWS::SQS::QueuePolicy": 4,
+    "AWS::SNS::Subscription": 1,
+    "AWS::SNS::Topic": 1,
     "AWS::SecretsManager::Secret": 2,
 }
 CANARY = {
@@ -137,6 +139,7 @@ def test_outputs_name_what_operators_paste(template: Template) -> None:
         "LedgerTableName",
         "BotsSecretArn",
         "SendNotificationLogGroup",
+        "ReceiveReceiptLogGroup",
         "RecordReceiptLogGroup",
         "ReceiptsUrl",
         "ReceiptsQueueUrl",
