@@ -10,7 +10,7 @@ PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export SAM_CLI_TELEMETRY := 0
 
-.PHONY: help setup run publish failures redrive notification cancel forget pause resume check-bot restore-ledger test unit integration faults faults-short template e2e bench cost check audit format schemas lock build clean mutants
+.PHONY: help setup run publish failures redrive notification cancel forget pause resume check-bot restore-ledger deploy undeploy test unit integration faults faults-short template e2e bench cost check audit format schemas lock build clean mutants
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,16 @@ pause resume check-bot: setup
 
 restore-ledger: setup ## copy what the ledger lacks from a restored table (FROM=table; STACK=name)
 	@$(PYTHON) -m functions restore-ledger $(FROM) $(STACK_OPTION) $(ARGS)
+
+# STAGE is one of stages/. ARGS holds further parameters of the template, as Name=value.
+STAGE_OPTIONS = --stage "$(STAGE)" $(if $(REGION),--region "$(REGION)") $(if $(YES),--yes)
+
+deploy: setup ## build and deploy a stage (STAGE=dev ALLOWED=+5531…; REGION=, ALARM_EMAIL=, YES=1, ARGS="Name=value …")
+	@$(PYTHON) -m functions.deployment deploy $(STAGE_OPTIONS) $(if $(ALLOWED),--allowed "$(ALLOWED)") \
+	  $(if $(ALARM_EMAIL),--alarm-email "$(ALARM_EMAIL)") $(ARGS)
+
+undeploy: setup ## delete a stage, but for its tables; says what is kept (STAGE=dev; REGION=, YES=1)
+	@$(PYTHON) -m functions.deployment undeploy $(STAGE_OPTIONS)
 
 test: check unit integration faults-short template e2e ## everything that CI runs
 

@@ -22,6 +22,9 @@ from typing import Any
 from ministack.app import main  # type: ignore[import-not-found]
 from ministack.core import lambda_runtime  # type: ignore[import-not-found]
 from ministack.services import cloudwatch, sqs  # type: ignore[import-not-found]
+from ministack.services.cloudformation import provisioners  # type: ignore[import-not-found]
+
+type Json = dict[str, Any]
 
 NOISY = 30
 
@@ -84,6 +87,26 @@ def _by_dimensions(evaluate: types.FunctionType) -> Callable[[dict[str, Any]], N
     return evaluate_own
 
 
+def _nothing(logical_id: str, _properties: dict[str, Any], stack: str) -> tuple[str, Json]:
+    """Stand in for a resource that ministack does not know, and that changes nothing here."""
+    return f"{stack}-{logical_id}", {}
+
+
+def _without_math(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Make an alarm of the first metric of a formula: ministack refuses metric math."""
+
+    def record(name: str, properties: dict[str, Any]) -> Any:
+        stats = [one["MetricStat"] for one in properties.get("Metrics", []) if "MetricStat" in one]
+        if stats:
+            kept = {key: value for key, value in properties.items() if key != "Metrics"}
+            first = stats[0]
+            properties = kept | first["Metric"]
+            properties |= {"Period": first["Period"], "Statistic": first["Stat"]}
+        return make(name, properties)
+
+    return record
+
+
 def _leave_with_the_parent() -> None:
     sys.stdin.buffer.read()
     os.killpg(0, signal.SIGKILL)
@@ -91,6 +114,12 @@ def _leave_with_the_parent() -> None:
 
 sqs._collect_msgs = _fairly(sqs._collect_msgs)
 cloudwatch._evaluate_alarm = _by_dimensions(cloudwatch._evaluate_alarm)
+provisioners._cw_metric_alarm_record = _without_math(provisioners._cw_metric_alarm_record)
+for kind in ("Application", "DeploymentGroup"):
+    provisioners._RESOURCE_HANDLERS[f"AWS::CodeDeploy::{kind}"] = {
+        "create": _nothing,
+        "delete": lambda *_: None,
+    }
 lambda_runtime.zipfile = types.SimpleNamespace(**vars(zipfile) | {"ZipFile": _Archive})
 threading.Thread(target=_leave_with_the_parent, daemon=True).start()
 main()

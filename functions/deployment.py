@@ -1,0 +1,349 @@
+"""The deployment of a stage: `make deploy STAGE=dev ALLOWED=+5531…`, `make undeploy STAGE=dev`.
+
+Stack and parameters come from `stages/STAGE.toml`. Every deploy has a release of its own, without
+which no function would see its new code and parameters. Nothing is saved.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+import yaml
+from botocore.exceptions import BotoCoreError, ClientError
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = ROOT / "stages"
+TEMPLATE = ROOT / "template.yaml"
+BUILT = ROOT / ".aws-sam/build/template.yaml"
+SAM = ROOT / ".venv-sam/bin/sam"
+EVERYBODY = "+"
+# States of a stack that has never been there.
+NEW = {"REVIEW_IN_PROGRESS", "DELETE_COMPLETE"}
+# States of a stack whose first deploy failed, or whose deletion did: it can only be deleted.
+FAILED = {"CREATE_FAILED", "ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "DELETE_FAILED"}
+
+console = Console(width=None if sys.stdout.isatty() else 160)
+
+
+class _Template(yaml.SafeLoader):
+    """Reads a template, and leaves out what CloudFormation computes."""
+
+
+_Template.add_multi_constructor("!", lambda *_: None)
+
+
+class DeploymentError(Exception):
+    """The command cannot go on. The text tells a person why, in a line."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is deployed under one name.
+
+    Attributes:
+        name: as `STAGE=` calls it.
+        stack: CloudFormation's name for it.
+        region: where it is; None for the profile's.
+        parameters: values for the template's.
+    """
+
+    name: str
+    stack: str
+    region: str | None
+    parameters: Mapping[str, str]
+
+
+def read_stage(name: str) -> Stage:
+    """Read the file of a stage.
+
+    Raises:
+        DeploymentError: there is none, or it is no such file.
+    """
+    known = sorted(file.stem for file in STAGES.glob("*.toml"))
+    if name not in known:
+        asked = f"there is no stage {name!r}" if name else "which stage?"
+        raise DeploymentError(f"{asked}: name one with STAGE=, of {', '.join(known)}")
+    content = tomllib.loads((STAGES / f"{name}.toml").read_text(encoding="utf-8"))
+    unknown = content.keys() - {"stack", "region", "parameters"}
+    if "stack" not in content or unknown:
+        raise DeploymentError(f"stages/{name}.toml needs `stack`, and knows no {sorted(unknown)}")
+    parameters = {key: str(value) for key, value in content.get("parameters", {}).items()}
+    return Stage(name, content["stack"], content.get("region"), parameters)
+
+
+def connect(region: str | None) -> boto3.Session:
+    """Return a session that can reach an account.
+
+    Raises:
+        DeploymentError: no region or no credentials are set, or AWS refuses them.
+    """
+    try:
+        session = boto3.Session(
+            # The AWS CLI reads this variable, boto3 does not.
+            region_name=region or os.environ.get("AWS_REGION")
+        )
+        if not session.region_name:
+            raise DeploymentError("no region: name one with REGION=, as in REGION=sa-east-1")
+        if session.get_credentials() is None:
+            raise DeploymentError("no credentials: sign in with the AWS CLI, or set AWS_PROFILE")
+        session.client("sts").get_caller_identity()
+    except (BotoCoreError, ClientError) as error:
+        raise DeploymentError(f"AWS cannot be asked with these credentials: {error}") from None
+    return session
+
+
+def describe(session: boto3.Session, stage: Stage) -> dict[str, Any] | None:
+    """Return CloudFormation's description of a stage's stack; None if there is none.
+
+    Raises:
+        DeploymentError: it is being changed.
+    """
+    try:
+        (stack,) = session.client("cloudformation").describe_stacks(StackName=stage.stack)["Stacks"]
+    except ClientError as error:
+        if "does not exist" in str(error):
+            return None
+        raise
+    status = stack["StackStatus"]
+    if status in NEW:
+        return None
+    if status.endswith("_IN_PROGRESS"):
+        raise DeploymentError(f"{stage.stack} is being changed ({status}): wait until that ends")
+    return dict(stack)
+
+
+def parameters_in_effect(
+    template: Mapping[str, Mapping[str, Any]],
+    stage: Stage,
+    given: Mapping[str, str],
+    present: Mapping[str, str],
+) -> list[tuple[str, str, str]]:
+    """Return name, value and origin of every parameter of the template.
+
+    Args:
+        template: the template's parameters.
+        stage: what its file says.
+        given: what the command line says, which goes first.
+        present: what the stack has.
+
+    Raises:
+        DeploymentError: a name or a value cannot be, or nobody was named to send to.
+    """
+    rows = []
+    for name in {**given, **stage.parameters}:
+        if name not in template:
+            raise DeploymentError(f"the template has no parameter {name}: see functions/README.md")
+    for name, definition in template.items():
+        if name in given:
+            rows.append((name, given[name], "given now"))
+        elif name in stage.parameters:
+            rows.append((name, stage.parameters[name], f"stages/{stage.name}.toml"))
+        elif name in present:
+            rows.append((name, present[name], "as it was"))
+        elif "Default" in definition:
+            rows.append((name, str(definition["Default"]), "default"))
+        else:
+            rows.append((name, "", "missing"))
+    _check(template, stage, rows)
+    return rows
+
+
+def _check(
+    template: Mapping[str, Mapping[str, Any]], stage: Stage, rows: list[tuple[str, str, str]]
+) -> None:
+    recipients = {name: value for name, value, _ in rows}["AllowedRecipients"]
+    if not recipients:
+        raise DeploymentError(
+            f"{stage.name} has nobody to send to: name its test phones, ALLOWED=+5531999998888"
+        )
+    if recipients == EVERYBODY != stage.parameters.get("AllowedRecipients"):
+        raise DeploymentError(
+            f"{stage.name} may not send to everybody: name its test phones, ALLOWED=+5531999998888"
+        )
+    for name, value, origin in rows:
+        pattern = template[name].get("AllowedPattern", "")
+        if origin != "as it was" and not re.fullmatch(pattern or ".*", value):
+            raise DeploymentError(f"{name} cannot be {value!r}: {template[name]['Description']}")
+
+
+def deploy(options: argparse.Namespace) -> int:
+    """Build and deploy a stage."""
+    stage = read_stage(options.stage)
+    session = connect(options.region or stage.region)
+    stack = describe(session, stage)
+    if stack and stack["StackStatus"] in FAILED:
+        raise DeploymentError(
+            f"{stage.stack} is {stack['StackStatus']} and can only be deleted:"
+            f" `make undeploy STAGE={stage.name}`, then deploy again"
+        )
+    if stack and stack["StackStatus"] == "UPDATE_ROLLBACK_FAILED":
+        raise DeploymentError(
+            f"{stage.stack} is UPDATE_ROLLBACK_FAILED: `aws cloudformation continue-update-rollback"
+            f" --stack-name {stage.stack}`, then deploy again"
+        )
+    release = str(int(time.time()))
+    given = _given(options) | {"Release": release}
+    template = yaml.load(TEMPLATE.read_text(encoding="utf-8"), Loader=_Template)["Parameters"]  # noqa: S506 - a safe one
+    present = {
+        one["ParameterKey"]: one["ParameterValue"] for one in (stack or {}).get("Parameters", [])
+    }
+    rows = parameters_in_effect(template, stage, given, present)
+    _table(("parameter", "value", ""), rows)
+    console.print(f"\n{stage.stack} in {session.region_name}, release {release}\n")
+    _sam("build")
+    told = {name: value for name, value, _ in rows if name in given or name in stage.parameters}
+    _sam(
+        "deploy",
+        *("--template-file", BUILT, "--stack-name", stage.stack),
+        *("--region", session.region_name, "--resolve-s3", "--capabilities", "CAPABILITY_IAM"),
+        *("--tags", "project=blip-notifier", f"stage={stage.name}"),
+        "--no-confirm-changeset" if options.yes else "--confirm-changeset",
+        "--no-fail-on-empty-changeset",
+        *("--parameter-overrides", *(f"{name}={value}" for name, value in told.items())),
+    )
+    deployed = describe(session, stage)
+    values = {one["ParameterKey"]: one["ParameterValue"] for one in (deployed or {})["Parameters"]}
+    if values.get("Release") != release:
+        raise DeploymentError(f"{stage.stack} was not deployed: the change set was declined")
+    for step in _next_steps(session, stage, values, first=stack is None):
+        console.print(f"\n- {step}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _given(options: argparse.Namespace) -> dict[str, str]:
+    given = {}
+    for text in options.parameters:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise DeploymentError(f"{text!r} is no parameter: write Name=value")
+        given[name] = value
+    if options.allowed:
+        given["AllowedRecipients"] = options.allowed
+    if options.alarm_email:
+        given["AlarmEmail"] = options.alarm_email
+    return given
+
+
+def _next_steps(
+    session: boto3.Session, stage: Stage, values: Mapping[str, str], *, first: bool
+) -> list[str]:
+    """Return what is left to a person after a deploy."""
+    steps = []
+    if first:
+        steps.append(
+            "Put the bots and their keys into the secret BotsSecretArn, and try them:"
+            f" make check-bot BOT=default STACK={stage.stack}"
+        )
+        steps.append(
+            "Enter ReceiptsUrl in BLiP's portal, with the value of the secret WebhookSecretArn in"
+            " the header X-Receipts-Secret."
+        )
+    if values.get("AlarmEmail"):
+        topic = session.client("cloudformation").describe_stack_resource(
+            StackName=stage.stack, LogicalResourceId="AlarmTopic"
+        )["StackResourceDetail"]["PhysicalResourceId"]
+        found = session.client("sns").list_subscriptions_by_topic(TopicArn=topic)["Subscriptions"]
+        if not all(one["SubscriptionArn"].startswith("arn:") for one in found):
+            steps.append(
+                f"{values['AlarmEmail']} gets no alarm yet: confirm the subscription in the mail"
+                " that AWS has sent there."
+            )
+    elif not values.get("AlarmTopicArn"):
+        steps.append("Nobody is told of alarms: deploy with ALARM_EMAIL=, or AlarmTopicArn=.")
+    return steps
+
+
+def undeploy(options: argparse.Namespace) -> int:
+    """Delete the stack of a stage, and say what is kept."""
+    stage = read_stage(options.stage)
+    session = connect(options.region or stage.region)
+    stack = describe(session, stage)
+    if stack is None:
+        raise DeploymentError(f"there is no stack {stage.stack} in {session.region_name}")
+    tables = [
+        one["PhysicalResourceId"]
+        for page in session.client("cloudformation")
+        .get_paginator("list_stack_resources")
+        .paginate(StackName=stage.stack)
+        for one in page["StackResourceSummaries"]
+        if one["ResourceType"] == "AWS::DynamoDB::Table"
+        and one["ResourceStatus"] != "DELETE_COMPLETE"
+    ]
+    console.print(
+        f"{stage.stack} in {session.region_name} goes, with its queues, secrets and logs and all"
+        " that is in them: look through the dead letters first.",
+        soft_wrap=True,
+    )
+    if tables:
+        console.print(
+            "The tables stay, because nothing else knows what was sent. When nobody asks any more:"
+        )
+        for table in tables:
+            command = f"  aws dynamodb delete-table --table-name {table}"
+            console.print(command, soft_wrap=True, highlight=False)
+    if not options.yes and input(f"Type {stage.stack} to delete it: ") != stage.stack:
+        raise DeploymentError("nothing was deleted")
+    _sam("delete", "--stack-name", stage.stack, "--region", session.region_name, "--no-prompts")
+    return 0
+
+
+def _sam(command: str, *arguments: object) -> None:
+    """Run SAM CLI, where its output is seen and its questions can be answered."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SAM_", "PYTHON", "VIRTUAL_ENV"))
+    } | {"SAM_CLI_TELEMETRY": "0"}
+    sam = subprocess.run(  # noqa: S603 - our own tool
+        [SAM, command, *map(str, arguments)], cwd=ROOT, env=environment, check=False
+    )
+    if sam.returncode:
+        raise DeploymentError(f"`sam {command}` failed: see above")
+
+
+def _table(columns: tuple[str, ...], rows: list[tuple[str, str, str]]) -> None:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table, markup=False)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; 0 if all went well."""
+    parser = argparse.ArgumentParser(prog="python -m functions.deployment", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, run in {"deploy": deploy, "undeploy": undeploy}.items():
+        command = commands.add_parser(name, help=run.__doc__)
+        command.set_defaults(run=run)
+        command.add_argument("--stage", default="", help="one of stages/")
+        command.add_argument("--region", help="instead of the stage's, or the profile's")
+        command.add_argument("--yes", action="store_true", help="ask nothing")
+        if name == "deploy":
+            command.add_argument("--allowed", help="numbers, or how they start, to send to")
+            command.add_argument("--alarm-email", help="where the alarms write to")
+            command.add_argument("parameters", nargs="*", metavar="NAME=VALUE")
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except (DeploymentError, BotoCoreError, ClientError) as error:
+        print(f"error: {error}", file=sys.stderr)
+    except (KeyboardInterrupt, EOFError):
+        print("stopped", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
