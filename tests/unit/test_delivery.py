@@ -28,7 +28,7 @@ from notifier.failures import (
     Unknown,
 )
 from notifier.lifecycle import Status
-from notifier.records import ClaimLost, LookUpLease, Receipt, Reservation
+from notifier.records import ClaimLost, Control, LookUpLease, Receipt, Reservation
 from notifier.request import ledger_key
 from tests.fakes import (
     KEY,
@@ -1979,6 +1979,31 @@ def test_probe_that_is_refused_costs_no_attempt_and_leaves_the_breaker_open(worl
 
     assert outcome(verdict) == "misconfigured"
     assert world.entry(body)["attempts"] == 0
+    assert "broken" in world.identities_table.get("bot:default")
+
+
+@pytest.mark.parametrize(
+    ("age", "worked_before", "attempts"),
+    [(DAY + 1, DAY - 10, 1), (DAY - 1, 10, 0), (DAY + 1, DAY + 10, 0), (DAY + 1, None, 0)],
+)
+def test_probe_that_is_refused_costs_an_old_notification_of_a_bot_that_worked_an_attempt(
+    world: World, age: float, worked_before: float | None, attempts: int
+) -> None:
+    """Where only such notifications are left, nothing else would end them."""
+    sandbox = world.sandbox()
+    published_at = world.clock.now() - age
+    if worked_before is not None:
+        control = Control("a message", published_at - worked_before)
+        sandbox.pacing.keep_control("default", control, 0)
+    sandbox.pacing.open_breaker("default", "no answer")
+    world.know(PHONE)
+    refuse(world, PHONE)
+    body = request()
+
+    (verdict,) = sandbox.deliver(world.queued(body, age=age))
+
+    assert outcome(verdict) == ("refused" if attempts else "misconfigured")
+    assert world.entry(body)["attempts"] == attempts
     assert "broken" in world.identities_table.get("bot:default")
 
 

@@ -66,7 +66,8 @@ LOOK_UP_LEASE_SECONDS = 2 * CALL_SECONDS + SETTLE_SECONDS
 LOOK_UP_RACE_SECONDS = 2.0
 LOOK_UP_POLL_SECONDS = 0.1
 # BLiP's history goes back three days: what may have gone out before that, nobody can deny.
-HISTORY_SECONDS = 3 * 86_400
+DAY_SECONDS = 86_400
+HISTORY_SECONDS = 3 * DAY_SECONDS
 # When the first question for receipts is worth asking (they lag by minutes).
 FIRST_POLL_SECONDS = 300
 # No request is hidden for longer at a time, but for a slot, so that whatever changes is noticed.
@@ -1063,7 +1064,10 @@ class Delivery:
         row open the breaker all the same: a bot without a WhatsApp channel answers pings. Only
         first attempts count for that, because a later one tells nothing new about the bot.
         """
-        if bot.name not in turn.probing:  # a probe was pinged for, and costs no attempt
+        if bot.name in turn.probing:  # which was pinged for
+            if self._is_alone_to_blame(notification, turn.state(bot.name)):
+                return self._retry(notification, claim, failure, Outcome.REFUSED, no_answer=False)
+        else:
             try:
                 turn.needs(CALL_SECONDS + SETTLE_SECONDS)
                 turn.once.ask(("ping", bot.name), lambda: self._ask(bot, self._blip.ping))
@@ -1091,6 +1095,17 @@ class Delivery:
             come_back_in=self._breaker_wait(),
             bot_still=True,
         )
+
+    def _is_alone_to_blame(self, notification: Notification, state: BotState) -> bool:
+        """Return whether a refusal while the bot is probed is an attempt of the notification.
+
+        Else it costs none, for the bot may be without a channel. But where only notifications are
+        left that are refused, nothing would ever close the breaker: what is a day old, and was
+        published within a day of a message that BLiP took, has waited long enough for that.
+        """
+        published_at = notification.queued.published_at
+        worked = bool(state.controls) and state.controls[-1].at > published_at - DAY_SECONDS
+        return worked and self._clock.now() - published_at > DAY_SECONDS
 
     def _breaker_wait(self) -> float:
         wait = self._policy.breaker_wait_seconds
