@@ -13,7 +13,7 @@ export SAM_CLI_TELEMETRY := 0
 .PHONY: help setup run publish failures redrive notification cancel forget pause resume check-bot restore-ledger test unit integration faults faults-short template e2e bench cost check audit format schemas lock build clean mutants
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: .venv/.done .venv-ministack/.done .venv-sam/.done .venv-checkov/.done ## make the environments (every other target does it by itself)
 

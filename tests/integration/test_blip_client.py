@@ -77,6 +77,11 @@ def at_once() -> None:
     """Wait for no slot."""
 
 
+def bot_at(url: str) -> Bot:
+    """Return a bot at an address that no secret may hold: without TLS, and not this machine's."""
+    return Bot(name="default", key=KEY).model_copy(update={"base_url": url})
+
+
 def send(client: BlipClient, bot: Bot, message_id: str = "id") -> Failure | None:
     try:
         client.send(bot, message_id, IDENTITY, TEMPLATE, at_once)
@@ -372,7 +377,7 @@ def test_all_addresses_of_a_host_share_one_time_to_connect(
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses)
 
     with contextlib.closing(BlipClient(1, 10)) as client:
-        failure = send(client, Bot(name="default", base_url="http://blip.example", key=KEY))
+        failure = send(client, bot_at("http://blip.example"))
 
     assert type(failure) is Transient
     assert [host for host, _ in tried] == ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"]
@@ -395,15 +400,13 @@ def test_next_address_is_tried_when_one_refuses(
                 addresses if host == "blip.example" else resolve(host, *args, **kwargs)
             ),
         )
-        bot = Bot(name="default", base_url=f"http://blip.example:{port}", key=KEY)
+        bot = bot_at(f"http://blip.example:{port}")
 
         assert send(client, bot) is None
 
 
 def test_host_without_an_address_was_surely_not_written_to(client: BlipClient) -> None:
-    bot = Bot(name="default", base_url="http://nowhere.invalid", key=KEY)
-
-    assert type(send(client, bot)) is Transient
+    assert type(send(client, bot_at("http://nowhere.invalid"))) is Transient
 
 
 # --- What an exchange comes to --------------------------------------------------------------------

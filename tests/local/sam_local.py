@@ -42,6 +42,8 @@ WRITTEN = STATE / "sam-local.yaml"
 INVOCATIONS = (
     "arn:aws:apigateway:us-east-1:lambda:path/2015-03-31/functions/${{{}.Arn}}/invocations"
 )
+# This machine as containers know it: the one name of it that a bot may have without TLS.
+FROM_CONTAINERS = "host.docker.internal"
 # The address under which containers see this machine. SAM CLI brings the engine's library along.
 ASK_FOR_GATEWAY = """
 import docker
@@ -122,7 +124,7 @@ def _as_told(function: str, aws: Aws, gateway: str) -> dict[str, Any]:
     )
     variables = deployed["Environment"]["Variables"]
     if "BOTS_SECRET_ARN" in variables:
-        variables["BOTS_SECRET_ARN"] = _reachable(variables["BOTS_SECRET_ARN"], aws, gateway)
+        variables["BOTS_SECRET_ARN"] = _reachable(variables["BOTS_SECRET_ARN"], aws)
     variables["AWS_ENDPOINT_URL"] = aws.url.replace(HOST, gateway)
     return {
         "Architectures": deployed["Architectures"],
@@ -130,11 +132,11 @@ def _as_told(function: str, aws: Aws, gateway: str) -> dict[str, Any]:
     }
 
 
-def _reachable(secret: str, aws: Aws, gateway: str) -> str:
+def _reachable(secret: str, aws: Aws) -> str:
     """Copy the bots' secret, with the simulator where containers find it."""
     bots = json.loads(aws.secrets.get_secret_value(SecretId=secret)["SecretString"])
     for bot in bots.values():
-        bot["base_url"] = bot["base_url"].replace(HOST, gateway)
+        bot["base_url"] = bot["base_url"].replace(HOST, FROM_CONTAINERS)
     copy = aws.secrets.create_secret(Name=f"sam-local-{uuid4()}", SecretString=json.dumps(bots))
     return copy["ARN"]
 
@@ -150,7 +152,8 @@ async def _run(arguments: list[str], gateway: str, ports: tuple[int, ...]) -> in
     command, *others = arguments
     further = shlex.split(os.environ.get("SAM_LOCAL_OPTIONS", ""))
     sam = await asyncio.create_subprocess_exec(
-        ROOT / ".venv-sam/bin/sam", "local", command, "--template", WRITTEN, *further, *others
+        *(ROOT / ".venv-sam/bin/sam", "local", command, "--template", WRITTEN),
+        *("--add-host", f"{FROM_CONTAINERS}:{gateway}", *further, *others),
     )
     try:
         return await sam.wait()

@@ -68,11 +68,18 @@ def test_an_alarm_names_its_page_in_the_runbook(template: Template, alarm: str) 
 
 @pytest.mark.parametrize("metric", ["Errors", "Throttles"])
 def test_no_function_fails_or_is_held_up_unnoticed(template: Template, metric: str) -> None:
-    (query,) = template.properties(f"Function{metric}Alarm")["Metrics"]
-    expression = query["Expression"]["Fn::Sub"]
+    total, *queries = template.properties(f"Function{metric}Alarm")["Metrics"]
 
-    assert f'SUM({metric}) FROM SCHEMA("AWS/Lambda", FunctionName) ' in expression
-    watched = re.findall(r"(?:WHERE|OR) FunctionName = '\$\{(\w+)\}'", expression)
+    assert total["Expression"] == "SUM(FILL(METRICS(), 0))"
+    for query in queries:
+        stat = query["MetricStat"]
+        assert (query["ReturnData"], stat["Stat"], stat["Period"]) == (False, "Sum", 60)
+        assert (stat["Metric"]["Namespace"], stat["Metric"]["MetricName"]) == ("AWS/Lambda", metric)
+    watched = [
+        dimension["Value"]["Ref"]
+        for query in queries
+        for dimension in query["MetricStat"]["Metric"]["Dimensions"]
+    ]
     assert sorted(watched) == sorted(template.resources("AWS::Lambda::Function"))
 
 

@@ -28,6 +28,7 @@ DEFAULTS = {
     "OldestRequestAlarmSeconds": 1800,
     "PenaltySeconds": 120,
     "ProducerAccounts": "",
+    "PublisherArns": "",
     "Release": "dev",
     "SettleWindowSeconds": 900,
     "TellEveryReceipt": "false",
@@ -72,10 +73,10 @@ def test_the_console_shows_every_parameter_once(template: Template) -> None:
     assert sorted(name for group in groups for name in group["Parameters"]) == sorted(DEFAULTS)
 
 
-def test_at_most_three_conditions_and_each_is_used(template: Template) -> None:
+def test_at_most_five_conditions_and_each_is_used(template: Template) -> None:
     conditions = template.source["Conditions"]
 
-    assert len(conditions) <= 3
+    assert len(conditions) <= 5
     for name in conditions:
         assert f"'Fn::If': ['{name}'," in str(template.source["Resources"])
 
@@ -129,6 +130,35 @@ def test_sam_still_cuts_releases_after_ten_characters() -> None:
 )
 def test_producers_are_named_by_account(template: Template, accounts: str, accepted: bool) -> None:
     assert accepts(template.source["Parameters"]["ProducerAccounts"], accounts) is accepted
+
+
+@pytest.mark.parametrize(
+    ("arns", "accepted"),
+    [
+        ("", True),
+        ("arn:aws:sns:sa-east-1:123456789012:orders", True),
+        ("arn:aws:events:sa-east-1:123456789012:rule/orders", True),
+        ("arn:aws:events:sa-east-1:123456789012:rule/shop/orders", True),
+        (
+            "arn:aws:sns:sa-east-1:123456789012:a,arn:aws:events:sa-east-1:123456789012:rule/b",
+            True,
+        ),
+        ("arn:aws:sns:sa-east-1:123456789012:*", False),  # any topic
+        ("arn:aws:sns:*:123456789012:orders", False),
+        ("arn:aws:events:sa-east-1:123456789012:event-bus/default", False),  # a bus is no rule
+        ("arn:aws:sns:sa-east-1:123456789012:a,", False),
+        ("*", False),
+    ],
+)
+def test_topics_and_rules_are_named_whole(template: Template, arns: str, accepted: bool) -> None:
+    assert accepts(template.source["Parameters"]["PublisherArns"], arns) is accepted
+
+
+def test_accounts_are_as_many_as_a_policy_has_principals_for(template: Template) -> None:
+    accounts = template.source["Parameters"]["ProducerAccounts"]
+
+    assert accepts(accounts, ",".join(["123456789012"] * 40))
+    assert not accepts(accounts, ",".join(["123456789012"] * 41))
 
 
 @pytest.mark.parametrize(

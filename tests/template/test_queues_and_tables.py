@@ -32,11 +32,11 @@ def test_queues_are_encrypted_and_keep_for_as_long_as_sqs_can(
 
 
 def statements(policy: dict[str, Any]) -> list[dict[str, Any]]:
-    """Give the statements of a queue's policy; the last one only where accounts are named."""
-    *always, sometimes = policy["Properties"]["PolicyDocument"]["Statement"]
-    condition, statement, nothing = sometimes["Fn::If"]
-    assert (condition, nothing) == ("HasProducerAccounts", {"Ref": "AWS::NoValue"})
-    return [*always, statement]
+    """Return the statements of a queue's policy, those that a condition guards among them."""
+    return [
+        statement["Fn::If"][1] if "Fn::If" in statement else statement
+        for statement in policy["Properties"]["PolicyDocument"]["Statement"]
+    ]
 
 
 @pytest.mark.parametrize("queue", QUEUES)
@@ -55,7 +55,13 @@ def test_queues_refuse_connections_without_encryption(template: Template, queue:
     ]
 
 
-def test_others_may_only_publish_requests_and_only_from_accounts_that_are_named(
+def test_nobody_else_may_publish_unless_a_parameter_names_them(template: Template) -> None:
+    for policy in template.resources("AWS::SQS::QueuePolicy").values():
+        always = [s for s in policy["Properties"]["PolicyDocument"]["Statement"] if "Sid" in s]
+        assert [statement["Effect"] for statement in always] == ["Deny"]
+
+
+def test_others_may_only_publish_requests_and_only_those_that_are_named(
     template: Template,
 ) -> None:
     allowed = [
@@ -68,8 +74,9 @@ def test_others_may_only_publish_requests_and_only_from_accounts_that_are_named(
 
     assert {logical_id(statement["Resource"]) for statement in allowed} == {"RequestsQueue"}
     assert services["Action"] == "sqs:SendMessage"
-    for arn in services["Condition"]["ArnLike"]["aws:SourceArn"]:
-        assert ":${AWS::AccountId}:" in arn["Fn::Sub"]
+    assert services["Condition"] == {
+        "ArnEquals": {"aws:SourceArn": {"Fn::Split": [",", {"Ref": "PublisherArns"}]}}
+    }
     assert accounts["Action"] == ["sqs:SendMessage", "sqs:GetQueueUrl"]
     assert accounts["Principal"] == {"AWS": {"Fn::Split": [",", {"Ref": "ProducerAccounts"}]}}
 
@@ -151,4 +158,7 @@ def test_tables_are_encrypted_recoverable_and_outlive_the_stack(
     assert properties["KeySchema"] == [{"AttributeName": "key", "KeyType": "HASH"}]
     for index in properties.get("GlobalSecondaryIndexes", []):
         assert "request" not in index["Projection"]["NonKeyAttributes"]
-    assert (resource["DeletionPolicy"], resource["UpdateReplacePolicy"]) == ("Retain", "Retain")
+    assert (resource["DeletionPolicy"], resource["UpdateReplacePolicy"]) == (
+        "RetainExceptOnCreate",
+        "Retain",
+    )

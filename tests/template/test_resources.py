@@ -24,7 +24,7 @@ EXPECTED = {
     "AWS::Lambda::Version": 6,
     "AWS::Logs::LogGroup": 7,
     "AWS::SQS::Queue": 4,
-    "AWS::SQS::QueuePolicy": 1,
+    "AWS::SQS::QueuePolicy": 4,
     "AWS::SecretsManager::Secret": 2,
 }
 CANARY = {

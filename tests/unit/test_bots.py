@@ -133,6 +133,11 @@ def test_a_key_that_cannot_work_is_told_so(key: Any, problem: str) -> None:
         {"base_url": "https://[::1"},
         {"base_url": "https://http.msging.net\n"},
         {"base_url": " https://http.msging.net"},
+        {"base_url": "http://http.msging.net"},  # would send the key in the clear
+        {"base_url": "http://10.0.0.1:8080"},
+        {"base_url": "http://127.0.0.1.example.com"},
+        {"base_url": "http://localhost.example.com"},
+        {"base_url": "http://1270.0.0.1"},
         {"base_url": f"https://{'a' * 64}.msging.net"},
         {"messages_per_second": 0},
         {"messages_per_second": -1},
@@ -159,6 +164,7 @@ def test_a_wrong_entry_names_its_member(entry: dict[str, Any]) -> None:
         "https://a-contract_1.http.msging.net",
         "http://127.0.0.1:8080",
         "http://localhost:1/",
+        "http://host.docker.internal:4567",
     ],
 )
 def test_base_urls_that_are_in_use(url: str) -> None:

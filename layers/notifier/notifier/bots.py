@@ -9,8 +9,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 PLACEHOLDER = "REPLACE_ME"
 NAME_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
-# Scheme, host and port only, each of a form that a connection can be made to.
-_BASE_URL_PATTERN = r"^https?://[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*(:[0-9]{1,5})?/?$"
+# Scheme, host and port only, each of a form that a connection can be made to. Every request carries
+# the key: `http` is for this machine itself only, also as a container on it sees it.
+_BASE_URL_PATTERN = (
+    r"^(https://[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*"
+    r"|http://(localhost|host\.docker\.internal|127(\.[0-9]{1,3}){3}))(:[0-9]{1,5})?/?$"
+)
 
 
 def _normalised_key(value: str) -> str:
@@ -34,7 +38,8 @@ class Bot(BaseModel):
 
     Attributes:
         name: as requests call it.
-        base_url: `https://CONTRACT.http.msging.net`, or without the contract's prefix.
+        base_url: `https://CONTRACT.http.msging.net`, or without the contract's prefix. `http://` is
+            for a simulator on this machine.
         key: the whole value of the `Authorization` header. Never logged.
         namespace: the WhatsApp namespace of its templates, where a request names none.
         messages_per_second: what the plan allows for messages.
