@@ -116,7 +116,9 @@ def distance(
         for seed in seeds:
             bot = Account("default")
             settings = Settings(network=FAR)
-            with World(seed, bots=[bot], settings=settings) as world:
+            # Of a sandbox's share of a processor: later than that, and slots are missed.
+            faults = Faults(wakes_late=0.03)
+            with World(seed, bots=[bot], faults=faults, settings=settings) as world:
                 for spell in range(2):
                     published = _publish(
                         world, range(spell * requests, (spell + 1) * requests), known=known
