@@ -325,7 +325,7 @@ def poison_alone(*, kinds: Iterable[str] = ("403", "look-up 81"), seed: int = 1)
             seconds = world.settle(at_most=8 * DAY)
             letters = [_reason(letter) for letter in world.invariants.letters]
             came.check(f"{kind} alone: {letters[:3]}", held=letters == [reason] * len(poisoned))
-            came.check(f"{kind} alone: took {seconds / DAY:.1f} days", held=seconds <= DAY)
+            came.check(f"{kind} alone: took {seconds / DAY:.1f} days", held=seconds <= 3 * DAY)
             took.append(f"{kind} {seconds / 3600:.1f} h")
     came.told = "left alone behind an open breaker they ended after " + ", ".join(took)
     return came

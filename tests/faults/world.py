@@ -267,7 +267,7 @@ class World:
         """Take a notification back, as its producer may; too late or not."""
         notifications = Notifications(
             DynamoDbLedger(self.tables["ledger"], self.now),
-            EventBridgeStatusEvents(self._clients["events"], "bus"),
+            EventBridgeStatusEvents(self._clients["events"], "bus", "stack"),
         )
 
         def cancel() -> None:

@@ -91,6 +91,11 @@ class ForgetRecipientSettings:
     receipts_dead_letters_queue_url: str
 
 
+def stack() -> str:
+    """Return the name of the stack that runs, which its metrics, logs and events carry."""
+    return os.environ.get("POWERTOOLS_SERVICE_NAME", "blip-notifier")
+
+
 def release() -> str:
     """Name the release that runs."""
     return os.environ.get("RELEASE", "unknown")
