@@ -141,6 +141,7 @@ def status_event_schema() -> Json:
             "correlation_id": maybe(
                 "string", "The request's.", pattern=request.CORRELATION_PATTERN
             ),
+            "stack": text("The stack that sends: a test stage's events may come by the same bus."),
         },
         "if": {"properties": {"status": {"enum": [s for s in told if s in UNDELIVERED]}}},
         "then": {"properties": {"reason": {"type": "string"}}},

@@ -78,6 +78,7 @@ def test_upstream_hears_of_each_change_on_its_own_queue(
             "time": heard["detail"]["time"],
             "metadata": {"order": "1"},
             "correlation_id": None,
+            "stack": "blip-notifier",
         }
         for private in PRIVATE:
             assert private not in json.dumps(heard)
@@ -122,7 +123,7 @@ def test_many_are_told_ten_at_a_time_and_what_is_refused_is_named(
     ]
     receipts.aws.calls.clear()
 
-    assert EventBridgeStatusEvents(receipts.events, "default").put(told) == []
+    assert EventBridgeStatusEvents(receipts.events, "default", "stack").put(told) == []
 
     sizes = [len(call["Entries"]) for name, call in receipts.aws.calls if name == "PutEvents"]
     assert sizes == [10, 10, 3]
@@ -136,7 +137,7 @@ def test_many_are_told_ten_at_a_time_and_what_is_refused_is_named(
         return {"Entries": [{"ErrorCode": "x"} if one == "order-3" else {} for one in ids]}
 
     monkeypatch.setattr(receipts.events, "put_events", put_events)
-    left = EventBridgeStatusEvents(receipts.events, "default").put(told)
+    left = EventBridgeStatusEvents(receipts.events, "default", "stack").put(told)
     assert left == [told[3], *told[10:20]]
 
 

@@ -21,13 +21,9 @@ if TYPE_CHECKING:
 
 EVERY_SECONDS = 2.0
 NAMESPACE = "BlipNotifier"
+QUEUES = "AWS/SQS"
 VISIBLE, HIDDEN = "ApproximateNumberOfMessagesVisible", "ApproximateNumberOfMessagesNotVisible"
 AGE = "ApproximateAgeOfOldestMessage"
-
-
-def namespace_of(queue: str) -> str:
-    """Give the namespace of a queue's metrics: ministack's alarms do not look at dimensions."""
-    return f"AWS/SQS/{queue}"
 
 
 def fit_for_ministack(template: dict[str, Any]) -> None:
@@ -46,11 +42,8 @@ def fit_for_ministack(template: dict[str, Any]) -> None:
             for stat in stats[:1]:
                 properties |= stat["Metric"]
                 properties |= {"Period": stat["Period"], "Statistic": stat["Stat"]}
-        if properties.get("Namespace") == "AWS/SQS":
-            queue = properties["Dimensions"][0]["Value"]["Fn::GetAtt"][0]
-            properties["Namespace"] = namespace_of(queue)
-        elif properties.get("Namespace") != NAMESPACE:
-            # On queries, and on single versions of a function.
+        if properties.get("Namespace") not in {QUEUES, NAMESPACE}:
+            # On what AWS alone measures.
             del resources[name]
 
 
@@ -58,17 +51,24 @@ class Metrics:
     """Puts metrics until it is left."""
 
     def __init__(
-        self, aws: "Aws", template: dict[str, Any], resources: dict[str, str], log: Path
+        self,
+        aws: "Aws",
+        stack: str,
+        template: dict[str, Any],
+        resources: dict[str, str],
+        log: Path,
     ) -> None:
         """Make it.
 
         Args:
             aws: where the stack is.
+            stack: its name. What the functions of other stacks measured is left alone.
             template: what was deployed.
             resources: its resources' physical ids by logical id.
             log: what the functions print, their metrics among it.
         """
         self._aws = aws
+        self._stack = stack
         properties = [
             (name, resource["Type"], resource.get("Properties", {}))
             for name, resource in template["Resources"].items()
@@ -103,13 +103,20 @@ class Metrics:
     def put(self) -> None:
         """Put everything as it stands now."""
         for queue, url in self._queues.items():
-            self._put(namespace_of(queue), self._of_queue(queue, url))
-        self._put(NAMESPACE, dict.fromkeys(self._watched, 0.0) | dict(self._of_functions()))
+            name = url.rpartition("/")[2]
+            self._put(QUEUES, ("QueueName", name), self._of_queue(queue, url))
+        measured = dict.fromkeys(self._watched, 0.0) | dict(self._of_functions())
+        self._put(NAMESPACE, ("service", self._stack), measured)
 
-    def _put(self, namespace: str, values: dict[str, float]) -> None:
+    def _put(self, namespace: str, about: tuple[str, str], values: dict[str, float]) -> None:
+        name, value = about
+        dimensions = [{"Name": name, "Value": value}]
         self._aws.cloudwatch.put_metric_data(
             Namespace=namespace,
-            MetricData=[{"MetricName": name, "Value": value} for name, value in values.items()],
+            MetricData=[
+                {"MetricName": metric, "Value": measured, "Dimensions": dimensions}
+                for metric, measured in values.items()
+            ],
         )
 
     def _of_queue(self, queue: str, url: str) -> dict[str, float]:
@@ -139,7 +146,10 @@ class Metrics:
                     break  # it is still being written
                 self._read += len(line)
                 if line.startswith(b'{"_aws"'):
-                    for name in _names(emf := json.loads(line)):
+                    emf = json.loads(line)
+                    if emf["service"] != self._stack:
+                        continue
+                    for name in _names(emf):
                         values = emf[name] if isinstance(emf[name], list) else [emf[name]]
                         if self._watched.get(name) == "Maximum":
                             measured[name] = max(measured[name], *values)

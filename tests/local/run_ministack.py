@@ -21,7 +21,7 @@ from typing import Any
 
 from ministack.app import main  # type: ignore[import-not-found]
 from ministack.core import lambda_runtime  # type: ignore[import-not-found]
-from ministack.services import sqs  # type: ignore[import-not-found]
+from ministack.services import cloudwatch, sqs  # type: ignore[import-not-found]
 
 NOISY = 30
 
@@ -70,12 +70,27 @@ def _fairly(receive: Callable[..., Any]) -> Callable[..., Any]:
     return fair
 
 
+def _by_dimensions(evaluate: types.FunctionType) -> Callable[[dict[str, Any]], None]:
+    """Judge an alarm by the metric with its dimensions, as CloudWatch does.
+
+    ministack goes by the metric's name alone: one stack would ring the alarms of the others.
+    """
+
+    def evaluate_own(alarm: dict[str, Any]) -> None:
+        wanted = cloudwatch._dims_key(cloudwatch._dims_from_list(alarm.get("Dimensions") or []))
+        own = {key: seen for key, seen in cloudwatch._metrics.items() if key[2] == wanted}
+        types.FunctionType(evaluate.__code__, vars(cloudwatch) | {"_metrics": own})(alarm)
+
+    return evaluate_own
+
+
 def _leave_with_the_parent() -> None:
     sys.stdin.buffer.read()
     os.killpg(0, signal.SIGKILL)
 
 
 sqs._collect_msgs = _fairly(sqs._collect_msgs)
+cloudwatch._evaluate_alarm = _by_dimensions(cloudwatch._evaluate_alarm)
 lambda_runtime.zipfile = types.SimpleNamespace(**vars(zipfile) | {"ZipFile": _Archive})
 threading.Thread(target=_leave_with_the_parent, daemon=True).start()
 main()

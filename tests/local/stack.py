@@ -231,6 +231,8 @@ class LocalStack:
         home: this stack's folder, with the logs.
         simulator: its BLiP; None where another one was named.
         bots: the names that requests can use.
+        name: CloudFormation's for it.
+        template: what was deployed.
         requests_queue: its URL, as the other queue's, for the clients in `aws`.
         ministack: the local AWS; None where another endpoint was named.
     """
@@ -243,14 +245,19 @@ class LocalStack:
         aws_url: str | None = None,
         parameters: Mapping[str, str] | None = None,
         functions_call: str | None = None,
+        name: str = STACK,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
+        self.name = name
         self.home = STATE / str(port_base)
         self._port_base = port_base
         self._blip = blip
         self._aws_url = aws_url
         self._functions_call = functions_call
-        self._parameters = {"Architecture": _architecture()} | dict(parameters or {})
+        self._parameters = {
+            "Architecture": _architecture(),
+            "AllowedRecipients": "+",
+        } | dict(parameters or {})
         self._tell = tell
         self._cleanup = contextlib.ExitStack()
         self.simulator: Simulator | None = None
@@ -279,7 +286,7 @@ class LocalStack:
             )
         self.home.mkdir(parents=True, exist_ok=True)
         self.aws = Aws(self.ministack.url if self.ministack else str(self._aws_url))
-        content = self.deploy()
+        self.template = content = self.deploy()
         if self.simulator:
             self._send_receipts_here(self.simulator)
         self._finish_tables(content)
@@ -288,8 +295,7 @@ class LocalStack:
             SecretId=self.resources["BotsSecret"], SecretString=secret
         )
         if self.ministack:
-            metrics = Metrics(self.aws, content, self.resources, self.ministack.log)
-            self._cleanup.enter_context(metrics)
+            self._cleanup.enter_context(self.metrics(self.ministack.log))
 
     def deploy(self, **parameters: str) -> dict[str, Any]:
         """Deploy the template, with other values for some parameters; give what was deployed."""
@@ -302,11 +308,19 @@ class LocalStack:
         self._find_resources()
         return content
 
+    def metrics(self, log: Path) -> Metrics:
+        """Return what tells the local CloudWatch of this stack, from the log of its functions."""
+        return Metrics(self.aws, self.name, self.template, self.resources, log)
+
     def ringing(self) -> dict[str, str]:
         """Give the alarms that ring, by logical id, each with its description."""
         alarms = self.aws.cloudwatch.describe_alarms(StateValue="ALARM")["MetricAlarms"]
         logical = {physical: name for name, physical in self.resources.items()}
-        return {logical[one["AlarmName"]]: one["AlarmDescription"] for one in alarms}
+        return {
+            logical[one["AlarmName"]]: one["AlarmDescription"]
+            for one in alarms
+            if one["AlarmName"] in logical  # the others are another stack's
+        }
 
     def _bots_secret(self) -> str:
         """Start the simulator, where no other BLiP was named; give the secret's text for either."""
@@ -343,7 +357,7 @@ class LocalStack:
     def _deploy(self, template: Path) -> None:
         _run_sam(
             "deploy",
-            *("--template-file", template, "--stack-name", STACK, "--region", REGION),
+            *("--template-file", template, "--stack-name", self.name, "--region", REGION),
             *("--resolve-s3", "--capabilities", "CAPABILITY_IAM"),
             *("--no-confirm-changeset", "--no-fail-on-empty-changeset", "--no-progressbar"),
             *("--parameter-overrides", *(f"{k}={v}" for k, v in self._parameters.items())),
@@ -356,7 +370,7 @@ class LocalStack:
         )
 
     def _find_resources(self) -> None:
-        found = self.aws.stacks.describe_stack_resources(StackName=STACK)["StackResources"]
+        found = self.aws.stacks.describe_stack_resources(StackName=self.name)["StackResources"]
         self.resources = {
             resource["LogicalResourceId"]: resource["PhysicalResourceId"] for resource in found
         }

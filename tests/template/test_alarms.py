@@ -25,6 +25,10 @@ ALARMS = [
     "CrashesAlarm",
     "BotMisconfiguredAlarm",
     "UnknownOutcomesAlarm",
+    "OldestReceiptAlarm",
+    "ScheduleAlarm",
+    "ApiRefusalsAlarm",
+    "ApiErrorsAlarm",
     "FunctionErrorsAlarm",
     "FunctionThrottlesAlarm",
     "SendNotificationNewVersionErrorsAlarm",
@@ -45,13 +49,83 @@ def test_alarms_say_what_is_wrong_and_tell_the_topic_if_there_is_one(
     template: Template, alarm: str
 ) -> None:
     properties = template.properties(alarm)
-    actions = {"Fn::If": ["HasAlarmTopic", [{"Ref": "AlarmTopicArn"}], {"Ref": "AWS::NoValue"}]}
+    actions = [
+        {"Fn::If": ["HasAlarmTopic", {"Ref": "AlarmTopicArn"}, {"Ref": "AWS::NoValue"}]},
+        {"Fn::If": ["HasAlarmEmail", {"Ref": "AlarmTopic"}, {"Ref": "AWS::NoValue"}]},
+    ]
 
     assert properties["AlarmActions"] == properties["OKActions"] == actions
-    assert properties["TreatMissingData"] == "notBreaching"
-    assert template.transformed["Conditions"]["HasAlarmTopic"] == {
-        "Fn::Not": [{"Fn::Equals": [{"Ref": "AlarmTopicArn"}, ""]}]
+    # A schedule that has stopped measures nothing.
+    missing = "breaching" if alarm == "ScheduleAlarm" else "notBreaching"
+    assert properties["TreatMissingData"] == missing
+    for condition, parameter in (
+        ("HasAlarmTopic", "AlarmTopicArn"),
+        ("HasAlarmEmail", "AlarmEmail"),
+    ):
+        assert template.transformed["Conditions"][condition] == {
+            "Fn::Not": [{"Fn::Equals": [{"Ref": parameter}, ""]}]
+        }
+
+
+def test_the_topic_of_the_stack_writes_to_the_address(template: Template) -> None:
+    for name in ("AlarmTopic", "AlarmSubscription"):
+        assert template.transformed["Resources"][name]["Condition"] == "HasAlarmEmail"
+    assert template.properties("AlarmSubscription") == {
+        "TopicArn": {"Ref": "AlarmTopic"},
+        "Protocol": "email",
+        "Endpoint": {"Ref": "AlarmEmail"},
     }
+
+
+@pytest.mark.parametrize(
+    ("alarm", "metric", "threshold"),
+    [("ApiRefusalsAlarm", "4xx", 60), ("ApiErrorsAlarm", "5xx", 0)],
+)
+def test_what_the_api_does_not_take_is_noticed(
+    template: Template, alarm: str, metric: str, threshold: int
+) -> None:
+    """An HTTP API measures `4xx` and `5xx`: http-api-metrics.html in API Gateway's guide."""
+    properties = template.properties(alarm)
+
+    assert (properties["Namespace"], properties["MetricName"]) == ("AWS/ApiGateway", metric)
+    assert properties["Dimensions"] == [{"Name": "ApiId", "Value": {"Ref": "HttpApi"}}]
+    assert (properties["Statistic"], properties["Threshold"]) == ("Sum", threshold)
+
+
+def test_the_api_has_room_for_the_receipts_of_five_full_plans(template: Template) -> None:
+    """limits.html in API Gateway's guide: 10,000 a second for an account in a region, 5,000 at once."""
+    limits = template.properties("HttpApiStage")["DefaultRouteSettings"]
+
+    assert 5 * 4 * 50 <= limits["ThrottlingRateLimit"] <= 10_000
+    assert limits["ThrottlingRateLimit"] <= limits["ThrottlingBurstLimit"] <= 5_000
+
+
+def test_a_schedule_that_stops_is_noticed(template: Template) -> None:
+    alarm = template.properties("ScheduleAlarm")
+    (rule,) = template.resources("AWS::Events::Rule").values()
+
+    assert rule["Properties"]["ScheduleExpression"] == "rate(1 minute)"
+    assert (alarm["Namespace"], alarm["MetricName"], alarm["Statistic"]) == (
+        "AWS/Lambda",
+        "Invocations",
+        "Sum",
+    )
+    assert alarm["Dimensions"] == [
+        {"Name": "FunctionName", "Value": {"Ref": "PollReceiptsFunction"}}
+    ]
+    assert (alarm["ComparisonOperator"], alarm["Threshold"]) == ("LessThanThreshold", 1)
+    assert alarm["Period"] == 60
+    assert "DatapointsToAlarm" not in alarm
+
+
+def test_receipts_that_nobody_records_are_noticed(template: Template) -> None:
+    alarm = template.properties("OldestReceiptAlarm")
+
+    assert alarm["MetricName"] == "ApproximateAgeOfOldestMessage"
+    assert alarm["Dimensions"] == [
+        {"Name": "QueueName", "Value": {"Fn::GetAtt": ["ReceiptsQueue", "QueueName"]}}
+    ]
+    assert alarm["Threshold"] == 900
 
 
 @pytest.mark.parametrize("alarm", ALARMS)
@@ -149,7 +223,7 @@ def test_requests_that_wait_are_noticed_for_as_long_as_they_do(template: Templat
     alarm = template.properties("WaitingRequestsAlarm")
 
     assert (alarm["Namespace"], alarm["MetricName"]) == (telemetry.NAMESPACE, "oldest_request")
-    assert alarm["Dimensions"] == [{"Name": "service", "Value": telemetry.SERVICE}]
+    assert alarm["Dimensions"] == [{"Name": "service", "Value": {"Ref": "AWS::StackName"}}]
     assert (alarm["Statistic"], alarm["Threshold"]) == (
         "Maximum",
         {"Ref": "OldestRequestAlarmSeconds"},
@@ -162,7 +236,7 @@ def test_receipts_that_are_asked_for_too_late_are_noticed(template: Template) ->
     alarm = template.properties("ReceiptsLateAlarm")
 
     assert (alarm["Namespace"], alarm["MetricName"]) == (telemetry.NAMESPACE, "receipts_late")
-    assert alarm["Dimensions"] == [{"Name": "service", "Value": telemetry.SERVICE}]
+    assert alarm["Dimensions"] == [{"Name": "service", "Value": {"Ref": "AWS::StackName"}}]
     assert (alarm["Statistic"], alarm["Threshold"]) == ("Maximum", 900)
     dashboard = template.properties("Dashboard")["DashboardBody"]["Fn::Sub"]
     assert '"receipts_late"' in dashboard
@@ -188,7 +262,7 @@ def test_alarms_on_our_own_metrics_watch_what_is_counted(
         telemetry.NAMESPACE,
         str(outcome),
     )
-    assert properties["Dimensions"] == [{"Name": "service", "Value": telemetry.SERVICE}]
+    assert properties["Dimensions"] == [{"Name": "service", "Value": {"Ref": "AWS::StackName"}}]
     assert properties["Statistic"] == "Sum"
 
 

@@ -12,6 +12,7 @@ EVERYTHING = {
     "ProducerAccounts": "123456789012,210987654321",
     "PublisherArns": "arn:aws:sns:sa-east-1:123456789012:orders,"
     "arn:aws:events:sa-east-1:123456789012:rule/shop/orders",
+    "AlarmEmail": "on-call@example.com",
     "AlarmTopicArn": "arn:aws:sns:sa-east-1:123456789012:alarms",
 }
 every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)

@@ -21,6 +21,7 @@ EXPLAINED = {
 }
 # What it finds besides where the parameter KmsKeyArn is not set.
 OF_AWS_KEYS = {
+    "CKV_AWS_26": "the alarms' topic: SNS's own key of AWS lets no alarm publish",
     "CKV_AWS_27": "queues are encrypted with SQS's own keys, which cost nothing",
     "CKV_AWS_119": "tables likewise, with DynamoDB's",
     "CKV_AWS_149": "secrets likewise, with the account's key for Secrets Manager",
@@ -38,7 +39,10 @@ def test_it_finds_nothing_that_is_not_explained(
     tmp_path: Path, key: str, explained: dict[str, str]
 ) -> None:
     template = tmp_path / "template.json"
-    template.write_text(json.dumps(load(KmsKeyArn=key).as_deployed()), encoding="utf-8")
+    template.write_text(
+        json.dumps(load(KmsKeyArn=key, AlarmEmail="on-call@example.com").as_deployed()),
+        encoding="utf-8",
+    )
 
     answer = subprocess.run(  # noqa: S603
         [

@@ -146,7 +146,7 @@ def test_a_function_is_told_what_its_settings_read_and_no_more(
 
     assert own == {field.name.upper() for field in fields(SETTINGS[function])}
     assert {name: variables[name] for name in every} == {
-        "POWERTOOLS_SERVICE_NAME": telemetry.SERVICE,
+        "POWERTOOLS_SERVICE_NAME": {"Ref": "AWS::StackName"},
         "POWERTOOLS_METRICS_NAMESPACE": telemetry.NAMESPACE,
         "POWERTOOLS_LOG_LEVEL": "INFO",
         # Lambda publishes no version of what did not change: this does, with each release.
@@ -170,7 +170,7 @@ def test_the_settings_accept_whatever_the_parameters_do(
         match value:
             case {"Ref": str(parameter)} if parameter in parameters:
                 definition = parameters[parameter]
-                environment[name] = str(definition.get(bound, definition["Default"]))
+                environment[name] = str(definition.get(bound, definition.get("Default", "+")))
             case _:
                 environment[name] = "the name of a resource"
 

@@ -8,8 +8,8 @@ import pytest
 from tests.template.transformed import Template, load, mentions
 
 DEFAULTS = {
+    "AlarmEmail": "",
     "AlarmTopicArn": "",
-    "AllowedRecipients": "+",
     "Architecture": "arm64",
     "BackoffBaseSeconds": 5,
     "BackoffMaxSeconds": 900,
@@ -33,7 +33,7 @@ DEFAULTS = {
     "SettleWindowSeconds": 900,
     "TellEveryReceipt": "false",
 }
-parameter = pytest.mark.parametrize("name", DEFAULTS)
+parameter = pytest.mark.parametrize("name", [*DEFAULTS, "AllowedRecipients"])
 
 
 def accepts(definition: dict[str, Any], value: str) -> bool:
@@ -48,7 +48,19 @@ def accepts(definition: dict[str, Any], value: str) -> bool:
 def test_the_parameters_and_their_defaults(template: Template) -> None:
     parameters = template.source["Parameters"]
 
-    assert {name: definition["Default"] for name, definition in parameters.items()} == DEFAULTS
+    assert {
+        name: definition["Default"]
+        for name, definition in parameters.items()
+        if "Default" in definition
+    } == DEFAULTS
+
+
+def test_every_deploy_must_say_who_may_be_sent_to(template: Template) -> None:
+    parameters = template.source["Parameters"]
+
+    assert {name for name in parameters if "Default" not in parameters[name]} == {
+        "AllowedRecipients"
+    }
 
 
 @parameter
@@ -57,7 +69,7 @@ def test_a_parameter_is_described_and_bounded(template: Template, name: str) -> 
 
     assert definition["Description"].endswith(".")
     assert definition["Type"] in {"String", "Number"}
-    assert accepts(definition, str(definition["Default"]))
+    assert "Default" not in definition or accepts(definition, str(definition["Default"]))
 
 
 @parameter
@@ -70,7 +82,9 @@ def test_a_parameter_is_used(template: Template, name: str) -> None:
 def test_the_console_shows_every_parameter_once(template: Template) -> None:
     groups = template.source["Metadata"]["AWS::CloudFormation::Interface"]["ParameterGroups"]
 
-    assert sorted(name for group in groups for name in group["Parameters"]) == sorted(DEFAULTS)
+    assert sorted(name for group in groups for name in group["Parameters"]) == sorted(
+        template.source["Parameters"]
+    )
 
 
 def test_at_most_five_conditions_and_each_is_used(template: Template) -> None:
@@ -173,3 +187,17 @@ def test_accounts_are_as_many_as_a_policy_has_principals_for(template: Template)
 )
 def test_the_alarm_topic_is_a_topic(template: Template, arn: str, accepted: bool) -> None:
     assert accepts(template.source["Parameters"]["AlarmTopicArn"], arn) is accepted
+
+
+@pytest.mark.parametrize(
+    ("address", "accepted"),
+    [
+        ("", True),
+        ("on-call@example.com", True),
+        ("on call@example.com", False),
+        ("example.com", False),
+        ("a@b@example.com", False),
+    ],
+)
+def test_the_alarms_write_to_an_address(template: Template, address: str, accepted: bool) -> None:
+    assert accepts(template.source["Parameters"]["AlarmEmail"], address) is accepted

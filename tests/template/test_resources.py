@@ -1,17 +1,20 @@
 """What the stack is made of, and what holds for every part of it."""
 
 import json
+import tomllib
 from collections import Counter
 
+import pytest
+
 from notifier.bots import PLACEHOLDER, Bot, BrokenBot, parse_bots
-from tests.template.transformed import Template
+from tests.template.transformed import ROOT, Template, mentions
 
 EXPECTED = {
     "AWS::ApiGatewayV2::Api": 1,
     "AWS::ApiGatewayV2::Integration": 2,
     "AWS::ApiGatewayV2::Route": 3,
     "AWS::ApiGatewayV2::Stage": 1,
-    "AWS::CloudWatch::Alarm": 21,
+    "AWS::CloudWatch::Alarm": 25,
     "AWS::CloudWatch::Dashboard": 1,
     "AWS::DynamoDB::Table": 2,
     "AWS::Events::Rule": 1,
@@ -25,6 +28,8 @@ EXPECTED = {
     "AWS::Logs::LogGroup": 7,
     "AWS::SQS::Queue": 4,
     "AWS::SQS::QueuePolicy": 4,
+    "AWS::SNS::Subscription": 1,
+    "AWS::SNS::Topic": 1,
     "AWS::SecretsManager::Secret": 2,
 }
 CANARY = {
@@ -134,6 +139,7 @@ def test_outputs_name_what_operators_paste(template: Template) -> None:
         "LedgerTableName",
         "BotsSecretArn",
         "SendNotificationLogGroup",
+        "ReceiveReceiptLogGroup",
         "RecordReceiptLogGroup",
         "ReceiptsUrl",
         "ReceiptsQueueUrl",
@@ -141,3 +147,32 @@ def test_outputs_name_what_operators_paste(template: Template) -> None:
         "WebhookSecretArn",
     }
     assert all(output["Description"] for output in outputs.values())
+
+
+@pytest.mark.parametrize(
+    ("environment", "stage"), [("default", "dev"), ("production", "production")]
+)
+def test_every_resource_is_tagged_with_its_stage(environment: str, stage: str) -> None:
+    """CloudFormation hands a stack's tags on to whatever of it can have some."""
+    deploy = tomllib.loads((ROOT / "samconfig.toml").read_text())[environment]["deploy"]
+
+    assert deploy["parameters"]["tags"] == f"project=blip-notifier stage={stage}"
+
+
+def test_nothing_that_tells_of_the_stack_is_the_same_for_two_of_them(template: Template) -> None:
+    """Metrics of ours have the stack's name as a dimension; AWS's have a resource of the stack."""
+    for name, alarm in template.resources("AWS::CloudWatch::Alarm").items():
+        properties = alarm["Properties"]
+        metrics = [
+            query["MetricStat"]["Metric"]
+            for query in properties.get("Metrics", [])
+            if "MetricStat" in query
+        ]
+        for metric in metrics or [properties]:
+            named = mentions(metric["Dimensions"])
+            assert named, name
+            assert named <= {"AWS::StackName", *template.transformed["Resources"]}, name
+    body = json.loads(template.properties("Dashboard")["DashboardBody"]["Fn::Sub"])
+    for widget in body["widgets"]:
+        first, *_ = widget["properties"]["metrics"]
+        assert "${" in json.dumps(first), widget["properties"]["title"]

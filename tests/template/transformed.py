@@ -10,6 +10,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "template.yaml"
+# What every deploy must say.
+WITHOUT_DEFAULT = {"AllowedRecipients": "+"}
 NO_VALUE = {"Ref": "AWS::NoValue"}
 
 
@@ -105,13 +107,14 @@ def _load(overrides: tuple[tuple[str, str], ...]) -> Template:
     defaults = {
         name: str(parameter["Default"])
         for name, parameter in templates["source"]["Parameters"].items()
+        if "Default" in parameter
     }
     return Template(**templates, parameters=defaults | dict(overrides))
 
 
 def load(**parameters: str) -> Template:
     """Transform the template with these parameters and the defaults of the others."""
-    return _load(tuple(sorted(parameters.items())))
+    return _load(tuple(sorted((WITHOUT_DEFAULT | parameters).items())))
 
 
 def logical_id(expression: Any) -> str:

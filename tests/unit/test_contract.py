@@ -301,6 +301,7 @@ EVENT: Json = {
     "time": "2026-11-22T18:00:05.123+00:00",
     "metadata": {},
     "correlation_id": None,
+    "stack": "blip-notifier",
 }
 
 
@@ -319,7 +320,7 @@ def test_what_is_told_keeps_to_its_schema(
     told = StatusEvent(key, "order-981", "default", status, generation, 1.5, reason, {"a": "b"})
     ended = status in {"failed", "rejected", "expired"}
     inward = status in {"claimed", "sending", "retrying", "unknown"}
-    assert EVENT_VALIDATOR.is_valid(event(**detail(told))) == (
+    assert EVENT_VALIDATOR.is_valid(event(**detail(told, "blip-notifier"))) == (
         not inward and ended == (reason is not None)
     )
 

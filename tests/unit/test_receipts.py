@@ -927,7 +927,7 @@ def test_a_crash_anywhere_repeats_the_effects_and_loses_none(status: str, code: 
 
 
 def event_id(event: StatusEvent) -> object:
-    return detail(event)["event_id"]
+    return detail(event, "stack")["event_id"]
 
 
 @pytest.mark.parametrize(
@@ -979,7 +979,7 @@ def test_an_event_has_the_producers_words_and_no_number() -> None:
 
     (event,) = [event for event in case.world.events.told if event.status is Status.RECEIVED]
 
-    assert detail(event) == {
+    assert detail(event, "notifier-dev") == {
         "event_id": event_id(event),
         "id": "order-1",
         "bot": "default",
@@ -989,6 +989,7 @@ def test_an_event_has_the_producers_words_and_no_number() -> None:
         "time": "2027-01-15T08:00:01.000+00:00",
         "metadata": {"order": "1"},
         "correlation_id": None,
+        "stack": "notifier-dev",
     }
 
 

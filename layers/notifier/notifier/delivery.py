@@ -84,6 +84,9 @@ LONGEST_PATIENCE_SECONDS = 3600.0
 CROWDED = 80_000
 FULL = 110_000
 CROWDED_SECONDS = (20.0, 30.0)
+# All sandboxes together look through no more than so many a second that only wait for their bot:
+# SQS's figure is some seconds old, and fifty sandboxes would fill all 120,000 meanwhile.
+LOOKED_THROUGH_PER_SECOND = 2000
 # What waits for the end of a penalty does not come back all at once.
 BACK_PER_SECOND = 200
 HOLD_STILL_SECONDS = 3.0
@@ -205,6 +208,7 @@ class Policy:
         allowed_recipients: only numbers that start with one of these may be sent to.
         ledger_restored_at: when the ledger was restored from a backup, in epoch seconds. What it
             says of requests that are older is not to be trusted: they may have been sent.
+        maximum_concurrency: how many batches are under way at a time at most.
     """
 
     penalty_seconds: int = 120
@@ -216,6 +220,7 @@ class Policy:
     max_wait_seconds: int = 604_800
     allowed_recipients: tuple[str, ...] = ("+",)
     ledger_restored_at: float = 0.0
+    maximum_concurrency: int = 5
 
 
 class Outcome(StrEnum):
@@ -317,6 +322,7 @@ class Delivery:
             batch: the requests.
             deadline: when the sandbox will be stopped, in epoch seconds.
         """
+        began = self._clock.now()
         notifications: list[Notification] = []
         unusable: list[tuple[QueuedRequest, Unusable]] = []
         for queued in batch:
@@ -340,16 +346,18 @@ class Delivery:
         for verdict in verdicts:
             if verdict.come_back_in is not None:
                 self._meter.age("oldest_request", now - verdict.queued.published_at)
-        verdicts = self._told(self._make_room(verdicts, deadline))
+        verdicts = self._told(self._make_room(verdicts, began, deadline))
         return [self._less_and_less_often(verdict) for verdict in verdicts]
 
-    def _make_room(self, verdicts: list[Verdict], deadline: float) -> list[Verdict]:
+    def _make_room(self, verdicts: list[Verdict], began: float, deadline: float) -> list[Verdict]:
         """Keep what waits for its bot from filling what SQS allows in flight."""
         if not any(verdict.bot_still for verdict in verdicts):
             return verdicts
         in_flight = self._in_flight()
-        if in_flight >= FULL and all(verdict.bot_still for verdict in verdicts):
-            self._clock.sleep(min(HOLD_STILL_SECONDS, deadline - self._clock.now() - 1))
+        if all(verdict.bot_still for verdict in verdicts):
+            takes = len(verdicts) * self._policy.maximum_concurrency / LOOKED_THROUGH_PER_SECOND
+            until = began + takes if in_flight < FULL else self._clock.now() + HOLD_STILL_SECONDS
+            self._clock.sleep(min(until, deadline - 1) - self._clock.now())
         return [
             replace(verdict, come_back_in=self._still_for(verdict, in_flight))
             if verdict.bot_still

@@ -34,6 +34,7 @@ class SendNotificationSettings:
     settle_window_seconds: int
     max_attempts: int
     max_wait_seconds: int
+    maximum_concurrency: int
     identity_ttl_seconds: int
     identity_negative_ttl_seconds: int
     allowed_recipients: str
@@ -88,6 +89,11 @@ class ForgetRecipientSettings:
     identities_table: str
     dead_letters_queue_url: str
     receipts_dead_letters_queue_url: str
+
+
+def stack() -> str:
+    """Return the name of the stack that runs, which its metrics, logs and events carry."""
+    return os.environ.get("POWERTOOLS_SERVICE_NAME", "blip-notifier")
 
 
 def release() -> str:

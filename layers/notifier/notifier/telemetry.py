@@ -24,9 +24,10 @@ from collections.abc import Iterable
 from aws_lambda_powertools.logging import Logger
 from aws_lambda_powertools.metrics import Metrics, MetricUnit, single_metric
 
-from notifier.settings import release
+from notifier.settings import release, stack
 
-SERVICE = "notifier"
+# Every metric has it as the dimension `service`: stages that share an account share no metric.
+SERVICE = stack()
 NAMESPACE = "BlipNotifier"
 
 # The modules log to children of `notifier`, the package's logger: its form and level hold for all.

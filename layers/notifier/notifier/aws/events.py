@@ -26,9 +26,17 @@ _NAMESPACE = UUID("2f9b8a0c-9d0e-4f0c-9a4e-7b4f6c1f1f55")
 class EventBridgeStatusEvents:
     """Tells upstream systems over an event bus. Thread-safe."""
 
-    def __init__(self, eventbridge: "EventBridgeClient", bus: str) -> None:
+    def __init__(self, eventbridge: "EventBridgeClient", bus: str, stack: str) -> None:
+        """Set up.
+
+        Args:
+            eventbridge: boto3's client.
+            bus: the name of the bus.
+            stack: the name of the stack, which each event carries: stages may share a bus.
+        """
         self._eventbridge = eventbridge
         self._bus = bus
+        self._stack = stack
 
     def put(self, events: Sequence[StatusEvent]) -> list[StatusEvent]:
         """Publish them; give back those that were not taken."""
@@ -42,7 +50,7 @@ class EventBridgeStatusEvents:
                             "EventBusName": self._bus,
                             "Source": SOURCE,
                             "DetailType": DETAIL_TYPE,
-                            "Detail": json.dumps(detail(event), ensure_ascii=False),
+                            "Detail": json.dumps(detail(event, self._stack), ensure_ascii=False),
                         }
                         for event in some
                     ]
@@ -62,7 +70,7 @@ class EventBridgeStatusEvents:
         return left
 
 
-def detail(event: StatusEvent) -> dict[str, object]:
+def detail(event: StatusEvent, stack: str) -> dict[str, object]:
     """Write the event's detail. Its `event_id` is the same however often it is told."""
     name = f"{event.key}/{event.generation}/{event.status}/{event.reason or ''}"
     return {
@@ -75,4 +83,5 @@ def detail(event: StatusEvent) -> dict[str, object]:
         "time": datetime.fromtimestamp(event.time, UTC).isoformat(timespec="milliseconds"),
         "metadata": event.metadata,
         "correlation_id": event.correlation_id,
+        "stack": stack,
     }

@@ -27,7 +27,7 @@ from notifier.notifications import Notifications, NotKnown, NotTold, TooLate
 from notifier.records import Account
 from notifier.request import ID_PATTERN
 from notifier.runtime import AWS, SystemClock, boto3
-from notifier.settings import GetNotificationSettings
+from notifier.settings import GetNotificationSettings, stack
 
 if TYPE_CHECKING:
     from aws_lambda_powertools.event_handler.openapi.types import OpenAPIResponse
@@ -207,5 +207,7 @@ def get_notification(settings: GetNotificationSettings) -> GetNotification:
     ledger = DynamoDbLedger(
         Table(boto3.client("dynamodb", config=AWS), settings.ledger_table), SystemClock.now
     )
-    events = EventBridgeStatusEvents(boto3.client("events", config=AWS), settings.event_bus)
+    events = EventBridgeStatusEvents(
+        boto3.client("events", config=AWS), settings.event_bus, stack()
+    )
     return GetNotification(Notifications(ledger, events))

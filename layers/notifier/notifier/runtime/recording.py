@@ -19,7 +19,7 @@ from notifier.failures import crash_facts
 from notifier.receipts import EVERY, TOLD, Effect, Receipts
 from notifier.records import NotTold, Receipt
 from notifier.runtime import AWS, SIDE_BY_SIDE, BatchCrashed, SystemClock, boto3
-from notifier.settings import RecordReceiptSettings
+from notifier.settings import RecordReceiptSettings, stack
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,9 @@ def record_receipt(settings: RecordReceiptSettings) -> RecordReceipt:
         pacing=DynamoDbPacing(identities_table, clock.now),
         requests=RequestsQueue(sqs, settings.requests_queue_url),
         dead_letters=DeadLettersQueue(sqs, settings.dead_letters_queue_url, clock.now),
-        events=EventBridgeStatusEvents(boto3.client("events", config=AWS), settings.event_bus),
+        events=EventBridgeStatusEvents(
+            boto3.client("events", config=AWS), settings.event_bus, stack()
+        ),
         meter=meter,
         now=clock.now,
         told=EVERY if settings.tell_every_receipt else TOLD,

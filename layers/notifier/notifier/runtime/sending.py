@@ -22,7 +22,7 @@ from notifier.blip.client import BlipClient
 from notifier.delivery import CALL_SECONDS, Delivery, Outcome, Policy, Verdict
 from notifier.receipts import EVERY, TOLD, Receipts
 from notifier.runtime import AWS, SIDE_BY_SIDE, BatchCrashed, SystemClock, boto3
-from notifier.settings import SendNotificationSettings
+from notifier.settings import SendNotificationSettings, stack
 
 if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.typing import LambdaContext
@@ -100,7 +100,9 @@ def send_notification(settings: SendNotificationSettings) -> SendNotification:
     pacing = DynamoDbPacing(identities_table, clock.now)
     requests = RequestsQueue(sqs, settings.requests_queue_url)
     dead_letters = DeadLettersQueue(sqs, settings.dead_letters_queue_url, clock.now)
-    events = EventBridgeStatusEvents(boto3.client("events", config=AWS), settings.event_bus)
+    events = EventBridgeStatusEvents(
+        boto3.client("events", config=AWS), settings.event_bus, stack()
+    )
     blip = BlipClient(SIDE_BY_SIDE, CALL_SECONDS)
     threads = ThreadPoolExecutor(SIDE_BY_SIDE)
     delivery = Delivery(
@@ -135,6 +137,7 @@ def send_notification(settings: SendNotificationSettings) -> SendNotification:
             settle_window_seconds=settings.settle_window_seconds,
             max_attempts=settings.max_attempts,
             max_wait_seconds=settings.max_wait_seconds,
+            maximum_concurrency=settings.maximum_concurrency,
             allowed_recipients=tuple(settings.allowed_recipients.split(",")),
             ledger_restored_at=datetime.fromisoformat(settings.ledger_restored_at).timestamp(),
         ),
