@@ -87,6 +87,8 @@ CROWDED_SECONDS = (20.0, 30.0)
 # All sandboxes together look through no more than so many a second that only wait for their bot:
 # SQS's figure is some seconds old, and fifty sandboxes would fill all 120,000 meanwhile.
 LOOKED_THROUGH_PER_SECOND = 2000
+# What SQS and Lambda take from the end of a batch to the start of the next one.
+BETWEEN_BATCHES_SECONDS = 0.03
 # What waits for the end of a penalty does not come back all at once.
 BACK_PER_SECOND = 200
 HOLD_STILL_SECONDS = 3.0
@@ -356,7 +358,9 @@ class Delivery:
         in_flight = self._in_flight()
         if all(verdict.bot_still for verdict in verdicts):
             takes = len(verdicts) * self._policy.maximum_concurrency / LOOKED_THROUGH_PER_SECOND
-            until = began + takes if in_flight < FULL else self._clock.now() + HOLD_STILL_SECONDS
+            until = began + takes - BETWEEN_BATCHES_SECONDS
+            if in_flight >= FULL:
+                until = self._clock.now() + HOLD_STILL_SECONDS
             self._clock.sleep(min(until, deadline - 1) - self._clock.now())
         return [
             replace(verdict, come_back_in=self._still_for(verdict, in_flight))
