@@ -45,7 +45,7 @@ PLAN = 50 * 0.90
 MAXIMUM_CONCURRENCY = 5
 # In their own unit per second; the account's defaults in us-east-1, November 2025.
 QUOTAS = {
-    "BLiP's plan, 50 a second less 5 %, per number": PLAN,
+    "BLiP's plan, 50 a second less 10 %, per number": PLAN,
     f"MaximumConcurrency at its default, {MAXIMUM_CONCURRENCY}": MAXIMUM_CONCURRENCY,
     "Lambda: 1,000 at a time": 1000,
     "DynamoDB: 4,000 units of a new table on demand": 4000,

@@ -149,6 +149,7 @@ class Lab:
             "ReceiptsQueue": f"{self.aws}/0/receipts",
             "BotsSecret": "bots",
             "WebhookSecret": "webhook",
+            "AWS::StackName": "blip-notifier",
         }
         properties = template.properties(function)
         variables = properties["Environment"]["Variables"]

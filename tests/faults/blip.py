@@ -552,6 +552,11 @@ class SimBlip(BlipClient):
             for at, shown_at, _ in self._stored.get(message_id, ())
         )
 
+    def keeps_all(self, message_id: str) -> bool:
+        """Return whether the history has, or will show, all that happened to a message."""
+        stored = self._stored.get(message_id)
+        return stored is not None and self.simulation.now < stored[0][0] + HISTORY_SECONDS
+
     # --- what becomes of messages -----------------------------------------------------------------
 
     def _accept(self, accepted: Accepted) -> None:

@@ -116,7 +116,9 @@ def distance(
         for seed in seeds:
             bot = Account("default")
             settings = Settings(network=FAR)
-            with World(seed, bots=[bot], settings=settings) as world:
+            # Of a sandbox's share of a processor: later than that, and slots are missed.
+            faults = Faults(wakes_late=0.03)
+            with World(seed, bots=[bot], faults=faults, settings=settings) as world:
                 for spell in range(2):
                     published = _publish(
                         world, range(spell * requests, (spell + 1) * requests), known=known
@@ -325,7 +327,7 @@ def poison_alone(*, kinds: Iterable[str] = ("403", "look-up 81"), seed: int = 1)
             seconds = world.settle(at_most=8 * DAY)
             letters = [_reason(letter) for letter in world.invariants.letters]
             came.check(f"{kind} alone: {letters[:3]}", held=letters == [reason] * len(poisoned))
-            came.check(f"{kind} alone: took {seconds / DAY:.1f} days", held=seconds <= DAY)
+            came.check(f"{kind} alone: took {seconds / DAY:.1f} days", held=seconds <= 3 * DAY)
             took.append(f"{kind} {seconds / 3600:.1f} h")
     came.told = "left alone behind an open breaker they ended after " + ", ".join(took)
     return came

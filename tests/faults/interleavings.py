@@ -35,6 +35,8 @@ PEOPLE = ["+5531999990001", "+5531999990002"]
 NOTIFICATIONS = 3
 # In seconds from when they are published.
 VALID_FOR = [None, None, 15, 2000]
+# How far BLiP's history is behind: less than the settle window, and more; in seconds.
+LAGS = [*[(0, 300)] * 3, (20_000, 30_000)]
 # More sandboxes at a time than this only repeat what two do to each other.
 SANDBOXES = 3
 # For good, a rate limit, a recipient who cannot be reached, possibly sent.
@@ -128,6 +130,7 @@ class Interleavings(RuleBasedStateMachine):
             max_size=len(PEOPLE),
         ),
         valid_for=st.sampled_from(VALID_FOR),
+        lag=st.sampled_from(LAGS),
     )
     def deploy(
         self,
@@ -137,11 +140,11 @@ class Interleavings(RuleBasedStateMachine):
         if_unknown: list[str],
         fates: list[Fate],
         valid_for: float | None,
+        lag: tuple[float, float],
     ) -> None:
         policy = {"max_attempts": 3, "breaker_wait_seconds": 60}
-        settings = Settings(
-            manual=True, policy=policy, history=HistorySettings(lag=300), network=NO_SET_UP
-        )
+        history = HistorySettings(least_lag=lag[0], lag=lag[1])
+        settings = Settings(manual=True, policy=policy, history=history, network=NO_SET_UP)
         self.world = World(seed, settings=settings)
         self.world.__enter__()
         self.if_unknown = if_unknown

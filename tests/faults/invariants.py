@@ -142,7 +142,9 @@ class Invariants:
             if now - item.get("in_flight_until", now * 1000) / 1000 >= CONTROL_SECONDS:
                 self._waited_for_control.add(letter.number)
             sent_as = message_id(item["key"], facts["generation"] or 1)
-            if self._world.blip.shows(sent_as, now - QUESTION_SECONDS):
+            blip = self._world.blip
+            settled = self._truthful and blip.keeps_all(sent_as)
+            if settled or blip.shows(sent_as, now - QUESTION_SECONDS):
                 self._shown.add(letter.number)
 
     def _break(self, what: str) -> None:
@@ -166,6 +168,13 @@ class Invariants:
             self._break(f"{accepted.message_id} was sent, and is cancelled")
         if standing.get("generation", 0) < int(generation or 1):
             self._break(f"{accepted.message_id} was sent without its place in the ledger")
+
+    @property
+    def _truthful(self) -> bool:
+        """Whether BLiP's history shows everything before the settle window ends."""
+        settings = self._world.settings
+        window = settings.policy.get("settle_window_seconds", 900)
+        return settings.history.kept and settings.history.lag < window
 
     def _written(self, key: str, before: dict[str, Any], after: dict[str, Any]) -> None:
         if not before or before["expires_at"] <= self._world.now() + self._world.faults.skew + 1:

@@ -24,6 +24,7 @@ def test_what_the_history_has_forgotten_is_given_up_and_deserves_it() -> None:
         if_unknown=["resend"] * NOTIFICATIONS,
         fates=[Fate(), Fate()],
         valid_for=None,
+        lag=(0, 300),
     )
     story.publish(0, None, other=False)
     story.blip_fails("messages", "swallowed")

@@ -366,6 +366,7 @@ class World:
                 dead_letters_queue_url="dead-letters",
                 bots_secret_arn=BOTS,
                 event_bus="bus",
+                maximum_concurrency=self.settings.concurrency,
                 allowed_recipients="+",
                 ledger_restored_at="1970-01-01T00:00:00Z",
                 tell_every_receipt=False,

@@ -84,6 +84,7 @@ class Aws:
             "settle_window_seconds": 900,
             "max_attempts": 20,
             "max_wait_seconds": 604_800,
+            "maximum_concurrency": 5,
             "identity_ttl_seconds": 518_400,
             "identity_negative_ttl_seconds": 86_400,
             "allowed_recipients": "+",

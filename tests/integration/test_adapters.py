@@ -1805,6 +1805,19 @@ def test_history_seen_only_grows(backend: Backend) -> None:
     assert state(backend).history_seen == pytest.approx(now + 20, abs=0.001)
 
 
+def test_number_is_not_down_by_a_small_part_of_what_it_sends(backend: Backend) -> None:
+    pacing = backend.pacing()
+    for number in range(20):
+        assert not pacing.number_in_trouble("default", f"key {number}", "not available")
+        assert len(reserve(backend, 18).slots) == 18
+        backend.clock.advance(1)
+    assert state(backend).broken == ""
+    for number in range(20, 40):
+        pacing.number_in_trouble("default", f"key {number}", "not available")
+
+    assert state(backend).broken == "not available"
+
+
 def test_bot_that_never_was_is_not_missing(backend: Backend) -> None:
     pacing = backend.pacing()
     assert pacing.missing("default") == 0

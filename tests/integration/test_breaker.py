@@ -10,7 +10,6 @@ from notifier import delivery
 from notifier.aws.pacing import DynamoDbPacing
 from notifier.aws.table import Table
 from notifier.request import ledger_key
-from notifier.runtime import sending
 from tests.integration.conftest import Record, Stack, a_request
 from tests.integration.receipts_stack import Json, ReceiptsStack, SimulatedClock, a_receipt
 from tests.local.blip import Bot
@@ -22,9 +21,8 @@ PEOPLE = count(1)  # everybody is new
 
 
 @pytest.fixture(autouse=True)
-def fast(stack: Stack, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch) -> None:
+def simulated(stack: Stack, clock: SimulatedClock) -> None:
     assert clock
-    monkeypatch.setattr(sending, "CALL_SECONDS", 0.4)
     stack.blip.configure(throttle=False)  # its clock is not the simulated one
 
 
@@ -200,7 +198,7 @@ def test_nothing_is_claimed_looked_up_or_sent(stack: Stack, clock: SimulatedCloc
     assert [name for name, _ in stack.aws.calls if name == "UpdateItem"] == ["UpdateItem"]
     assert all(600 <= wait <= 900 for wait in waits(stack))
     assert len(set(waits(stack))) > 1  # they don't come back together
-    assert clock.slept == []
+    assert sum(clock.slept) < 1
 
 
 def test_an_outage_costs_no_attempts_and_no_dead_letters(
@@ -255,7 +253,7 @@ def test_there_is_no_holding_still_beyond_the_deadline(stack: Stack, clock: Simu
     stack.blip.add_fault(path="ping", status=503)
 
     assert len(stack.handle(batch(stack), seconds=14)) == 1
-    assert clock.slept == [3.0]
+    assert clock.slept == [pytest.approx(3, abs=0.1)]
     clock.slept.clear()
     assert len(stack.handle(batch(stack), seconds=2.5)) == 1
     assert sum(clock.slept) <= 1.5

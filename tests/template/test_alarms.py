@@ -93,7 +93,7 @@ def test_what_the_api_does_not_take_is_noticed(
 
 
 def test_the_api_has_room_for_the_receipts_of_five_full_plans(template: Template) -> None:
-    """limits.html in API Gateway's guide: 10,000 a second for an account, 5,000 at once."""
+    """The guide: 10,000 a second for an account in a region, and bursts of 5,000 (limits.html)."""
     limits = template.properties("HttpApiStage")["DefaultRouteSettings"]
 
     assert 5 * 4 * 50 <= limits["ThrottlingRateLimit"] <= 10_000

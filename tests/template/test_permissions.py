@@ -45,7 +45,7 @@ ROLES = {
         "RequestsQueue": {"sqs:SendMessage"},
         "DeadLettersQueue": {"sqs:SendMessage"},
         "LedgerTable": {"dynamodb:GetItem", "dynamodb:UpdateItem"},
-        "IdentitiesTable": {"dynamodb:UpdateItem"},
+        "IdentitiesTable": {"dynamodb:GetItem", "dynamodb:UpdateItem"},
         EVENT_BUS: {"events:PutEvents"},
         "RecordReceiptLogs": {"logs:CreateLogStream", "logs:PutLogEvents"},
     },

@@ -28,7 +28,7 @@ from notifier.failures import (
     Unknown,
 )
 from notifier.lifecycle import Status
-from notifier.records import ClaimLost, LookUpLease, Receipt, Reservation
+from notifier.records import ClaimLost, Control, LookUpLease, Receipt, Reservation
 from notifier.request import ledger_key
 from tests.fakes import (
     KEY,
@@ -1982,6 +1982,31 @@ def test_probe_that_is_refused_costs_no_attempt_and_leaves_the_breaker_open(worl
     assert "broken" in world.identities_table.get("bot:default")
 
 
+@pytest.mark.parametrize(
+    ("age", "worked_before", "attempts"),
+    [(DAY + 1, DAY - 10, 1), (DAY - 1, 10, 0), (DAY + 1, DAY + 10, 0), (DAY + 1, None, 0)],
+)
+def test_probe_that_is_refused_costs_an_old_notification_of_a_bot_that_worked_an_attempt(
+    world: World, age: float, worked_before: float | None, attempts: int
+) -> None:
+    """Where only such notifications are left, nothing else would end them."""
+    sandbox = world.sandbox()
+    published_at = world.clock.now() - age
+    if worked_before is not None:
+        control = Control("a message", published_at - worked_before)
+        sandbox.pacing.keep_control("default", control, 0)
+    sandbox.pacing.open_breaker("default", "no answer")
+    world.know(PHONE)
+    refuse(world, PHONE)
+    body = request()
+
+    (verdict,) = sandbox.deliver(world.queued(body, age=age))
+
+    assert outcome(verdict) == ("refused" if attempts else "misconfigured")
+    assert world.entry(body)["attempts"] == attempts
+    assert "broken" in world.identities_table.get("bot:default")
+
+
 def test_refusals_of_one_batch_ping_once(world: World) -> None:
     phones = [f"+55119888877{number:02}" for number in range(6)]
     refuse(world, *phones)
@@ -2107,7 +2132,19 @@ def test_bot_that_is_still_leaves_room_in_flight_for_others(
     # What waits for the end of a penalty comes back by 200 a second.
     long = 105 + in_flight / 200 if reason == "penalty" else 900
     assert verdict.come_back_in == (long if in_flight < 80_000 else 30)
-    assert world.clock.slept == ([3] if in_flight >= 110_000 else [])
+    assert [slept for slept in world.clock.slept if slept > 0.01] == (
+        [3] if in_flight >= 110_000 else []
+    )
+
+
+def test_all_sandboxes_together_look_through_no_more_than_2000_a_second(world: World) -> None:
+    sandbox = world.sandbox(maximum_concurrency=100)
+    sandbox.pacing.pause("default")
+
+    sandbox.deliver(*(request(to=f"+55119888877{number:02}") for number in range(10)))
+    assert world.clock.slept == [pytest.approx(0.5 - 0.03)]
+    sandbox.deliver(request(), seconds=1.02)
+    assert world.clock.slept[1:] == [pytest.approx(0.02)]
 
 
 def test_batch_that_could_do_something_does_not_hold_still(world: World) -> None:

@@ -1,5 +1,6 @@
 """What the threads of a batch measure."""
 
+import logging
 from unittest import mock
 
 import pytest
@@ -41,3 +42,7 @@ def test_no_duration_is_negative_where_two_clocks_differ(added: mock.Mock) -> No
     meter.flush()
 
     assert [call.args[2] for call in added.call_args_list] == [0, 0]
+
+
+def test_logger_is_the_one_that_every_module_logs_to() -> None:
+    assert telemetry.logger._logger is logging.getLogger("notifier")

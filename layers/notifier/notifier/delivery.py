@@ -66,7 +66,8 @@ LOOK_UP_LEASE_SECONDS = 2 * CALL_SECONDS + SETTLE_SECONDS
 LOOK_UP_RACE_SECONDS = 2.0
 LOOK_UP_POLL_SECONDS = 0.1
 # BLiP's history goes back three days: what may have gone out before that, nobody can deny.
-HISTORY_SECONDS = 3 * 86_400
+DAY_SECONDS = 86_400
+HISTORY_SECONDS = 3 * DAY_SECONDS
 # When the first question for receipts is worth asking (they lag by minutes).
 FIRST_POLL_SECONDS = 300
 # No request is hidden for longer at a time, but for a slot, so that whatever changes is noticed.
@@ -83,6 +84,11 @@ LONGEST_PATIENCE_SECONDS = 3600.0
 CROWDED = 80_000
 FULL = 110_000
 CROWDED_SECONDS = (20.0, 30.0)
+# All sandboxes together look through no more than so many a second that only wait for their bot:
+# SQS's figure is some seconds old, and fifty sandboxes would fill all 120,000 meanwhile.
+LOOKED_THROUGH_PER_SECOND = 2000
+# What SQS and Lambda take from the end of a batch to the start of the next one.
+BETWEEN_BATCHES_SECONDS = 0.03
 # What waits for the end of a penalty does not come back all at once.
 BACK_PER_SECOND = 200
 HOLD_STILL_SECONDS = 3.0
@@ -204,6 +210,7 @@ class Policy:
         allowed_recipients: only numbers that start with one of these may be sent to.
         ledger_restored_at: when the ledger was restored from a backup, in epoch seconds. What it
             says of requests that are older is not to be trusted: they may have been sent.
+        maximum_concurrency: how many batches are under way at a time at most.
     """
 
     penalty_seconds: int = 120
@@ -215,6 +222,7 @@ class Policy:
     max_wait_seconds: int = 604_800
     allowed_recipients: tuple[str, ...] = ("+",)
     ledger_restored_at: float = 0.0
+    maximum_concurrency: int = 5
 
 
 class Outcome(StrEnum):
@@ -316,6 +324,7 @@ class Delivery:
             batch: the requests.
             deadline: when the sandbox will be stopped, in epoch seconds.
         """
+        began = self._clock.now()
         notifications: list[Notification] = []
         unusable: list[tuple[QueuedRequest, Unusable]] = []
         for queued in batch:
@@ -339,16 +348,20 @@ class Delivery:
         for verdict in verdicts:
             if verdict.come_back_in is not None:
                 self._meter.age("oldest_request", now - verdict.queued.published_at)
-        verdicts = self._told(self._make_room(verdicts, deadline))
+        verdicts = self._told(self._make_room(verdicts, began, deadline))
         return [self._less_and_less_often(verdict) for verdict in verdicts]
 
-    def _make_room(self, verdicts: list[Verdict], deadline: float) -> list[Verdict]:
+    def _make_room(self, verdicts: list[Verdict], began: float, deadline: float) -> list[Verdict]:
         """Keep what waits for its bot from filling what SQS allows in flight."""
         if not any(verdict.bot_still for verdict in verdicts):
             return verdicts
         in_flight = self._in_flight()
-        if in_flight >= FULL and all(verdict.bot_still for verdict in verdicts):
-            self._clock.sleep(min(HOLD_STILL_SECONDS, deadline - self._clock.now() - 1))
+        if all(verdict.bot_still for verdict in verdicts):
+            takes = len(verdicts) * self._policy.maximum_concurrency / LOOKED_THROUGH_PER_SECOND
+            until = began + takes - BETWEEN_BATCHES_SECONDS
+            if in_flight >= FULL:
+                until = self._clock.now() + HOLD_STILL_SECONDS
+            self._clock.sleep(min(until, deadline - 1) - self._clock.now())
         return [
             replace(verdict, come_back_in=self._still_for(verdict, in_flight))
             if verdict.bot_still
@@ -1063,7 +1076,10 @@ class Delivery:
         row open the breaker all the same: a bot without a WhatsApp channel answers pings. Only
         first attempts count for that, because a later one tells nothing new about the bot.
         """
-        if bot.name not in turn.probing:  # a probe was pinged for, and costs no attempt
+        if bot.name in turn.probing:  # which was pinged for
+            if self._is_alone_to_blame(notification, turn.state(bot.name)):
+                return self._retry(notification, claim, failure, Outcome.REFUSED, no_answer=False)
+        else:
             try:
                 turn.needs(CALL_SECONDS + SETTLE_SECONDS)
                 turn.once.ask(("ping", bot.name), lambda: self._ask(bot, self._blip.ping))
@@ -1091,6 +1107,17 @@ class Delivery:
             come_back_in=self._breaker_wait(),
             bot_still=True,
         )
+
+    def _is_alone_to_blame(self, notification: Notification, state: BotState) -> bool:
+        """Return whether a refusal while the bot is probed is an attempt of the notification.
+
+        Else it costs none, for the bot may be without a channel. But where only notifications are
+        left that are refused, nothing would ever close the breaker: what is a day old, and was
+        published within a day of a message that BLiP took, has waited long enough for that.
+        """
+        published_at = notification.queued.published_at
+        worked = bool(state.controls) and state.controls[-1].at > published_at - DAY_SECONDS
+        return worked and self._clock.now() - published_at > DAY_SECONDS
 
     def _breaker_wait(self) -> float:
         wait = self._policy.breaker_wait_seconds

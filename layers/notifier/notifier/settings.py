@@ -34,6 +34,7 @@ class SendNotificationSettings:
     settle_window_seconds: int
     max_attempts: int
     max_wait_seconds: int
+    maximum_concurrency: int
     identity_ttl_seconds: int
     identity_negative_ttl_seconds: int
     allowed_recipients: str

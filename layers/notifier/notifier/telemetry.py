@@ -31,7 +31,8 @@ SERVICE = stack()
 NAMESPACE = "BlipNotifier"
 
 # The modules log to children of `notifier`, the package's logger: its form and level hold for all.
-logger = Logger(service=SERVICE, release=release())
+# Powertools names it by its service, which therefore is not the stack's name here.
+logger = Logger(service="notifier", stack=SERVICE, release=release())
 metrics = Metrics(service=SERVICE, namespace=NAMESPACE)
 
 

@@ -10,7 +10,9 @@
     probe_until        epoch milliseconds: nobody probes an open breaker before
     number_down_at     epoch milliseconds: when a receipt said that the number cannot deliver
     tried_at           epoch milliseconds: when, since then, BLiP took a message again
+    reserved           how many slots for messages were ever reserved
     down, down_since   the notifications whose receipts spoke of WhatsApp's own trouble; since when
+    down_reserved      what `reserved` was then
     messages_share, commands_share  millionths of the plan that were left after the last penalty
     messages_share_at, commands_share_at  epoch milliseconds: since when
     penalties          how many there were
@@ -39,9 +41,11 @@ SHARE_AFTER_PENALTY = 0.8
 LEAST_SHARE = 0.1
 # A reservation meets those of other sandboxes; then it looks again.
 RESERVE_TRIES = 3
-# So many different notifications within so long, and WhatsApp's trouble is the number's.
+# So many different notifications within so long, and so large a part of what was sent meanwhile:
+# then WhatsApp's trouble is the number's.
 DOWN_NOTIFICATIONS = 5
 DOWN_SECONDS = 300.0
+DOWN_PART = 0.1
 # So many different notifications in a row without a definite answer open the breaker.
 FAILING_IN_A_ROW = 5
 PROBE_SECONDS = 30.0
@@ -131,6 +135,7 @@ class DynamoDbPacing:
         open_enough = _NOT_BROKEN_OR_NUMBER_DOWN if asking else _NOT_BROKEN
         allowed = _NOT_SHUT if probing else f"{_NOT_SHUT} AND {open_enough}"
         following = f"next_{plan}_at"
+        counting = ", reserved = if_not_exists(reserved, :none) + :count"
         item: Item = {}
         for _ in range(RESERVE_TRIES):
             first = max(now_us, item.get(following, 0))
@@ -139,10 +144,14 @@ class DynamoDbPacing:
                 break
             taken = round(fit * interval)
             times = {":now": now_us, ":now_ms": milliseconds(now)}
+            if plan == "messages":
+                times |= {":none": 0, ":count": fit}
+            else:
+                counting = ""
             if first == now_us:
                 held, item = self._table.update(
                     bot_key(bot.name),
-                    f"SET {following} = :end",
+                    f"SET {following} = :end{counting}",
                     f"(attribute_not_exists({following}) OR {following} <= :now) AND {allowed}",
                     times | {":end": now_us + taken},
                 )
@@ -150,7 +159,7 @@ class DynamoDbPacing:
                 latest = end_us - round((fit - 1) * interval)
                 held, item = self._table.update(
                     bot_key(bot.name),
-                    f"SET {following} = {following} + :taken",
+                    f"SET {following} = {following} + :taken{counting}",
                     f"{following} > :now AND {following} <= :latest AND {allowed}",
                     times | {":taken": taken, ":latest": latest},
                 )
@@ -240,7 +249,7 @@ class DynamoDbPacing:
         self._table.update(
             bot_key(bot),
             "SET broken = :why, number_down_at = :now, probe_until = :until"
-            " REMOVE failing, tried_at, down, down_since",
+            " REMOVE failing, tried_at, down, down_since, down_reserved",
             "",
             {
                 ":why": why,
@@ -252,29 +261,30 @@ class DynamoDbPacing:
     def number_in_trouble(self, bot: str, key: str, why: str) -> bool:
         """Count a notification whose receipt speaks of WhatsApp's own trouble.
 
-        One such receipt tells nothing about the number. DOWN_NOTIFICATIONS different notifications
-        within DOWN_SECONDS do: the number is down. Return whether it is.
+        A few such receipts tell nothing about the number. DOWN_NOTIFICATIONS different ones
+        within DOWN_SECONDS do, if they are DOWN_PART of what was sent meanwhile: the number is
+        down. Return whether it is.
         """
         now = self._now()
+        reserved = self._table.get(bot_key(bot)).get("reserved", 0)
+        values = {":keys": {key}, ":now": milliseconds(now), ":reserved": reserved}
         counted, item = self._table.update(
             bot_key(bot),
-            "SET down_since = if_not_exists(down_since, :now) ADD down :keys",
+            "SET down_since = if_not_exists(down_since, :now),"
+            " down_reserved = if_not_exists(down_reserved, :reserved) ADD down :keys",
             "attribute_not_exists(down_since) OR down_since > :began",
-            {
-                ":keys": {key},
-                ":now": milliseconds(now),
-                ":began": milliseconds(now - DOWN_SECONDS),
-            },
+            values | {":began": milliseconds(now - DOWN_SECONDS)},
         )
         if not counted:
             self._table.update(
                 bot_key(bot),
-                "SET down_since = :now, down = :keys",
+                "SET down_since = :now, down_reserved = :reserved, down = :keys",
                 "",
-                {":keys": {key}, ":now": milliseconds(now)},
+                values,
             )
             return False
-        if len(item["down"]) < DOWN_NOTIFICATIONS:
+        sent = item.get("reserved", 0) - item["down_reserved"]
+        if len(item["down"]) < max(DOWN_NOTIFICATIONS, DOWN_PART * sent):
             return False
         self.number_down(bot, why)
         return True

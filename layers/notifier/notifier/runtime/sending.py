@@ -137,6 +137,7 @@ def send_notification(settings: SendNotificationSettings) -> SendNotification:
             settle_window_seconds=settings.settle_window_seconds,
             max_attempts=settings.max_attempts,
             max_wait_seconds=settings.max_wait_seconds,
+            maximum_concurrency=settings.maximum_concurrency,
             allowed_recipients=tuple(settings.allowed_recipients.split(",")),
             ledger_restored_at=datetime.fromisoformat(settings.ledger_restored_at).timestamp(),
         ),
