@@ -1,7 +1,7 @@
 """The deployment of a stage: `make deploy STAGE=dev ALLOWED=+5531…`, `make undeploy STAGE=dev`.
 
-Stack and parameters come from `functions/stages/STAGE.toml`. Every deploy has a release of its own, without
-which no function would see its new code and parameters. Nothing is saved.
+Stack and parameters come from `functions/stages/STAGE.toml`. Every deploy has a release of its own,
+without which no function would see its new code and parameters. Nothing is saved.
 """
 
 import argparse
