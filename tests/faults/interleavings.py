@@ -36,7 +36,7 @@ NOTIFICATIONS = 3
 # In seconds from when they are published.
 VALID_FOR = [None, None, 15, 2000]
 # How far BLiP's history is behind: less than the settle window, and more; in seconds.
-LAGS = [*[(0, 300)] * 3, (20_000, 30_000)]
+LAGS = [*[(0, 300)] * 3, (10_000, 20_000)]
 # More sandboxes at a time than this only repeat what two do to each other.
 SANDBOXES = 3
 # For good, a rate limit, a recipient who cannot be reached, possibly sent.

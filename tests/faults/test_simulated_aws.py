@@ -611,7 +611,8 @@ def test_every_method_of_the_adapters_answers_the_same(both: Both) -> None:
     both("pacing", "keep_control", "default", Control("one", now()), now())
     both("pacing", "keep_control", "default", Control("two", now() + 9), now() + 9)
     both("pacing", "history_shows", "default", now())
-    assert not both("pacing", "number_in_trouble", "default", "one", "why")
+    assert not both("pacing", "number_in_trouble", "default", "one", now(), "why")
+    assert not both("pacing", "number_in_trouble", "default", "two", now(), "why")
     both("pacing", "failed", "default", ["one"])
     both("pacing", "answered", "default")
     both("pacing", "open_breaker", "default", "why")
@@ -816,7 +817,7 @@ class Adapters(RuleBasedStateMachine):
 
     @rule(bot=bots, key=st.sampled_from("abcdef"))
     def number_is_in_trouble(self, bot: str, key: str) -> None:
-        self.both("pacing", "number_in_trouble", bot, key, "why")
+        self.both("pacing", "number_in_trouble", bot, key, self.both.clock.now(), "why")
 
     @rule(bot=bots, failing=st.sets(st.sampled_from("abcdef"), min_size=1, max_size=3))
     def fails(self, bot: str, failing: set[str]) -> None:

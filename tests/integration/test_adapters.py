@@ -1808,12 +1808,13 @@ def test_history_seen_only_grows(backend: Backend) -> None:
 def test_number_is_not_down_by_a_small_part_of_what_it_sends(backend: Backend) -> None:
     pacing = backend.pacing()
     for number in range(20):
-        assert not pacing.number_in_trouble("default", f"key {number}", "not available")
+        now = backend.clock.now()
+        assert not pacing.number_in_trouble("default", f"key {number}", now, "not available")
         assert len(reserve(backend, 18).slots) == 18
         backend.clock.advance(1)
     assert state(backend).broken == ""
     for number in range(20, 40):
-        pacing.number_in_trouble("default", f"key {number}", "not available")
+        pacing.number_in_trouble("default", f"key {number}", backend.clock.now(), "not available")
 
     assert state(backend).broken == "not available"
 
@@ -1837,15 +1838,18 @@ def test_number_is_down_after_five_different_notifications_within_minutes(
 ) -> None:
     pacing = backend.pacing()
     for key in "aabbccdd":
-        assert not pacing.number_in_trouble("default", key, "WhatsApp is not available")
-    backend.clock.advance(300)
+        assert not pacing.number_in_trouble("default", key, backend.clock.now(), "not available")
+    backend.clock.advance(1800)
     for key in "abcd":  # anew
-        assert not pacing.number_in_trouble("default", key, "WhatsApp is not available")
+        assert not pacing.number_in_trouble("default", key, backend.clock.now(), "not available")
     assert state(backend).broken == ""
 
-    assert pacing.number_in_trouble("default", "e", "WhatsApp is not available")
+    now = backend.clock.now()
+    for key in "efghi":  # sent before the trouble began, as far as it is known
+        assert not pacing.number_in_trouble("default", key, now - 1, "not available")
+    assert pacing.number_in_trouble("default", "e", now, "not available")
 
-    assert state(backend).broken == "WhatsApp is not available"
+    assert state(backend).broken == "not available"
     assert "down" not in backend.item("identities", "bot:default")
 
 
@@ -2078,7 +2082,7 @@ def test_fake_and_real_bot_s_item_cannot_be_told_apart(real: RealOnes) -> None:
             lambda pacing: pacing.close_breaker("default", sent=True),
             lambda pacing: pacing.open_breaker("default", "why"),
             lambda pacing: pacing.number_down("default", "why"),
-            lambda pacing: pacing.number_in_trouble("default", keys[0], "why"),  # noqa: B023
+            lambda pacing: pacing.number_in_trouble("default", keys[0], until - 120, "why"),  # noqa: B023
             lambda pacing: pacing.missing("default"),
             lambda pacing: pacing.found("default"),
             lambda pacing: pacing.keep_control("default", Control(keys[0], until), until - 130),  # noqa: B023

@@ -774,7 +774,7 @@ def test_a_connection_that_idled_for_long_is_not_used_again(
     with answering(TAKEN) as server:
         assert send(client, server.bot) is None
 
-        frozen_for[0] += 13
+        frozen_for[0] += 11
         assert send(client, server.bot) is None
         assert server.connections == 1
 
@@ -783,7 +783,7 @@ def test_a_connection_that_idled_for_long_is_not_used_again(
         assert server.connections == 2
 
         # From its last use it counts, not from its first.
-        frozen_for[0] += 13
+        frozen_for[0] += 11
         assert send(client, server.bot) is None
         assert server.connections == 2
 

@@ -296,6 +296,8 @@ def test_code_of_a_refused_look_up_decides_before_the_status(
         ("… before headers. reset reason: connection failure", Transient),
         ("… before headers. reset reason: remote connection failure, transport failure", Transient),
         ("… before headers. reset reason: connection termination", Unknown),
+        ("… headers. retried and the latest reset reason: connection failure", Unknown),
+        ("… headers. retried and the latest reset reason: overflow", Unknown),
         ("… before headers. reset reason: connection timeout", Unknown),
         ("upstream request timeout", Unknown),
         ("<html>Bad Gateway</html>", Unknown),

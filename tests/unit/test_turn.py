@@ -27,7 +27,7 @@ class Reserved:
         self.horizons: list[float] = []
         self.before: Callable[[], None] = lambda: None
 
-    def __call__(self, count: int) -> Reservation:
+    def __call__(self, count: int, _: float = 0) -> Reservation:
         self.before()
         self.asked.append(count)
         slots = self._left.pop(0) if self._left else ()
@@ -256,14 +256,14 @@ def test_slots_that_others_have_reserved_leave_less_room() -> None:
 
 def test_refused_reservation_is_a_wait_for_a_slot() -> None:
     with pytest.raises(PutOff) as put_off:
-        Slots(lambda _: Reservation((), 7.0), Clock(NOW)).take()
+        Slots(lambda *_: Reservation((), 7.0), Clock(NOW)).take()
 
     assert (put_off.value.seconds, put_off.value.why, put_off.value.for_slot) == (7, None, True)
 
 
 def test_reservation_of_a_bot_that_is_still_is_no_wait_for_a_slot() -> None:
     with pytest.raises(PutOff) as put_off:
-        Slots(lambda _: Reservation((), 60.0, Still.PAUSED), Clock(NOW)).take()
+        Slots(lambda *_: Reservation((), 60.0, Still.PAUSED), Clock(NOW)).take()
 
     assert (put_off.value.why, put_off.value.for_slot) == (Still.PAUSED, False)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from typing import Any, Protocol
 
 from notifier.bots import Bot, BotsSecretError, BrokenBot
@@ -487,9 +488,10 @@ class Delivery:
         for name, state in states.items():
             if bots[name] is not None:
                 if state.missing_since:
-                    self._pacing.found(name)
+                    self._note(name, partial(self._pacing.found, name))
                 continue
-            since = state.missing_since or self._pacing.missing(name)
+            since = state.missing_since or self._note(name, partial(self._pacing.missing, name))
+            since = since or self._clock.now()
             if self._clock.now() - since < MISSING_SECONDS:
                 complete[name] = BrokenBot(name, f"the bots' secret has no entry {name!r} any more")
         return complete
@@ -599,13 +601,24 @@ class Delivery:
         }
         for bot in answered:
             if bot in turn.probing:
-                if self._pacing.close_breaker(bot, sent=bot in sent):
+                if self._note(bot, partial(self._pacing.close_breaker, bot, sent=bot in sent)):
                     logger.warning("the bot works again", extra={"bot": bot})
             elif turn.state(bot).failing:
-                self._pacing.answered(bot)
+                self._note(bot, partial(self._pacing.answered, bot))
         for bot in failing.keys() - answered:
-            if self._pacing.failed(bot, failing[bot]):
+            if self._note(bot, partial(self._pacing.failed, bot, failing[bot])):
                 logger.error("the breaker is open", extra={"bot": bot})
+
+    def _note[Answer](self, bot: str, write: Callable[[], Answer]) -> Answer | None:
+        """Write to a bot's item what the next batch can write as well; return what that answers.
+
+        What was sent in this round is sent: a failure must not bring its requests back.
+        """
+        try:
+            return write()
+        except Exception as crash:  # noqa: BLE001 - whatever it was, it is logged and repeatable
+            logger.error("the bot's item was not written", extra={"bot": bot, **crash_facts(crash)})
+            return None
 
     def _keep_controls(self, verdicts: Iterable[Verdict], turn: Turn) -> None:
         """Keep a message of this round for each bot, by which its history can be tested later.
@@ -620,7 +633,8 @@ class Delivery:
             bot = verdict.sent_as[0]
             controls = turn.state(bot).controls
             if bot not in kept and (not controls or controls[-1].at < older_than):
-                self._pacing.keep_control(bot, verdict.sent_as[1], older_than)
+                control = verdict.sent_as[1]
+                self._note(bot, partial(self._pacing.keep_control, bot, control, older_than))
                 kept.add(bot)
 
     def _told(self, verdicts: list[Verdict]) -> list[Verdict]:
@@ -696,9 +710,11 @@ class Delivery:
         if claim.status is Status.UNKNOWN:
             return self._settle_unknown(notification, claim, bot, turn)
         try:
-            return self._try(notification, claim, self._wanted(notification, bot), identity, turn)
-        except Rejected as failure:
-            return self._give_up(notification, claim, failure)
+            try:
+                wanted = self._wanted(notification, bot)
+            except Rejected as failure:
+                return self._give_up(notification, claim, failure)
+            return self._try(notification, claim, wanted, identity, turn)
         except Exception:
             # Whatever failed: of what was surely not sent the ledger must not say that it may be.
             if notification.key not in turn.posted:
@@ -878,7 +894,11 @@ class Delivery:
                 on_connected,
             )
 
-        self._ask(bot, send)
+        try:
+            self._ask(bot, send)
+        except (PutOff, Transient, Throttled, Misconfigured):
+            turn.posted.pop(notification.key, None)  # surely not sent, whatever the ledger takes
+            raise
 
     def _ask[Answer](self, bot: Bot, call: Callable[[Bot], Answer]) -> Answer:
         """Call BLiP; if it does not like the key or the URL, once more with the secret afresh."""
@@ -986,6 +1006,9 @@ class Delivery:
             shown = turn.once.ask(
                 control.message_id, lambda: self._history(control.message_id, bot, turn)
             )
+        except Throttled as failure:
+            self._shut(bot, "commands", failure, turn)
+            return False
         except (Failure, PutOff):  # which is no answer
             return False
         if shown:

@@ -16,7 +16,15 @@ from notifier.bots import Bot, BotsSecretError, BrokenBot
 from notifier.failures import Failure, Misconfigured, Throttled
 from notifier.records import BotState, Plan, Poll, Reservation
 from notifier.request import message_id
-from notifier.turn import LONGEST_PENALTY_SECONDS, SLOT_HORIZON_SECONDS, Clock
+from notifier.turn import (
+    LONGEST_PENALTY_SECONDS,
+    SLOT_GRACE_SECONDS,
+    SLOT_HORIZON_SECONDS,
+    SLOT_TRIES,
+    Clock,
+    PutOff,
+    Slots,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -135,18 +143,26 @@ class Polling:
 
     def _round(self, bot: Bot, due: Sequence[Poll], deadline: float) -> int:
         """Ask about some messages side by side; return the number of those that are done."""
-        share = self.pacing.state(bot.name).share("commands", bot.share, self.clock.now())
-        slots = self.pacing.reserve(
-            bot, "commands", len(due), SLOT_HORIZON_SECONDS, share=share, asking=True
-        ).slots
+        state = self.pacing.state(bot.name)
+        if state.paused or state.shut_until > self.clock.now():
+            return 0
+
+        def reserve(count: int, _: float) -> Reservation:
+            share = state.share("commands", bot.share, self.clock.now())
+            return self.pacing.reserve(
+                bot, "commands", count, SLOT_HORIZON_SECONDS, share=share, asking=True
+            )
+
+        slots = Slots(reserve, self.clock)
+        for _ in due:
+            slots.expect_one_more()
         asking = [
-            (poll, self.threads.submit(self._ask, bot, poll, slot))
-            for poll, slot in zip(due, slots, strict=False)
-            if deadline - slot > ANSWER_SECONDS
+            (poll, self.threads.submit(self._ask, bot, poll, slots, deadline)) for poll in due
         ]
         wait([future for _, future in asking])
-        answers = [(poll, future.result()) for poll, future in asking]
-        answered = [(poll, events) for poll, events in answers if events is not None]
+        answered = [
+            (poll, events) for poll, future in asking if (events := future.result()) is not None
+        ]
         keeping = [
             self.threads.submit(self._keep, some)
             for some in batched(answered, KEPT_TOGETHER, strict=False)
@@ -154,14 +170,26 @@ class Polling:
         wait(keeping)
         return sum(future.result() for future in keeping)
 
-    def _ask(self, bot: Bot, poll: Poll, slot: float) -> list[dict[str, Any]] | None:
-        """Ask about one message; None if BLiP did not answer."""
+    def _ask(
+        self, bot: Bot, poll: Poll, slots: Slots, deadline: float
+    ) -> list[dict[str, Any]] | None:
+        """Ask about one message; None if BLiP did not answer, or there is no slot for it."""
+
+        def on_connected() -> None:
+            for _ in range(SLOT_TRIES):
+                slot = slots.take()
+                if deadline - slot <= ANSWER_SECONDS:
+                    raise PutOff(0)
+                self.clock.sleep(slot - self.clock.now())
+                if self.clock.now() - slot <= SLOT_GRACE_SECONDS:
+                    return
+                slots.expect_one_more()
+            raise PutOff(0)
+
         try:
-            return self.blip.events(
-                bot,
-                message_id(poll.key, poll.generation),
-                lambda: self.clock.sleep(slot - self.clock.now()),
-            )
+            return self.blip.events(bot, message_id(poll.key, poll.generation), on_connected)
+        except PutOff:
+            return None
         except Failure as failure:
             facts = {"bot": bot.name, "key": poll.key, "problem": failure.detail}
             logger.warning("not polled", extra=facts)

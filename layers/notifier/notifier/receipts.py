@@ -58,7 +58,7 @@ class Pacing(Protocol):
     """Of the bots' items, what receipts need."""
 
     def number_down(self, bot: str, why: str) -> None: ...
-    def number_in_trouble(self, bot: str, key: str, why: str) -> bool: ...
+    def number_in_trouble(self, bot: str, key: str, sent_at: float, why: str) -> bool: ...
 
 
 class Requests(Protocol):
@@ -149,7 +149,9 @@ class Receipts:
         if receipt.undelivered is Undelivered.UNREACHABLE:
             self._forget_identity(standing)
         if receipt.undelivered is Undelivered.SPORADIC and self._is_news(standing):
-            self.pacing.number_in_trouble(standing.bot, receipt.key, receipt.detail)
+            self.pacing.number_in_trouble(
+                standing.bot, receipt.key, standing.sent_at, receipt.detail
+            )
         once_more = receipt.undelivered in {Undelivered.LATER, Undelivered.SPORADIC}
         if once_more and not _is_second_try(standing):
             return self._postpone(receipt, standing)

@@ -80,7 +80,7 @@ class PutOff(Exception):  # noqa: N818 - no error: the notification waits, at no
 class Slots:
     """Slots of one bot's plan: reserved for a whole batch with one call, taken one by one."""
 
-    def __init__(self, reserve: Callable[[int], Reservation], clock: Clock) -> None:
+    def __init__(self, reserve: Callable[[int, float], Reservation], clock: Clock) -> None:
         self._reserve = reserve
         self._clock = clock
         self._expected = 0
@@ -92,8 +92,11 @@ class Slots:
         with self._lock:
             self._expected += 1
 
-    def take(self) -> float:
+    def take(self, after: float = 0) -> float:
         """Return the next slot, in epoch seconds. A slot that was missed is not made up for.
+
+        Args:
+            after: how much time has to be left at the slot.
 
         Raises:
             PutOff: the bot is still, or the first free slot too far away.
@@ -103,7 +106,7 @@ class Slots:
             while self._free and self._free[0] < now - SLOT_GRACE_SECONDS:
                 self._free.popleft()
             if not self._free:
-                reservation = self._reserve(max(1, self._expected))
+                reservation = self._reserve(max(1, self._expected), after)
                 if not reservation.slots:
                     wait, why = reservation.come_back_in, reservation.why
                     raise PutOff(wait, why, for_slot=why is None)
@@ -215,9 +218,9 @@ class Turn:
     def expect(self, bot: Bot | None, *, known: bool) -> None:
         """Count before the threads start that one more notification of this bot is on its way."""
         if bot is not None:
-            self._slots_of(bot, "messages", known=known, after=0).expect_one_more()
+            self._slots_of(bot, "messages", known=known).expect_one_more()
             if not known:
-                self._slots_of(bot, "commands", known=known, after=0).expect_one_more()
+                self._slots_of(bot, "commands", known=known).expect_one_more()
 
     def wait_for_slot(self, bot: Bot, plan: Plan, *, known: bool, after: float) -> None:
         """Wait for this notification's place in the bot's plan.
@@ -234,11 +237,11 @@ class Turn:
         Raises:
             PutOff: the bot was stopped, has no slot soon, or this machine is too slow to use one.
         """
-        slots = self._slots_of(bot, plan, known=known, after=after)
+        slots = self._slots_of(bot, plan, known=known)
         for _ in range(SLOT_TRIES):
             self.check(bot.name)
             self.needs(after)
-            slot = slots.take()
+            slot = slots.take(after)
             self._clock.sleep(slot - self._clock.now())
             self.check(bot.name)
             if self._clock.now() - slot <= SLOT_GRACE_SECONDS:
@@ -260,8 +263,8 @@ class Turn:
         if bot in self._stopped:
             raise PutOff(*self._stopped[bot])
 
-    def _slots_of(self, bot: Bot, plan: Plan, *, known: bool, after: float) -> Slots:
-        def reserve(count: int) -> Reservation:
+    def _slots_of(self, bot: Bot, plan: Plan, *, known: bool) -> Slots:
+        def reserve(count: int, after: float) -> Reservation:
             left = self._deadline - after - self._clock.now()
             return self._reserve(
                 bot,

@@ -71,7 +71,7 @@ class DynamoDbIdentities:
         Whether somebody was forgotten is never remembered, but read each time.
 
         Raises:
-            UnreadError: DynamoDB did not say whether somebody was forgotten.
+            UnreadError: DynamoDB did not say whether somebody was forgotten, or how a bot is.
         """
         known: dict[Recipient, Identity] = {}
         wanted: dict[str, Recipient] = {}
@@ -86,7 +86,7 @@ class DynamoDbIdentities:
         found: dict[str, BotState] = {}
         forgotten: dict[Recipient, Identity] = {}
         items, unread = self._table.get_many([*marks, *states, *wanted])
-        if unread & marks.keys():
+        if unread & (marks.keys() | states.keys()):
             raise UnreadError
         for item in items:
             if item["key"] in states:

@@ -62,6 +62,8 @@ logger = logging.getLogger(__name__)
 KEPT_SECONDS = 45 * 86_400
 # boto3 has tried three times at each of them.
 TAKE_BACK_TRIES = 4
+# No longer, so that a table that hangs does not use up the time of the batch.
+TAKE_BACK_SECONDS = 4.0
 
 # Each clause of the claim's condition by name.
 _NOTHING = "attribute_not_exists(#key)"
@@ -253,7 +255,10 @@ class DynamoDbLedger:
 
     def _take_back(self, key: str, token: str) -> None:
         """Undo a claim. If that cannot be written either, the claim ends with its lease."""
+        started = self._now()
         for _ in range(TAKE_BACK_TRIES):
+            if self._now() - started > TAKE_BACK_SECONDS:
+                return
             try:
                 self._table.update(
                     key,

@@ -11,7 +11,8 @@
     number_down_at     epoch milliseconds: when a receipt said that the number cannot deliver
     tried_at           epoch milliseconds: when, since then, BLiP took a message again
     reserved           how many slots for messages were ever reserved
-    down, down_since   the notifications whose receipts spoke of WhatsApp's own trouble; since when
+    down, down_since   some notifications whose receipts spoke of WhatsApp's own trouble; since when
+    down_count         how many such receipts there were
     down_reserved      what `reserved` was then
     messages_share, commands_share  millionths of the plan that were left after the last penalty
     messages_share_at, commands_share_at  epoch milliseconds: since when
@@ -25,7 +26,7 @@ Slots are evenly spaced and never made up for when missed, so no second holds mo
 share of the plan allows, however many sandboxes there are.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from notifier.aws.table import Item, Table, milliseconds
 from notifier.records import BotState, Control, Plan, Reservation, Still
@@ -44,7 +45,7 @@ RESERVE_TRIES = 3
 # So many different notifications within so long, and so large a part of what was sent meanwhile:
 # then WhatsApp's trouble is the number's.
 DOWN_NOTIFICATIONS = 5
-DOWN_SECONDS = 300.0
+DOWN_SECONDS = 1800.0
 DOWN_PART = 0.1
 # So many different notifications in a row without a definite answer open the breaker.
 FAILING_IN_A_ROW = 5
@@ -249,7 +250,7 @@ class DynamoDbPacing:
         self._table.update(
             bot_key(bot),
             "SET broken = :why, number_down_at = :now, probe_until = :until"
-            " REMOVE failing, tried_at, down, down_since, down_reserved",
+            " REMOVE failing, tried_at, down, down_since, down_count, down_reserved",
             "",
             {
                 ":why": why,
@@ -258,33 +259,37 @@ class DynamoDbPacing:
             },
         )
 
-    def number_in_trouble(self, bot: str, key: str, why: str) -> bool:
+    def number_in_trouble(self, bot: str, key: str, sent_at: float, why: str) -> bool:
         """Count a notification whose receipt speaks of WhatsApp's own trouble.
 
         A few such receipts tell nothing about the number. DOWN_NOTIFICATIONS different ones
         within DOWN_SECONDS do, if they are DOWN_PART of what was sent meanwhile: the number is
-        down. Return whether it is.
+        down. Return whether it is. A message that was sent before the first of them counts for
+        nothing: what was sent along with it is not known.
         """
         now = self._now()
-        reserved = self._table.get(bot_key(bot)).get("reserved", 0)
-        values = {":keys": {key}, ":now": milliseconds(now), ":reserved": reserved}
-        counted, item = self._table.update(
-            bot_key(bot),
-            "SET down_since = if_not_exists(down_since, :now),"
-            " down_reserved = if_not_exists(down_reserved, :reserved) ADD down :keys",
-            "attribute_not_exists(down_since) OR down_since > :began",
-            values | {":began": milliseconds(now - DOWN_SECONDS)},
-        )
-        if not counted:
+        item = self._table.get(bot_key(bot))
+        values: dict[str, Any] = {":now": milliseconds(now), ":one": 1}
+        if milliseconds(now - DOWN_SECONDS) >= item.get("down_since", 0):
             self._table.update(
                 bot_key(bot),
-                "SET down_since = :now, down_reserved = :reserved, down = :keys",
+                "SET down_since = :now, down_reserved = :reserved, down_count = :one, down = :keys",
                 "",
-                values,
+                values | {":reserved": item.get("reserved", 0), ":keys": {key}},
             )
             return False
-        sent = item.get("reserved", 0) - item["down_reserved"]
-        if len(item["down"]) < max(DOWN_NOTIFICATIONS, DOWN_PART * sent):
+        if milliseconds(sent_at) < item["down_since"]:
+            return False
+        few = len(item["down"]) < DOWN_NOTIFICATIONS
+        held, item = self._table.update(
+            bot_key(bot),
+            f"SET down_count = down_count + :one{' ADD down :keys' if few else ''}",
+            "down_since = :since",
+            {":one": 1, ":since": item["down_since"]} | ({":keys": {key}} if few else {}),
+        )
+        if not held or len(item["down"]) < DOWN_NOTIFICATIONS:
+            return False
+        if item["down_count"] < DOWN_PART * (item.get("reserved", 0) - item["down_reserved"]):
             return False
         self.number_down(bot, why)
         return True

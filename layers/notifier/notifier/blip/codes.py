@@ -105,9 +105,10 @@ def about_the_number(code: int | None, description: str) -> bool:
 # What a proxy in front of BLiP says when it did not pass the request on (Envoy's response flags UH,
 # UF and UO). Without these words its 502, 503 or 504 may also mean that the answer was lost:
 # Envoy answers 503 when the connection ends after the request was written (UC).
+# What it says of its last try says nothing of those before ("retried and the latest reset reason").
 _NEVER_PASSED_ON = re.compile(
-    r"no healthy upstream|reset reason: (?:(?:remote|local) )?connection failure|"
-    r"reset reason: overflow"
+    r"no healthy upstream|(?<!latest )reset reason: (?:(?:remote|local) )?connection failure|"
+    r"(?<!latest )reset reason: overflow"
 )
 
 

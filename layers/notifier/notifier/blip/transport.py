@@ -27,6 +27,8 @@ import httpcore
 import httpx
 
 MAX_IDLE_SECONDS = 15.0
+# None is used again that would pass this limit while its call waits for a slot.
+MAX_IDLE_BEFORE_WAIT_SECONDS = 12.0
 
 
 @dataclass(slots=True)
@@ -116,7 +118,8 @@ class _Stream(httpcore.NetworkStream):
     def get_extra_info(self, info: str) -> Any:
         # httpcore asks this of an idle connection before it uses it again: "readable" means that
         # the other side hung up, and the connection is dropped.
-        if info == "is_readable" and time.time() - self._used_at > MAX_IDLE_SECONDS:
+        idle = time.time() - self._used_at
+        if info == "is_readable" and idle > MAX_IDLE_BEFORE_WAIT_SECONDS:
             return True
         return self._stream.get_extra_info(info)
 
