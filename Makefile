@@ -64,7 +64,7 @@ pause resume check-bot: setup
 restore-ledger: setup ## copy what the ledger lacks from a restored table (FROM=table; STACK=name)
 	@$(PYTHON) -m functions restore-ledger $(FROM) $(STACK_OPTION) $(ARGS)
 
-# STAGE is one of stages/. ARGS holds further parameters of the template, as Name=value.
+# STAGE is one of functions/stages/. ARGS holds further parameters of the template, as Name=value.
 STAGE_OPTIONS = --stage "$(STAGE)" $(if $(REGION),--region "$(REGION)") $(if $(YES),--yes)
 
 deploy: setup ## build and deploy a stage (STAGE=dev ALLOWED=+5531…; REGION=, ALARM_EMAIL=, YES=1, ARGS="Name=value …")

@@ -1,7 +1,7 @@
 """The deployment of a stage: `make deploy STAGE=dev ALLOWED=+5531…`, `make undeploy STAGE=dev`.
 
-Stack and parameters come from `stages/STAGE.toml`. Every deploy has a release of its own, without
-which no function would see its new code and parameters. Nothing is saved.
+Stack and parameters come from `functions/stages/STAGE.toml`. Every deploy has a release of its own,
+without which no function would see its new code and parameters. Nothing is saved.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = ROOT / "stages"
+STAGES = ROOT / "functions/stages"
 TEMPLATE = ROOT / "template.yaml"
 BUILT = ROOT / ".aws-sam/build/template.yaml"
 SAM = ROOT / ".venv-sam/bin/sam"
@@ -328,7 +328,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, run in {"deploy": deploy, "undeploy": undeploy}.items():
         command = commands.add_parser(name, help=run.__doc__)
         command.set_defaults(run=run)
-        command.add_argument("--stage", default="", help="one of stages/")
+        command.add_argument("--stage", default="", help="one of functions/stages/")
         command.add_argument("--region", help="instead of the stage's, or the profile's")
         command.add_argument("--yes", action="store_true", help="ask nothing")
         if name == "deploy":
