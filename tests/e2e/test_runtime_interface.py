@@ -220,6 +220,7 @@ class GuardedAws:
             text = json.dumps(bots) if secret == "BotsSecret" else WEBHOOK_SECRET  # noqa: S105
             made = secrets_manager.create_secret(Name=secret, SecretString=text)
             self.names[secret] = self.arns[secret] = made["ARN"]
+        self.names["AWS::StackName"] = "blip-notifier"
         for group in template.resources("AWS::Logs::LogGroup"):
             self.arns[group] = f"arn:aws:logs:{REGION}:{ACCOUNT}:log-group:{group}:*"
 

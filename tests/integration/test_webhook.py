@@ -167,6 +167,20 @@ def test_both_versions_are_good_while_the_secret_is_rotated(
     assert receipts.post(RECEIPT, secret=SECRET) == UNAUTHORIZED
 
 
+def test_the_previous_secret_is_good_for_a_day_after_a_rotation(
+    receipts: ReceiptsStack, aws: Aws, clock: SimulatedClock
+) -> None:
+    aws.secrets_manager.put_secret_value(SecretId=receipts.webhook_secret, SecretString=NEW_SECRET)
+
+    clock.advance(24 * 3600 - 60)
+    assert receipts.post(RECEIPT, secret=SECRET) == OK
+
+    # To the second, whatever is cached.
+    clock.advance(61)
+    assert receipts.post(RECEIPT, secret=SECRET) == UNAUTHORIZED
+    assert receipts.post(RECEIPT, secret=NEW_SECRET) == OK
+
+
 def test_a_secret_that_was_taken_back_is_good_for_five_minutes_at_most(
     receipts: ReceiptsStack, aws: Aws, clock: SimulatedClock
 ) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -101,3 +102,32 @@ def test_a_stage_with_a_typo_is_refused(
 
     with pytest.raises(DeploymentError, match=r"stages/qa\.toml needs `stack`"):
         read_stage("qa")
+
+
+@pytest.mark.parametrize(
+    ("subscription", "steps"),
+    [
+        ("PendingConfirmation", ["a@example.com gets no alarm yet: confirm"]),
+        ("arn:aws:sns:sa-east-1:123456789012:alarms:1", []),
+    ],
+)
+def test_the_mail_must_be_confirmed_until_it_is(subscription: str, steps: list[str]) -> None:
+    session = mock.Mock()
+    session.client.return_value.list_subscriptions_by_topic.return_value = {
+        "Subscriptions": [{"SubscriptionArn": subscription}]
+    }
+    session.client.return_value.describe_stack_resource.return_value = {
+        "StackResourceDetail": {"PhysicalResourceId": "topic"}
+    }
+
+    told = deployment._next_steps(session, DEV, {"AlarmEmail": "a@example.com"}, first=False)
+
+    assert len(told) == len(steps)
+    for step, beginning in zip(told, steps, strict=True):
+        assert step.startswith(beginning)
+
+
+def test_a_deploy_without_an_address_says_so() -> None:
+    told = deployment._next_steps(mock.Mock(), DEV, {"AlarmEmail": ""}, first=False)
+
+    assert told == ["Nobody is told of alarms: deploy with ALARM_EMAIL=, or AlarmTopicArn=."]
