@@ -86,7 +86,7 @@ faults-short: setup ## nothing lost, nothing twice: simulated faults and real on
 	$(PYTHON) -m pytest -q -n auto tests/faults --ignore tests/faults/test_deployed.py $(ARGS)
 	$(PYTHON) -m pytest -q -n 3 tests/faults/test_deployed.py $(ARGS)
 
-faults: setup ## the same at full size, in three quarters of an hour; prints a table (ARGS=words: some rows)
+faults: setup ## the same at full size, in an hour or more; prints a table (ARGS=words: some rows)
 	@PYTHONPATH=layers/notifier $(PYTHON) -m tests.faults $(ARGS)
 
 mutants: .venv/.done ## mutation testing of the use cases; a quarter of an hour, not part of test

@@ -1,6 +1,6 @@
 """Runs the faults at full size, in the simulated world and in the local stack; prints what came.
 
-    make faults                       # everything; three quarters of an hour on two cores
+    make faults                       # everything; more than an hour on two cores
     make faults ARGS="outage storm"   # the rows with one of these words in their names
 
 Ends with 1 if anything was lost, sent twice, or ended as it should not.
