@@ -2241,6 +2241,41 @@ def test_what_was_posted_stays_as_it_is_when_the_answer_cannot_be_written(
     assert (outcome(verdict), world.entry(body)["status"]) == ("crashed", "sending")
 
 
+@pytest.mark.parametrize("failure", [Transient("busy"), Throttled("slowly")], ids=type)
+def test_what_was_surely_not_sent_is_given_back_when_the_ledger_first_fails(
+    world: World, monkeypatch: pytest.MonkeyPatch, failure: Failure
+) -> None:
+    world.know(PHONE)
+    sandbox, body = world.sandbox(), request()
+    world.blip.before_send = raises(failure)
+
+    def fail_to_release(*_: Any, **__: Any) -> None:
+        raise EndpointConnectionError(endpoint_url="https://aws.invalid")
+
+    monkeypatch.setattr(sandbox.ledger, "release", fail_to_release)
+    (verdict,) = sandbox.deliver(body)
+
+    assert (outcome(verdict), world.entry(body)["status"]) == ("crashed", "retrying")
+
+
+@pytest.mark.parametrize("method", ["keep_control", "answered"])
+def test_what_was_sent_does_not_come_back_when_the_bot_s_item_cannot_be_written(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, method: str
+) -> None:
+    world.identities_table.items["bot:default"] = {"failing": {"a"}}
+    sandbox = world.sandbox()
+
+    def fail_to_write(*_: Any, **__: Any) -> None:
+        raise ReadTimeoutError(endpoint_url="https://aws.invalid")
+
+    monkeypatch.setattr(sandbox.pacing, method, fail_to_write)
+    (verdict,) = sandbox.deliver(request())
+
+    assert (outcome(verdict), verdict.come_back_in) == ("sent", None)
+    assert len(world.events.told) == 1
+    assert "the bot's item was not written" in caplog.messages
+
+
 @pytest.mark.parametrize("failures", [1, 3])
 def test_claim_whose_answer_is_lost_is_taken_back(
     world: World, monkeypatch: pytest.MonkeyPatch, failures: int

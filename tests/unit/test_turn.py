@@ -221,6 +221,16 @@ def test_no_slot_is_reserved_whose_call_could_not_end_in_time() -> None:
     assert reserved.horizons == [3, 2]
 
 
+def test_horizon_leaves_time_for_the_call_that_was_expected_before() -> None:
+    reserved = Reserved((NOW,))
+    turn = reserved.turn(Clock(NOW), seconds=25)
+    turn.expect(BOT, known=True)
+
+    turn.wait_for_slot(BOT, "messages", known=True, after=24)
+
+    assert reserved.horizons == [1]
+
+
 def test_call_does_not_start_when_too_little_time_is_left_at_its_slot() -> None:
     turn = Reserved((NOW + 2.5,)).turn(Clock(NOW), seconds=14)
 
