@@ -237,7 +237,12 @@ class Aws:
 
     def _get_secret_value(self, call: dict[str, Any]) -> dict[str, Any]:
         secret = call["SecretId"]
-        return {"ARN": secret, "Name": secret, "SecretString": self.secrets[secret]}
+        return {
+            "ARN": secret,
+            "Name": secret,
+            "SecretString": self.secrets[secret],
+            "CreatedDate": 0,
+        }
 
     def _send_message(self, _: dict[str, Any]) -> dict[str, Any]:
         return {"MessageId": str(next(_NUMBERS)), "MD5OfMessageBody": "0" * 32}

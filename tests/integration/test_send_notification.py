@@ -546,6 +546,7 @@ def test_a_look_up_that_hangs_delays_nobody(stack: Stack, monkeypatch: pytest.Mo
 
     assert waiting == [json.dumps(stuck)]
     (hanging,) = (each for each in stack.blip.requests if each.status == 0)
+    wait_until(lambda: hanging.ended is not None)  # the simulator notices that we hung up
     assert hanging.ended is not None
     sends = [sent for sent in stack.blip.requests if sent.path == "/messages"]
     assert len(sends) == 5
