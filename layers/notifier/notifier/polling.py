@@ -18,9 +18,7 @@ from notifier.records import BotState, Plan, Poll, Reservation
 from notifier.request import message_id
 from notifier.turn import (
     LONGEST_PENALTY_SECONDS,
-    SLOT_GRACE_SECONDS,
     SLOT_HORIZON_SECONDS,
-    SLOT_TRIES,
     Clock,
     PutOff,
     Slots,
@@ -175,19 +173,13 @@ class Polling:
     ) -> list[dict[str, Any]] | None:
         """Ask about one message; None if BLiP did not answer, or there is no slot for it."""
 
-        def on_connected() -> None:
-            for _ in range(SLOT_TRIES):
-                slot = slots.take()
-                if deadline - slot <= ANSWER_SECONDS:
-                    raise PutOff(0)
-                self.clock.sleep(slot - self.clock.now())
-                if self.clock.now() - slot <= SLOT_GRACE_SECONDS:
-                    return
-                slots.expect_one_more()
-            raise PutOff(0)
+        def go_on() -> None:
+            if deadline - self.clock.now() <= ANSWER_SECONDS:
+                raise PutOff(0)
 
+        asked_about = message_id(poll.key, poll.generation)
         try:
-            return self.blip.events(bot, message_id(poll.key, poll.generation), on_connected)
+            return self.blip.events(bot, asked_about, lambda: slots.wait(go_on))
         except PutOff:
             return None
         except Failure as failure:

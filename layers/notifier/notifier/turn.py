@@ -114,6 +114,26 @@ class Slots:
             self._expected = max(0, self._expected - 1)
             return self._free.popleft()
 
+    def wait(self, go_on: Callable[[], None], after: float = 0) -> None:
+        """Wait for a slot, and for another one if this machine was too slow to use it.
+
+        Args:
+            go_on: asked before and after each wait; raises where nothing may start any more.
+            after: how much time has to be left at the slot.
+
+        Raises:
+            PutOff: as `take` and `go_on` do, or no slot of several could be used.
+        """
+        for _ in range(SLOT_TRIES):
+            go_on()
+            slot = self.take(after)
+            self._clock.sleep(slot - self._clock.now())
+            go_on()
+            if self._clock.now() - slot <= SLOT_GRACE_SECONDS:
+                return
+            self.expect_one_more()
+        raise PutOff(1, for_slot=True)
+
 
 def _usable(slots: tuple[float, ...], now: float) -> list[float]:
     """Leave out the slots that passed while the answer was on its way.
@@ -237,18 +257,12 @@ class Turn:
         Raises:
             PutOff: the bot was stopped, has no slot soon, or this machine is too slow to use one.
         """
-        slots = self._slots_of(bot, plan, known=known)
-        for _ in range(SLOT_TRIES):
+
+        def go_on() -> None:
             self.check(bot.name)
             self.needs(after)
-            slot = slots.take(after)
-            self._clock.sleep(slot - self._clock.now())
-            self.check(bot.name)
-            if self._clock.now() - slot <= SLOT_GRACE_SECONDS:
-                self.needs(after)
-                return
-            slots.expect_one_more()
-        raise PutOff(1, for_slot=True)
+
+        self._slots_of(bot, plan, known=known).wait(go_on, after)
 
     def stop(self, bot: str, seconds: float | None, why: Still | None = Still.BOT_SHUT) -> None:
         """Start nothing more of this bot in this round. `None` seconds: indefinitely."""
