@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from itertools import batched
+from threading import Lock
 from typing import Any
 
 import boto3
@@ -128,12 +129,18 @@ class Death(BaseException):
 
 
 class Killer:
-    """Kills the process at its n-th call to SQS, before the call or after it."""
+    """Kills the process at the n-th call of an operation of SQS, before the call or after it.
+
+    Calls are counted by operation: those of several threads come in no order.
+    """
 
     def __init__(self, session: boto3.Session) -> None:
         self._events = session.events
-        self._left = 10_000
+        self._lock = Lock()
+        self._operation: str | None = None
+        self._left = 0
         self._after = False
+        self._dead = False
         self._events.register("before-call.sqs.*", self._before)
         self._events.register("after-call.sqs.*", self._then)
 
@@ -141,20 +148,27 @@ class Killer:
         self._events.unregister("before-call.sqs.*", self._before)
         self._events.unregister("after-call.sqs.*", self._then)
 
-    def at(self, call: int, *, after: bool) -> None:
-        self._left, self._after = call, after
+    def at(self, operation: str, call: int, *, after: bool) -> None:
+        self._operation, self._left, self._after = operation, call, after
+        self._dead = False
 
-    def _before(self, **_: Any) -> None:
-        self._left -= 1
-        self._die(now=not self._after)
+    def rest(self) -> None:
+        self._operation, self._dead = None, False
 
-    def _then(self, **_: Any) -> None:
-        self._die(now=self._after)
+    def _before(self, model: Any, **_: Any) -> None:
+        self._die(model.name, after=False)
 
-    def _die(self, *, now: bool) -> None:
-        # Once dead it stays dead: whatever it wants to clean up does not happen either.
-        if self._left < 0 or (self._left == 0 and now):
-            raise Death
+    def _then(self, model: Any, **_: Any) -> None:
+        self._die(model.name, after=True)
+
+    def _die(self, operation: str, *, after: bool) -> None:
+        # Once dead it stays dead: what it wants to clean up does not happen either.
+        with self._lock:
+            if operation == self._operation and after == self._after:
+                self._left -= 1
+                self._dead |= self._left == 0
+            if self._dead:
+                raise Death
 
 
 @pytest.fixture
@@ -224,7 +238,7 @@ def thousand(aws: Aws) -> list[Json]:
     return undelivered
 
 
-def test_a_thousand_letters_and_a_redrive_that_is_killed_three_times(
+def test_a_thousand_letters_and_a_redrive_that_is_killed_four_times(
     stack: Stack,
     killer: Killer,
     thousand: list[Json],
@@ -244,13 +258,17 @@ def test_a_thousand_letters_and_a_redrive_that_is_killed_three_times(
     dry = order(stack, reasons=["undelivered"])
     assert fates(dry) == {("would_go", "undelivered"): 200}
 
-    # In the middle of looking, after a sending, before a deletion; then of giving back.
-    for call, after in ((30, True), (60, True), (121, False), (250, False)):
-        killer.at(call, after=after)
+    for operation, call, after in (
+        ("ReceiveMessage", 30, True),
+        ("SendMessageBatch", 3, True),
+        ("DeleteMessageBatch", 2, False),
+        ("ChangeMessageVisibilityBatch", 5, False),
+    ):
+        killer.at(operation, call, after=after)
         with pytest.raises(Death):
             order(stack, reasons=["undelivered"], dry_run=False)
         clock.advance(redrive.HIDDEN_SECONDS)
-    killer.at(10_000, after=False)
+    killer.rest()
     order(stack, reasons=["undelivered"], dry_run=False)
 
     records = stack.receive()
