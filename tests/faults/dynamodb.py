@@ -248,7 +248,9 @@ class SimTable(Table):
 
         return self._aws.call(f"{self._table}.query", read)
 
-    def update(self, key: str, update: str, condition: str, values: _Values) -> tuple[bool, Item]:
+    def update(
+        self, key: str, update: str, condition: str, values: _Values, *, returning: bool = True
+    ) -> tuple[bool, Item]:
         holds, changes, plain = _parsed(update, condition, values)
 
         def write() -> tuple[bool, Item]:
@@ -267,7 +269,7 @@ class SimTable(Table):
             else:
                 self.polled.discard(key)
             self.on_write(key, before, after)
-            return True, _copied(after)
+            return True, _copied(after) if returning else {}
 
         return self._aws.call(f"{self._table}.update: {_meaning(update, plain)}", write)
 
