@@ -1,6 +1,6 @@
-"""The ledger's stream calls this; it publishes the status events that changes of the ledger stand for.
+"""The ledger's stream calls this; it publishes each change of status to the event bus.
 
-Records that cannot be published now are named in the answer; the stream hands them over again.
+The answer names the record from which the batch has to come again, where the bus does not answer.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 _publish_status_events = publish_status_events(read(PublishStatusEventsSettings))
 
 
-@logger.inject_lambda_context
+@logger.inject_lambda_context(log_event=False)  # whatever the environment says: it has requests
 @metrics.log_metrics
 def handler(event: dict[str, Any], context: "LambdaContext") -> dict[str, Any]:
     """Publish one batch of the ledger's stream."""
-    return _publish_status_events.handle(event)
+    return _publish_status_events.handle(event, context)

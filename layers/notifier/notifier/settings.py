@@ -59,6 +59,15 @@ class RecordReceiptSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class PublishStatusEventsSettings:
+    """Of the function PublishStatusEvents."""
+
+    event_bus: str
+    unpublished_queue_url: str
+    publish_all_receipts: bool
+
+
+@dataclass(frozen=True, slots=True)
 class PollReceiptsSettings:
     """Of the function PollReceipts."""
 
@@ -74,15 +83,6 @@ class GetNotificationSettings:
     """Of the function GetNotification."""
 
     ledger_table: str
-
-
-@dataclass(frozen=True, slots=True)
-class PublishStatusEventsSettings:
-    """Of the function PublishStatusEvents."""
-
-    event_bus: str
-    unpublished_queue_url: str
-    publish_all_receipts: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ class Table:
         answer = self._dynamodb.get_item(
             TableName=self._name, Key={"key": {"S": key}}, ConsistentRead=True
         )
-        return _item(answer.get("Item", {}))
+        return item_of(answer.get("Item", {}))
 
     def get_many(self, keys: list[str]) -> tuple[list[Item], set[str]]:
         """Read what there is under these keys, in any order, perhaps a moment old.
@@ -55,7 +55,7 @@ class Table:
             left: Any = {self._name: {"Keys": [{"key": {"S": key}} for key in some]}}
             for _ in range(READ_TRIES):
                 answer = self._dynamodb.batch_get_item(RequestItems=left)
-                items.extend(_item(item) for item in answer["Responses"].get(self._name, []))
+                items.extend(item_of(item) for item in answer["Responses"].get(self._name, []))
                 left = answer.get("UnprocessedKeys")
                 if not left:
                     break
@@ -88,7 +88,7 @@ class Table:
             **start,
         )
         last: Any = answer.get("LastEvaluatedKey", {})
-        items = [_item(item) for item in answer["Items"]]
+        items = [item_of(item) for item in answer["Items"]]
         return items, answer["ScannedCount"], last.get("key", {}).get("S")
 
     def delete(self, key: str) -> None:
@@ -104,7 +104,7 @@ class Table:
             Limit=most,
             **_values(values),
         )
-        return [_item(item) for item in answer["Items"]]
+        return [item_of(item) for item in answer["Items"]]
 
     def update(
         self,
@@ -135,8 +135,8 @@ class Table:
         except ClientError as error:
             if error.response["Error"]["Code"] != "ConditionalCheckFailedException":
                 raise
-            return False, _item(cast("Item", error.response.get("Item", {})))
-        return True, _item(answer["Attributes"])
+            return False, item_of(cast("Item", error.response.get("Item", {})))
+        return True, item_of(answer["Attributes"])
 
 
 @cache
@@ -159,7 +159,8 @@ def _values(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _item(attributes: dict[str, Any]) -> Item:
+def item_of(attributes: dict[str, Any]) -> Item:
+    """Return an item as plain values, from DynamoDB's typed ones."""
     return {name: _deserialize(value) for name, value in attributes.items()}
 
 
