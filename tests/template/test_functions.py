@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from notifier import telemetry
+from notifier.aws.outbox import PUBLISHABLE
 from notifier.delivery import CALL_SECONDS, SETTLE_SECONDS
 from notifier.forgetting import HIDDEN_SECONDS
-from notifier.lifecycle import SENT_OR_LATER, UNDELIVERED, Status
+from notifier.lifecycle import Status
 from notifier.settings import (
     ForgetRecipientSettings,
     GetNotificationSettings,
@@ -33,8 +34,6 @@ SETTINGS: dict[str, Any] = {
 }
 # Nothing in the stack calls these.
 BY_OPERATORS = {"ForgetRecipientFunction"}
-# A notification that has got there, or has ended, is worth an event.
-PUBLISHED = SENT_OR_LATER | UNDELIVERED | {Status.CANCELLED}
 # What `sam remote invoke` waits for an answer.
 SAM_CLI_SECONDS = 60
 every_function = pytest.mark.parametrize("function", SETTINGS)
@@ -151,7 +150,7 @@ def test_the_stream_hands_over_each_status_that_has_an_event(template: Template)
 
     assert json.loads(only["Pattern"]) == {
         "dynamodb": {
-            "NewImage": {"status": {"S": [status for status in Status if status in PUBLISHED]}}
+            "NewImage": {"status": {"S": [status for status in Status if status in PUBLISHABLE]}}
         }
     }
 
