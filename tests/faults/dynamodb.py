@@ -192,7 +192,8 @@ class SimTable(Table):
 
     Attributes:
         items: by key.
-        on_write: called for every write, with the item before and after it.
+        on_write: called for every write, with the item before and after it; a deletion's is empty,
+            by whomever it was, as is that of an item that was not there before.
         polled: the keys of the items in the index `polls`.
         page: how many items a scan looks at in one call.
     """
@@ -282,8 +283,10 @@ class SimTable(Table):
         return item
 
     def _drop(self, key: str) -> None:
-        self.items.pop(key, None)
+        before = self.items.pop(key, None)
         self.polled.discard(key)
+        if before:
+            self.on_write(key, before, {})
 
     def _perhaps_stale(self, key: str) -> Item:
         item = self._live(key)
