@@ -216,12 +216,12 @@ class ReceiptsStack:
         return records[min(again) :] if again else []
 
     def told(self) -> list[Json]:
-        """Let the publisher catch up, and take what the listener has heard: EventBridge's events."""
+        """Let the publisher catch up, and take whole what the listener has heard."""
         assert self.publish() == 0
         return self.heard()
 
     def heard(self) -> list[Json]:
-        """Take what the listener has heard so far: EventBridge's events whole."""
+        """Take EventBridge's events whole, as the listener has heard them so far."""
         return [json.loads(body) for body in self._take(self.listener_url)]
 
     def unpublished(self) -> list[Json]:
