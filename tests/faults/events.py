@@ -17,6 +17,7 @@ from tests.faults.dynamodb import Aws, AwsError, AwsFaults, refused
 from tests.faults.simulation import Simulation
 
 MOST_ENTRIES = 10
+ALWAYS = (0.0, float("inf"))
 # Of an entry, by AWS's words: a later try may do better; none ever will.
 PASSING = ("ThrottlingException", "InternalFailure")
 LASTING = ("MalformedDetail", "InvalidArgument")
@@ -29,15 +30,15 @@ class BusFaults:
 
     Attributes:
         calls: of whole calls.
-        throttled: an entry is refused and may come again, as a probability; those beside it are
-            taken or not on their own.
+        throttled: from when to when an entry is refused and may come again, as a probability; those
+            beside it are taken or not on their own.
         away: from when to when every call fails, in epoch seconds.
         never: the notifications whose events are refused for ever.
         too_large: those whose events make the bus refuse the whole call.
     """
 
     calls: AwsFaults = field(default_factory=AwsFaults)
-    throttled: float = 0.0
+    throttled: Sequence[tuple[float, float, float]] = ()
     away: Sequence[tuple[float, float]] = ()
     never: set[str] = field(default_factory=set)
     too_large: set[str] = field(default_factory=set)
@@ -86,7 +87,9 @@ class SimEventBus:
         chance = self._simulation.random
         if detail["id"] in self.faults.never:
             return {"ErrorCode": chance.choice(LASTING), "ErrorMessage": "no"}
-        if chance.random() < self.faults.throttled:
+        now = self._simulation.now
+        spells = [share for begin, end, share in self.faults.throttled if begin <= now < end]
+        if spells and chance.random() < max(spells):
             return {"ErrorCode": chance.choice(PASSING), "ErrorMessage": "not now"}
         self.told[detail["id"]].append(detail)
         self.on_event(detail)
