@@ -121,7 +121,7 @@ BREAKS = {
         root, "ledger_write", "except Exception as crash", "except AssertionError as crash"
     ),
     "what cannot be understood is not put aside": Break(
-        Publisher, "publish", "not self._set_aside(write, write.problem)", "False"
+        Publisher, "publish", "not self._set_aside(write, problem)", "False"
     ),
     "what the bus refuses for ever stops its shard": Break(
         events,
@@ -149,7 +149,7 @@ BREAKS = {
     ),
     "the checkpoint is set behind what was not published": Break(
         Publisher,
-        "publish",
+        "_publish_events",
         "first, _ = next(iter(pending.values()))",
         "first, _ = list(pending.values())[-1]",
     ),
