@@ -100,7 +100,7 @@ class SimEventBus:
 
 # What only BLiP says of a message, which it therefore has taken.
 BY_RECEIPT = {"accepted", "dispatched", "received", "consumed"}
-PUBLISHED = {"sent", "received", "consumed", "failed", "rejected", "expired", "cancelled"}
+ALL_PUBLISHED = BY_RECEIPT | {"sent", "failed", "rejected", "expired", "cancelled"}
 UNDELIVERED = {"failed", "rejected", "expired"}
 # How the key of the item ends that holds what was refused under a notification's id.
 REFUSED = ":refused"
@@ -122,13 +122,15 @@ class Expected:
 class StatusEvents:
     """Holds the events against the writes of the ledger."""
 
-    def __init__(self, broken: Callable[[str], None]) -> None:
+    def __init__(self, broken: Callable[[str], None], *, all_receipts: bool) -> None:
         """Set up.
 
         Args:
             broken: is told at once what must not be.
+            all_receipts: `accepted` and `dispatched` are published, too.
         """
         self._broken = broken
+        self._published = ALL_PUBLISHED - (set() if all_receipts else {"accepted", "dispatched"})
         # By the item's key and the event's name.
         self._expected: dict[str, dict[str, Expected]] = defaultdict(dict)
         self._seen: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
@@ -153,7 +155,7 @@ class StatusEvents:
             if taken and f"sent {generation}" not in self._expected[key]:
                 self._expect(key, record, _detail(after, "sent", generation, None, at))
             postponed = status == "failed" and after.get("postponed") == generation
-            if status in PUBLISHED and not postponed:
+            if status in self._published and not postponed:
                 self._expect(key, record, _detail(after, status, generation, ended, at))
 
     def _changes(self, before: Item, after: Item) -> list[list[Any]]:

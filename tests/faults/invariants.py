@@ -104,7 +104,7 @@ class Invariants:
         self._shown: set[int] = set()  # letters of what the history shows
         self._ever_cancelled: set[str] = set()
         world.blip.on_accept = self._accepted
-        self.events = StatusEvents(self._break)
+        self.events = StatusEvents(self._break, all_receipts=world.settings.all_receipts)
         world.bus.on_event = self.events.published
         world.requests.on_sent = self._sent_to_requests
         world.dead_letters.on_sent = self._sent_to_dead_letters

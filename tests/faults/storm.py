@@ -97,6 +97,7 @@ class Storm:
         history: BLiP's history can be asked, and receipts come; else neither.
         if_unknown: what the producers want, or a mixture.
         per_second: how fast requests are published; above the plan, so that a backlog grows.
+        all_receipts: status events are published for `accepted` and `dispatched`, too.
         redriven: which share of the dead letters an operator puts back.
     """
 
@@ -106,6 +107,7 @@ class Storm:
     if_unknown: Literal["resend", "fail"] | None = None
     per_second: float = 150
     plan: float = 100
+    all_receipts: bool = False
     redriven: float = 0.3
 
 
@@ -147,7 +149,11 @@ def run(storm: Storm) -> Result:
     """Let a storm rage until all is quiet, and look at what is left."""
     rng = random.Random(storm.seed)
     faults = weather(rng, storm, START)
-    settings = Settings(concurrency=8, history=HistorySettings(kept=storm.history))
+    settings = Settings(
+        concurrency=8,
+        history=HistorySettings(kept=storm.history),
+        all_receipts=storm.all_receipts,
+    )
     # Whether BLiP prolongs a penalty for what it refuses meanwhile, nobody has said.
     bots = [
         Account("default", storm.plan, 4 * storm.plan, chat=_chat(storm)),

@@ -88,6 +88,7 @@ class Settings:
     """How the stack is deployed, where it differs from the template's defaults.
 
     Attributes:
+        all_receipts: status events are published for `accepted` and `dispatched`, too.
         groups: requests come with SQS's `MessageGroupId`; what comes through SNS has none.
         secret: what stands in the secret beside each bot's key and plan.
         manual: nothing happens until somebody says so, and calls take as long as they are let.
@@ -100,6 +101,7 @@ class Settings:
     history: HistorySettings = field(default_factory=HistorySettings)
     latency: tuple[float, float] = (0.04, 0.25)
     network: Network = field(default_factory=Network)
+    all_receipts: bool = False
     groups: bool = True
     secret: Mapping[str, Any] = field(default_factory=dict)
     manual: bool = False
@@ -461,7 +463,9 @@ class World:
     def _publisher(self) -> Sandbox:
         function = publishing_root.publish_status_events(
             PublishStatusEventsSettings(
-                event_bus="bus", unpublished_queue_url="unpublished", publish_all_receipts=False
+                event_bus="bus",
+                unpublished_queue_url="unpublished",
+                publish_all_receipts=self.settings.all_receipts,
             )
         )
         return Sandbox(
