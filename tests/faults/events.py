@@ -134,6 +134,8 @@ class StatusEvents:
         # By the item's key and the event's name.
         self._expected: dict[str, dict[str, Expected]] = defaultdict(dict)
         self._seen: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+        # The same of items that have outlived their time, and whose ids came again.
+        self._past: list[tuple[str, dict[str, Expected], dict[str, dict[str, Any]]]] = []
         self._ids: dict[str, str] = {}
 
     def written(self, key: str, before: Item, after: Item, record: int) -> None:
@@ -142,6 +144,9 @@ class StatusEvents:
             return
         if after.get("restored_at") != before.get("restored_at"):
             return
+        swept, anew = not before, "timeline" in before and "timeline" not in after
+        if key in self._expected and (swept or anew):
+            self._past.append((key, self._expected.pop(key), self._seen.pop(key, {})))
         if key.endswith(REFUSED):
             for refusal in after["refusals"]:
                 if refusal not in before.get("refusals", ()):
@@ -197,8 +202,8 @@ class StatusEvents:
     def missing(self, excused: Collection[int]) -> list[str]:
         """Return what never came, or not in its order, except for these records of the stream."""
         broken = []
-        for key, expected in self._expected.items():
-            seen = self._seen[key]
+        present = [(key, expected, self._seen[key]) for key, expected in self._expected.items()]
+        for key, expected, seen in self._past + present:
             wanted = [
                 name
                 for name, each in expected.items()
