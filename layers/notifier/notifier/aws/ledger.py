@@ -36,6 +36,7 @@ at `expires_at` itself.
 """
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -310,7 +311,7 @@ class DynamoDbLedger:
         Raises:
             ClaimLost: somebody else has the notification; nothing may be sent.
         """
-        _, found = self._table.update(
+        held, found = self._table.update(
             claim.key,
             "SET #status = :status, lease_until = :lease_until, updated_at = :now",
             "#token = :token AND #status IN (:claimed, :status)",
@@ -321,10 +322,11 @@ class DynamoDbLedger:
                 ":lease_until": milliseconds(lease_until),
                 ":now": milliseconds(self._now()),
             },
+            returning=False,
         )
-        if found.get("token") != claim.token:
+        if not held:
             raise ClaimLost(claim.key, forgotten="forgotten" in found)
-        return _claim(found)
+        return replace(claim, status=Status.SENDING)
 
     def settle_sent(self, claim: Claim, poll_at: float | None) -> None:
         """Record that BLiP took it. That is a fact, whoever holds the claim by now.
@@ -537,15 +539,16 @@ class DynamoDbLedger:
         standing: dict[str, Any] = {":generation": claim.generation}
         if ":token" in condition:
             standing[":token"] = claim.token
-        _, found = self._table.update(
+        held, found = self._table.update(
             claim.key,
             "SET #status = :status, updated_at = :now,"
             f" timeline = list_append(if_not_exists(timeline, :none), :event){change}"
             " REMOVE #token, lease_until",
             condition,
             self._event(status, claim.generation, reason) | standing | (values or {}),
+            returning=False,
         )
-        if found.get("status") not in {status, *_LATER.get(status, ())}:
+        if not held and found.get("status") not in {status, *_LATER.get(status, ())}:
             # The claim ended while we worked: what the ledger holds is newer than we are.
             logger.warning(
                 "not settled",

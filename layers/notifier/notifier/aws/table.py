@@ -112,6 +112,8 @@ class Table:
         update: str,
         condition: str,
         values: dict[str, Any],
+        *,
+        returning: bool = True,
     ) -> tuple[bool, Item]:
         """Write if the condition holds, or always if there is none.
 
@@ -121,7 +123,8 @@ class Table:
         caller for whom that matters tells it from a refusal by a token in the item.
 
         Returns:
-            Whether it held, and the item: as it stands now, or as it stood in the way.
+            Whether it held, and the item: as it stands now, or as it stood in the way. Without
+            `returning` an empty one if it held: reading what nobody asks for is a tenth of a call.
         """
         try:
             answer = self._dynamodb.update_item(
@@ -129,14 +132,14 @@ class Table:
                 Key={"key": {"S": key}},
                 **_expressions(update, condition),
                 **_values(values),
-                ReturnValues="ALL_NEW",
+                ReturnValues="ALL_NEW" if returning else "NONE",
                 ReturnValuesOnConditionCheckFailure="ALL_OLD",
             )
         except ClientError as error:
             if error.response["Error"]["Code"] != "ConditionalCheckFailedException":
                 raise
             return False, item_of(cast("Item", error.response.get("Item", {})))
-        return True, item_of(answer["Attributes"])
+        return True, item_of(answer.get("Attributes", {}))
 
 
 @cache
