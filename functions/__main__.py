@@ -371,11 +371,14 @@ def republish(stack: Stack, options: argparse.Namespace) -> int:
     """Publish again every status event of the ledger since a time, with the same event_id."""
     done = upkeep.Republished()
     for done in upkeep.republish(stack, options.since, options.after):
-        on = f", FROM={done.continue_from}" if done.continue_from else ""
-        text = f"\r{done.looked_at} items looked at, {done.published} events published{on}"
-        print(text, end="", file=sys.stderr, flush=True)
+        if done.continue_from:
+            counts = f"{done.looked_at} items looked at, {done.published} events published"
+            text = f"\r{counts}; FROM={done.continue_from}"
+            print(text, end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    console.print(f"{done.published} status events were published again")
+    console.print(
+        f"{done.published} status events of {done.looked_at} ledger items were published again"
+    )
     for key in done.refused:
         console.print(f"not publishable: {key}")
     return 1 if done.refused else 0
