@@ -10,7 +10,7 @@ PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export SAM_CLI_TELEMETRY := 0
 
-.PHONY: help setup run publish failures redrive notification cancel forget pause resume check-bot restore-ledger deploy undeploy test unit integration faults faults-short template e2e bench cost check audit format schemas lock build clean mutants
+.PHONY: help setup run publish failures redrive notification cancel forget pause resume check-bot restore-ledger republish deploy undeploy test unit integration faults faults-short template e2e bench cost check audit format schemas lock build clean mutants
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ pause resume check-bot: setup
 
 restore-ledger: setup ## copy what the ledger lacks from a restored table (FROM=table; STACK=name)
 	@$(PYTHON) -m functions restore-ledger $(FROM) $(STACK_OPTION) $(ARGS)
+
+republish: setup ## publish status events of the ledger again (SINCE=2026-11-26T00:00:00Z; FROM=key to continue; STACK=name)
+	@$(PYTHON) -m functions republish "$(SINCE)" $(if $(FROM),--from "$(FROM)") $(STACK_OPTION) $(ARGS)
 
 # STAGE is one of functions/stages/. ARGS holds further parameters of the template, as Name=value.
 STAGE_OPTIONS = --stage "$(STAGE)" $(if $(REGION),--region "$(REGION)") $(if $(YES),--yes)

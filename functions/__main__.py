@@ -367,6 +367,39 @@ def restore_ledger(stack: Stack, options: argparse.Namespace) -> int:
     return 0
 
 
+def republish(stack: Stack, options: argparse.Namespace) -> int:
+    """Publish again every status event of the ledger since a time, with the same event_id."""
+    done = upkeep.Republished()
+    for done in upkeep.republish(stack, options.since, options.after):
+        if done.continue_from:
+            counts = f"{done.looked_at} items looked at, {done.published} events published"
+            text = f"\r{counts}; FROM={done.continue_from}"
+            print(text, end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    console.print(
+        f"{done.published} status events of {done.looked_at} ledger items were published again"
+    )
+    for key in done.refused:
+        console.print(f"not publishable: {key}")
+    return 1 if done.refused else 0
+
+
+def _republish_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("since", type=_time, metavar="SINCE", help="a time, as in 2026-11-26T00:00:00Z")
+    add("--from", dest="after", metavar="KEY", help="continue a run that was cut off")
+
+
+def _time(text: str) -> float:
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        at = None
+    if at is None or at.tzinfo is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: write it as 2026-11-26T00:00:00Z")
+    return at.timestamp()
+
+
 def _files_argument(parser: argparse.ArgumentParser) -> None:
     help_ = "a .json file is one request, every line of a .jsonl file is one"
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help=help_)
@@ -491,6 +524,7 @@ COMMANDS: dict[str, _Command] = {
     "resume": (resume, _bot_argument),
     "check-bot": (check_bot, _bot_argument),
     "restore-ledger": (restore_ledger, _table_argument),
+    "republish": (republish, _republish_arguments),
 }
 
 

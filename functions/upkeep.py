@@ -8,15 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from notifier.aws.events import EventBridgeStatusEvents
+from notifier.aws.outbox import status_events
 from notifier.aws.pacing import DynamoDbPacing
 from notifier.aws.queues import DeadLettersQueue, RequestsQueue
-from notifier.aws.table import Table
+from notifier.aws.table import Item, Table, milliseconds
 from notifier.blip.client import BlipClient
 from notifier.bots import Bot, BotsSecretError, BrokenBot, parse_bots
-from notifier.failures import Failure
+from notifier.failures import Failure, crash_facts
+from notifier.lifecycle import Status
+from notifier.publishing import ALL_PUBLISHED, DEFAULT_PUBLISHED, Publisher
+from notifier.records import LedgerWrite
 from notifier.redrive import SIDE_BY_SIDE, ListOrder, Redrive, Report
 from notifier.request import Unusable, parse
 from notifier.runtime import SystemClock
+from notifier.settings import PublishStatusEventsSettings, read
 
 if TYPE_CHECKING:
     from notifier.records import Plan
@@ -140,9 +146,12 @@ def check_bot(stack: Resources, name: str) -> list[Finding]:
 def restore_ledger(stack: Resources, source: str) -> Iterator[tuple[int, int]]:
     """Copy from a restored table what the ledger lacks; what it has is newer and stays.
 
-    Gives, again and again, how many items were read and how many of them were lacking.
+    Each is marked: its status events were published before the backup.
+
+    Yields, again and again, how many items were read and how many of them were lacking.
     """
     dynamodb, ledger = stack.client("dynamodb"), stack.physical_id("LedgerTable")
+    mark = {"restored_at": {"N": str(milliseconds(time.time()))}}
     read = copied = 0
     for page in dynamodb.get_paginator("scan").paginate(TableName=source, ConsistentRead=True):
         for item in page["Items"]:
@@ -150,7 +159,7 @@ def restore_ledger(stack: Resources, source: str) -> Iterator[tuple[int, int]]:
             try:
                 dynamodb.put_item(
                     TableName=ledger,
-                    Item=item,
+                    Item=item | mark,
                     ConditionExpression="attribute_not_exists(#key)",
                     ExpressionAttributeNames={"#key": "key"},
                 )
@@ -158,6 +167,119 @@ def restore_ledger(stack: Resources, source: str) -> Iterator[tuple[int, int]]:
                 continue
             copied += 1
         yield read, copied
+
+
+@dataclass(frozen=True, slots=True)
+class Republished:
+    """How far publishing again has come.
+
+    Attributes:
+        looked_at: how many items of the ledger.
+        published: how many status events.
+        refused: the keys of items of which an event can never be published.
+        continue_from: the key to continue from; None at the end of the ledger.
+    """
+
+    looked_at: int = 0
+    published: int = 0
+    refused: tuple[str, ...] = ()
+    continue_from: str | None = None
+
+
+# Of an item, what a status event needs: no request is read.
+_OF_EVENTS = ["key", "id", "bot", "template", "metadata", "correlation_id", "timeline", "refusals"]
+
+
+def republish(stack: Resources, since: float, after: str | None) -> Iterator[Republished]:
+    """Publish again every status event of the ledger since a time, with the same `event_id`.
+
+    Args:
+        stack: whose.
+        since: in epoch seconds.
+        after: the key to continue from; None for the whole ledger.
+
+    Yields:
+        How far it has come, after each page of the ledger.
+
+    Raises:
+        UpkeepError: the event bus takes no events. The text names the key to continue from.
+    """
+    function = stack.client("lambda").get_function_configuration(
+        FunctionName=stack.physical_id("PublishStatusEventsFunction")
+    )
+    told = function["Environment"]["Variables"]
+    settings = read(PublishStatusEventsSettings, told)
+    bus = EventBridgeStatusEvents(
+        stack.client("events"), settings.event_bus, told["POWERTOOLS_SERVICE_NAME"]
+    )
+    refused = _Refused()
+    publisher = Publisher(
+        bus,
+        refused,
+        _Unmeasured(),
+        SystemClock(),
+        ALL_PUBLISHED if settings.publish_all_receipts else DEFAULT_PUBLISHED,
+    )
+    ledger = Table(stack.client("dynamodb"), stack.physical_id("LedgerTable"))
+    looked_at = published = 0
+    while True:
+        values = {":since": milliseconds(since)}
+        attributes = [*_OF_EVENTS, "updated_at"]
+        items, count, last = ledger.scan("#updated_at >= :since", values, attributes, after)
+        writes = [_since(item, since) for item in items]
+        if publisher.publish(writes, deadline=float("inf")) is not None:
+            where = f"FROM={after}" if after else "the same SINCE, from the beginning"
+            raise UpkeepError(f"the event bus takes no events; later continue with {where}")
+        looked_at += count
+        published += sum(
+            event.status in publisher.published
+            for write in writes
+            if write.key not in refused.keys
+            for event in write.events
+        )
+        yield Republished(looked_at, published, tuple(refused.keys), last)
+        if last is None:
+            return
+        after = last
+
+
+def _since(item: Item, since: float) -> LedgerWrite:
+    """Return an item's events since then, as if one write had added them all."""
+    try:
+        events = tuple(
+            event
+            for event in status_events(item)
+            # Of one in advance, the event comes when the request does, perhaps much later.
+            if event.time >= since or event.status is Status.CANCELLED
+        )
+    except Exception as crash:  # noqa: BLE001 - the items after it go on
+        problem = str(crash_facts(crash)["error"])
+        return LedgerWrite(item["key"], item["key"], problem=problem)
+    return LedgerWrite(item["key"], item["key"], events)
+
+
+class _Refused:
+    """Remembers what can never be published."""
+
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+
+    def put(self, write: LedgerWrite, _problem: str) -> bool:
+        if write.key not in self.keys:
+            self.keys.append(write.key)
+        return True
+
+
+class _Unmeasured:
+    """A meter for what is no work of the stack."""
+
+    def took(self, what: str, seconds: float) -> None: ...
+
+    def age(self, what: str, seconds: float) -> None: ...
+
+    def share(self, what: str, share: float) -> None: ...
+
+    def count(self, what: str, number: int = 1) -> None: ...
 
 
 def _entry(stack: Resources, name: str) -> Bot | BrokenBot:

@@ -6,7 +6,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -375,6 +375,38 @@ def test_more_than_one_run_can_look_at_is_said(letters: Letters, run: Run) -> No
     letters.answer = answer(group(), more=True)
 
     assert "there are more than can be looked at in one run" in run("failures")[1]
+
+
+def test_publishing_again_tells_how_far_it_is_and_where_to_continue(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[float, str | None]] = []
+
+    def republish(_: Any, since: float, after: str | None) -> Iterator[upkeep.Republished]:
+        asked.append((since, after))
+        yield upkeep.Republished(100, 230, (), "key-100")
+        yield upkeep.Republished(150, 340, ("key-120",))
+
+    monkeypatch.setattr(upkeep, "republish", republish)
+
+    code, text = run("republish", "2026-11-26T00:00:00Z")
+
+    assert "100 items looked at, 230 events published; FROM=key-100" in text
+    assert "340 status events of 150 ledger items were published again" in text
+    assert "not publishable: key-120" in text
+    assert code == 1
+    run("republish", "2026-11-25T21:00:00-03:00", "--from", "key-100")
+    assert asked == [(1_795_651_200.0, None), (1_795_651_200.0, "key-100")]
+
+
+@pytest.mark.parametrize("since", ["", "yesterday", "2026-11-26", "2026-11-26T00:00:00"])
+def test_a_time_that_is_none_or_has_no_zone_is_refused(
+    run: Run, since: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run("republish", since)
+
+    assert "write it as 2026-11-26T00:00:00Z" in capsys.readouterr().err
 
 
 def test_what_aws_refuses_is_said_in_a_line(run: Run) -> None:
