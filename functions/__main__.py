@@ -122,10 +122,12 @@ def _stack(options: argparse.Namespace) -> Stack:
     } | {"SAM_CLI_TELEMETRY": "0"}
     if options.stack:
         arguments = ["--stack-name", options.stack]
-        for name in ("profile", "region"):
-            if value := getattr(options, name):
+        # The AWS CLI reads this variable, boto3 does not.
+        region = options.region or os.environ.get("AWS_REGION")
+        for name, value in {"profile": options.profile, "region": region}.items():
+            if value:
                 arguments += [f"--{name}", value]
-        session = boto3.Session(profile_name=options.profile, region_name=options.region)
+        session = boto3.Session(profile_name=options.profile, region_name=region)
         return Stack(options.stack, tuple(arguments), environment, session)
     # No credentials and no profile of this machine: nothing can reach an account.
     endpoint = f"http://127.0.0.1:{options.port_base}"

@@ -195,6 +195,19 @@ def test_a_deployed_stack_is_reached_as_sam_reaches_it(
     assert "AWS_ENDPOINT_URL" not in call["environment"]
 
 
+def test_the_region_may_be_said_as_to_the_aws_cli(
+    sam: Sam, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_REGION", "sa-east-1")
+    sam.answers_with({"statusCode": 200, "body": "{}"})
+
+    run("notification", "order-1", "--json", "--stack", "blip-notifier-dev")
+
+    assert sam.calls[0]["arguments"][3:7] == [
+        *("--stack-name", "blip-notifier-dev", "--region", "sa-east-1"),
+    ]
+
+
 def test_what_goes_wrong_is_said_in_a_sentence(sam: Sam, run: Run) -> None:
     sam.says("", "Reading event from stdin\nError: Stack 'x' does not exist", 1)
     sam.says("", 'Error: Could not connect to the endpoint URL: "http://127.0.0.1:4566/"', 1)
