@@ -246,8 +246,8 @@ def _next_steps(
             f" make check-bot BOT=default STACK={stage.stack}"
         )
         steps.append(
-            "Enter ReceiptsUrl in BLiP's portal, with the value of the secret WebhookSecretArn in"
-            " the header X-Receipts-Secret."
+            "Enter ReceiptsUrl in BLiP's portal, with the header that this prints for the bot:"
+            f" make rotate-webhook BOT=default STACK={stage.stack}"
         )
     if values.get("AlarmEmail"):
         topic = session.client("cloudformation").describe_stack_resource(
