@@ -207,6 +207,8 @@ def deploy(options: argparse.Namespace) -> int:
         "deploy",
         *("--template-file", BUILT, "--stack-name", stage.stack),
         *("--region", session.region_name, "--resolve-s3", "--capabilities", "CAPABILITY_IAM"),
+        # All stages share the bucket. The deletion of one would take what another rolls back to.
+        *("--s3-prefix", stage.stack),
         *("--tags", "project=blip-notifier", f"stage={stage.name}"),
         "--no-confirm-changeset" if options.yes else "--confirm-changeset",
         "--no-fail-on-empty-changeset",

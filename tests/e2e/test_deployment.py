@@ -195,6 +195,12 @@ def test_a_stage_is_deployed_changed_deployed_again_and_taken_down(
     assert settings(aws)["RELEASE"] == first["Release"]
     assert settings(aws)["POWERTOOLS_SERVICE_NAME"] == STACK
 
+    # The bucket is that of every stage: the deletion of one takes nothing of another.
+    s3 = aws.client("s3")
+    (bucket,) = s3.list_buckets()["Buckets"]
+    artefacts = s3.list_objects_v2(Bucket=bucket["Name"])["Contents"]
+    assert {one["Key"].partition("/")[0] for one in artefacts} == {STACK}
+
     # Another parameter: the rest stays, and a new version has it.
     code, printed = clone.make("deploy", "STAGE=dev", "ARGS=MaxAttempts=7", "YES=1")
     assert code == 0, printed
