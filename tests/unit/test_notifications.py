@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from notifier.aws.ledger import DynamoDbLedger
-from notifier.failures import Transient
+from notifier.aws.refusals import DynamoDbRefusals
+from notifier.failures import Reason, Transient
 from notifier.lifecycle import SENT_OR_LATER, Status
-from notifier.notifications import Notifications, NotKnown, NotTold, TooLate
+from notifier.notifications import Notifications, NotKnown, TooLate
 from notifier.request import ledger_key
 from tests.fakes import World, a_request, raises
 
@@ -22,9 +23,8 @@ class Asked:
 
     @property
     def notifications(self) -> Notifications:
-        return Notifications(
-            DynamoDbLedger(self.world.ledger_table, self.world.clock.now), self.world.events
-        )
+        table, now = self.world.ledger_table, self.world.clock.now
+        return Notifications(DynamoDbLedger(table, now), DynamoDbRefusals(table, now))
 
     def cancel(self, request: dict[str, Any]) -> Status:
         return self.notifications.cancel(request.get("bot", "default"), request["id"]).status
@@ -44,6 +44,32 @@ def test_what_is_known_is_told(asked: Asked) -> None:
     assert (account.status, account.metadata) == (Status.SENT, {"order": "981"})
     with pytest.raises(NotKnown, match=f"^bot clinic has no notification {request['id']}$"):
         asked.notifications.get("clinic", request["id"])
+
+
+def test_request_that_was_refused_shows_its_reasons(asked: Asked) -> None:
+    asked.world.sandbox().deliver({"id": "order-1"})
+    asked.world.clock.advance(60)
+    asked.world.sandbox().deliver({"id": "order-1", "to": "123"})
+
+    account = asked.notifications.get("default", "order-1")
+
+    assert (account.status, account.reason, account.generation) == (
+        Status.REJECTED,
+        Reason.INVALID,
+        0,
+    )
+    assert [(change.status, change.reason) for change in account.timeline] == [
+        (Status.REJECTED, Reason.INVALID)
+    ] * 2
+
+
+def test_notification_comes_before_what_was_refused_under_its_id(asked: Asked) -> None:
+    request = a_request(id="order-1")
+    asked.world.sandbox().deliver({"id": "order-1"})
+    asked.world.sandbox().deliver(request)
+    asked.world.sandbox().deliver(request | {"metadata": {"order": "982"}})
+
+    assert asked.notifications.get("default", "order-1").status is Status.SENT
 
 
 def test_what_waits_is_cancelled_and_upstream_hears_of_it(asked: Asked) -> None:
@@ -77,19 +103,6 @@ def test_what_is_cancelled_in_advance_is_told_when_its_request_comes(asked: Aske
     assert event.metadata == {"order": "981"}
     assert asked.world.blip.look_ups == []
     assert asked.world.blip.taken == []
-
-
-def test_what_could_not_be_told_is_told_when_asked_again(asked: Asked) -> None:
-    request = a_request()
-    asked.world.blip.before_send = raises(Transient("503"))
-    asked.world.sandbox().deliver(request)
-    asked.world.events.refuses = lambda _: True
-    with pytest.raises(NotTold, match="is cancelled, but its status event"):
-        asked.cancel(request)
-    asked.world.events.refuses = lambda _: False
-
-    assert asked.cancel(request) is Status.CANCELLED
-    assert [event.status for event in asked.world.events.told] == [Status.CANCELLED]
 
 
 @pytest.mark.parametrize(
