@@ -2,7 +2,7 @@
 
 They speak to the local stack that `make run` keeps up, or with --stack to a deployed one: invoke a
 function with `sam remote invoke` and show its answer as a table, or see to queues, tables and
-secret.
+secrets.
 """
 
 import argparse
@@ -122,10 +122,12 @@ def _stack(options: argparse.Namespace) -> Stack:
     } | {"SAM_CLI_TELEMETRY": "0"}
     if options.stack:
         arguments = ["--stack-name", options.stack]
-        for name in ("profile", "region"):
-            if value := getattr(options, name):
+        # The AWS CLI reads this variable, boto3 does not.
+        region = options.region or os.environ.get("AWS_REGION")
+        for name, value in {"profile": options.profile, "region": region}.items():
+            if value:
                 arguments += [f"--{name}", value]
-        session = boto3.Session(profile_name=options.profile, region_name=options.region)
+        session = boto3.Session(profile_name=options.profile, region_name=region)
         return Stack(options.stack, tuple(arguments), environment, session)
     # No credentials and no profile of this machine: nothing can reach an account.
     endpoint = f"http://127.0.0.1:{options.port_base}"
@@ -357,6 +359,25 @@ def check_bot(stack: Stack, options: argparse.Namespace) -> int:
     return 0 if all(finding.good for finding in findings) else 1
 
 
+def rotate_webhook(stack: Stack, options: argparse.Namespace) -> int:
+    """Put a new webhook secret for a bot; the one before counts for a day."""
+    rotation = upkeep.rotate_webhook(stack, options.bot, leaked=options.leaked)
+    name = " and ".join(rotation.bots)
+    if rotation.previous_until:
+        until = f"the one before counts until {rotation.previous_until:%FT%TZ}"
+    else:
+        until = "it counts at once, and nothing else lets the receipts of this bot in"
+    lines = [f"Enter in BLiP's portal, as header of {name}; {until}:"]
+    lines += ["", f"  X-Receipts-Secret: {rotation.secret}", ""]
+    if options.leaked:
+        lines.append("The one before is refused within five minutes, and BLiP repeats no receipt.")
+        if others := rotation.others_with_the_old_one:
+            lines.append(f"It still lets others in, rotate them as well: {', '.join(others)}")
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
 def restore_ledger(stack: Stack, options: argparse.Namespace) -> int:
     """Copy from a restored table what the ledger lacks; what it has is newer and stays."""
     read = copied = 0
@@ -367,6 +388,39 @@ def restore_ledger(stack: Stack, options: argparse.Namespace) -> int:
     return 0
 
 
+def republish(stack: Stack, options: argparse.Namespace) -> int:
+    """Publish again every status event of the ledger since a time, with the same event_id."""
+    done = upkeep.Republished()
+    for done in upkeep.republish(stack, options.since, options.after):
+        if done.continue_from:
+            counts = f"{done.looked_at} items looked at, {done.published} events published"
+            text = f"\r{counts}; FROM={done.continue_from}"
+            print(text, end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    console.print(
+        f"{done.published} status events of {done.looked_at} ledger items were published again"
+    )
+    for key in done.refused:
+        console.print(f"not publishable: {key}")
+    return 1 if done.refused else 0
+
+
+def _republish_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("since", type=_time, metavar="SINCE", help="a time, as in 2026-11-26T00:00:00Z")
+    add("--from", dest="after", metavar="KEY", help="continue a run that was cut off")
+
+
+def _time(text: str) -> float:
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        at = None
+    if at is None or at.tzinfo is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: write it as 2026-11-26T00:00:00Z")
+    return at.timestamp()
+
+
 def _files_argument(parser: argparse.ArgumentParser) -> None:
     help_ = "a .json file is one request, every line of a .jsonl file is one"
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help=help_)
@@ -374,6 +428,11 @@ def _files_argument(parser: argparse.ArgumentParser) -> None:
 
 def _bot_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bot", help="its name in the bots' secret")
+
+
+def _rotation_arguments(parser: argparse.ArgumentParser) -> None:
+    _bot_argument(parser)
+    parser.add_argument("--leaked", action="store_true", help="refuse the one before at once")
 
 
 def _table_argument(parser: argparse.ArgumentParser) -> None:
@@ -490,7 +549,9 @@ COMMANDS: dict[str, _Command] = {
     "pause": (pause, _bot_argument),
     "resume": (resume, _bot_argument),
     "check-bot": (check_bot, _bot_argument),
+    "rotate-webhook": (rotate_webhook, _rotation_arguments),
     "restore-ledger": (restore_ledger, _table_argument),
+    "republish": (republish, _republish_arguments),
 }
 
 

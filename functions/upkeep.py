@@ -1,25 +1,39 @@
-"""What people do to a stack's queue, tables and secret, with rights of their own."""
+"""What people do to a stack's queue, tables and secrets, with rights of their own."""
 
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pydantic import AwareDatetime, BaseModel, TypeAdapter, ValidationError
+
+from notifier.aws.events import EventBridgeStatusEvents
+from notifier.aws.outbox import status_events
 from notifier.aws.pacing import DynamoDbPacing
 from notifier.aws.queues import DeadLettersQueue, RequestsQueue
-from notifier.aws.table import Table
+from notifier.aws.table import Item, Table, milliseconds
+from notifier.aws.webhook import OVERLAP_SECONDS
 from notifier.blip.client import BlipClient
-from notifier.bots import Bot, BotsSecretError, BrokenBot, parse_bots
-from notifier.failures import Failure
+from notifier.bots import Bot, Bots, BotsSecretError, BrokenBot, parse_bots
+from notifier.failures import Failure, crash_facts
+from notifier.lifecycle import Status
+from notifier.publishing import ALL_PUBLISHED, DEFAULT_PUBLISHED, Publisher
+from notifier.records import LedgerWrite
 from notifier.redrive import SIDE_BY_SIDE, ListOrder, Redrive, Report
 from notifier.request import Unusable, parse
 from notifier.runtime import SystemClock
+from notifier.settings import PublishStatusEventsSettings, read
 
 if TYPE_CHECKING:
     from notifier.records import Plan
+
+
+OVERLAP = timedelta(seconds=OVERLAP_SECONDS)
 
 
 class Resources(Protocol):
@@ -137,12 +151,97 @@ def check_bot(stack: Resources, name: str) -> list[Finding]:
         return [entry, _share(stack, bot), _answers(blip, bot), _has_channel(blip, bot)]
 
 
+class WebhookEntry(BaseModel):
+    """A bot's secrets at the webhook, as notifier.aws.webhook reads them."""
+
+    current: str
+    previous: str | None = None
+    rotated_at: AwareDatetime | None = None
+
+    @property
+    def previous_until(self) -> datetime | None:
+        """Until when the previous secret counts; None if there is none that does."""
+        return self.rotated_at + OVERLAP if self.previous and self.rotated_at else None
+
+    def counting(self, now: datetime) -> set[str]:
+        """Return the secrets that count."""
+        until = self.previous_until
+        return {self.current, *([self.previous] if self.previous and until and now < until else [])}
+
+
+_WEBHOOK_ENTRIES = TypeAdapter(dict[str, WebhookEntry])
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """A new webhook secret.
+
+    Attributes:
+        bots: those that it is for: the bot, and other names of it in the bots' secret.
+        secret: what BLiP has to show from now on.
+        previous_until: until when the one before counts; None if it does not.
+        others_with_the_old_one: other bots whose receipts the one before still lets in.
+    """
+
+    bots: list[str]
+    secret: str = field(repr=False)
+    previous_until: datetime | None
+    others_with_the_old_one: list[str]
+
+
+def rotate_webhook(stack: Resources, name: str, *, leaked: bool) -> Rotation:
+    """Put a new webhook secret for a bot; those of the other bots stay as they are.
+
+    The first rotation of a stack writes down for every bot the one secret that all have shared. Two
+    names with the same key are one bot at BLiP, which shows one secret for both.
+
+    Args:
+        stack: where.
+        name: the bot's name.
+        leaked: refuse the secret before at once, not after a day.
+
+    Raises:
+        UpkeepError: there is no such bot, the secret cannot be read, or the bot's secret before
+            the current one still counts and would be dropped.
+    """
+    bots, bot = _bots(stack), _entry(stack, name)
+    names = [name]
+    if isinstance(bot, Bot):
+        names = [one.name for one in bots.values() if isinstance(one, Bot) and one.key == bot.key]
+    client, secret = stack.client("secretsmanager"), stack.physical_id("WebhookSecret")
+    entries = _webhook_entries(client, secret, bots)
+    now = datetime.fromtimestamp(SystemClock.now(), UTC)
+    before = [entries[one] for one in names if one in entries]
+    counts_until = max(filter(None, (entry.previous_until for entry in before)), default=now)
+    if now < counts_until and not leaked:
+        raise UpkeepError(
+            f"the secret of {name} was rotated less than a day ago, and the one before counts until"
+            f" {counts_until:%FT%TZ}: wait until then, or --leaked refuses it at once"
+        )
+    new = secrets.token_hex(32)
+    for one in names:
+        previous = entries[one].current if one in entries and not leaked else None
+        entries[one] = WebhookEntry(current=new, previous=previous, rotated_at=now)
+    client.put_secret_value(SecretId=secret, SecretString=_written(entries))
+    dropped = {value for entry in before for value in entry.counting(now)}
+    others = [one for one, entry in entries.items() if dropped & entry.counting(now) - {new}]
+    return Rotation(
+        bots=names,
+        secret=new,
+        previous_until=now + OVERLAP if before and not leaked else None,
+        others_with_the_old_one=[one for one in others if one not in names],
+    )
+
+
 def restore_ledger(stack: Resources, source: str) -> Iterator[tuple[int, int]]:
     """Copy from a restored table what the ledger lacks; what it has is newer and stays.
 
-    Gives, again and again, how many items were read and how many of them were lacking.
+    Each is marked: its status events were published before the backup.
+
+    Yields, again and again, how many items were read and how many of them were lacking.
     """
     dynamodb, ledger = stack.client("dynamodb"), stack.physical_id("LedgerTable")
+    mark = {"restored_at": {"N": str(milliseconds(time.time()))}}
     read = copied = 0
     for page in dynamodb.get_paginator("scan").paginate(TableName=source, ConsistentRead=True):
         for item in page["Items"]:
@@ -150,7 +249,7 @@ def restore_ledger(stack: Resources, source: str) -> Iterator[tuple[int, int]]:
             try:
                 dynamodb.put_item(
                     TableName=ledger,
-                    Item=item,
+                    Item=item | mark,
                     ConditionExpression="attribute_not_exists(#key)",
                     ExpressionAttributeNames={"#key": "key"},
                 )
@@ -160,17 +259,160 @@ def restore_ledger(stack: Resources, source: str) -> Iterator[tuple[int, int]]:
         yield read, copied
 
 
-def _entry(stack: Resources, name: str) -> Bot | BrokenBot:
+@dataclass(frozen=True, slots=True)
+class Republished:
+    """How far publishing again has come.
+
+    Attributes:
+        looked_at: how many items of the ledger.
+        published: how many status events.
+        refused: the keys of items of which an event can never be published.
+        continue_from: the key to continue from; None at the end of the ledger.
+    """
+
+    looked_at: int = 0
+    published: int = 0
+    refused: tuple[str, ...] = ()
+    continue_from: str | None = None
+
+
+# Of an item, what a status event needs: no request is read.
+_OF_EVENTS = ["key", "id", "bot", "template", "metadata", "correlation_id", "timeline", "refusals"]
+
+
+def republish(stack: Resources, since: float, after: str | None) -> Iterator[Republished]:
+    """Publish again every status event of the ledger since a time, with the same `event_id`.
+
+    Args:
+        stack: whose.
+        since: in epoch seconds.
+        after: the key to continue from; None for the whole ledger.
+
+    Yields:
+        How far it has come, after each page of the ledger.
+
+    Raises:
+        UpkeepError: the event bus takes no events. The text names the key to continue from.
+    """
+    function = stack.client("lambda").get_function_configuration(
+        FunctionName=stack.physical_id("PublishStatusEventsFunction")
+    )
+    told = function["Environment"]["Variables"]
+    settings = read(PublishStatusEventsSettings, told)
+    bus = EventBridgeStatusEvents(
+        stack.client("events"), settings.event_bus, told["POWERTOOLS_SERVICE_NAME"]
+    )
+    refused = _Refused()
+    publisher = Publisher(
+        bus,
+        refused,
+        _Unmeasured(),
+        SystemClock(),
+        ALL_PUBLISHED if settings.publish_all_receipts else DEFAULT_PUBLISHED,
+    )
+    ledger = Table(stack.client("dynamodb"), stack.physical_id("LedgerTable"))
+    looked_at = published = 0
+    while True:
+        values = {":since": milliseconds(since)}
+        attributes = [*_OF_EVENTS, "updated_at"]
+        items, count, last = ledger.scan("#updated_at >= :since", values, attributes, after)
+        writes = [_since(item, since) for item in items]
+        if publisher.publish(writes, deadline=float("inf")) is not None:
+            where = f"FROM={after}" if after else "the same SINCE, from the beginning"
+            raise UpkeepError(f"the event bus takes no events; later continue with {where}")
+        looked_at += count
+        published += sum(
+            event.status in publisher.published
+            for write in writes
+            if write.key not in refused.keys
+            for event in write.events
+        )
+        yield Republished(looked_at, published, tuple(refused.keys), last)
+        if last is None:
+            return
+        after = last
+
+
+def _since(item: Item, since: float) -> LedgerWrite:
+    """Return an item's events since then, as if one write had added them all."""
+    try:
+        events = tuple(
+            event
+            for event in status_events(item)
+            # Of one in advance, the event comes when the request does, perhaps much later.
+            if event.time >= since or event.status is Status.CANCELLED
+        )
+    except Exception as crash:  # noqa: BLE001 - the items after it go on
+        problem = str(crash_facts(crash)["error"])
+        return LedgerWrite(item["key"], item["key"], problem=problem)
+    return LedgerWrite(item["key"], item["key"], events)
+
+
+class _Refused:
+    """Remembers what can never be published."""
+
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+
+    def put(self, write: LedgerWrite, _problem: str) -> bool:
+        if write.key not in self.keys:
+            self.keys.append(write.key)
+        return True
+
+
+class _Unmeasured:
+    """A meter for what is no work of the stack."""
+
+    def took(self, what: str, seconds: float) -> None: ...
+
+    def age(self, what: str, seconds: float) -> None: ...
+
+    def share(self, what: str, share: float) -> None: ...
+
+    def count(self, what: str, number: int = 1) -> None: ...
+
+
+def _bots(stack: Resources) -> Bots:
     secret = stack.physical_id("BotsSecret")
     answer = stack.client("secretsmanager").get_secret_value(SecretId=secret)
     try:
-        bots = parse_bots(answer["SecretString"])
+        return parse_bots(answer["SecretString"])
     except BotsSecretError as error:
         raise UpkeepError(str(error)) from None
+
+
+def _entry(stack: Resources, name: str) -> Bot | BrokenBot:
+    bots = _bots(stack)
     if name not in bots:
         known = ", ".join(sorted(bots)) or "none"
         raise UpkeepError(f"the bots' secret has no entry {name!r}; it has {known}")
     return bots[name]
+
+
+def _webhook_entries(client: Any, secret: str, bots: Iterable[str]) -> dict[str, WebhookEntry]:
+    """Return the webhook's secrets by bot; of a plain string, what it means for each bot."""
+    answer = client.get_secret_value(SecretId=secret)
+    text = answer["SecretString"].strip()
+    if text.startswith("{"):
+        try:
+            return _WEBHOOK_ENTRIES.validate_json(text)
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors(include_input=False)[0]["loc"]))
+            raise UpkeepError(
+                f"the webhook's secret cannot be read{where and f' at {where}'}: mend it first"
+            ) from None
+    plain = WebhookEntry(current=text)
+    try:
+        previous = client.get_secret_value(SecretId=secret, VersionStage="AWSPREVIOUS")
+    except client.exceptions.ResourceNotFoundException:
+        pass  # it was never rotated
+    else:
+        plain.previous, plain.rotated_at = previous["SecretString"].strip(), answer["CreatedDate"]
+    return dict.fromkeys(bots, plain)
+
+
+def _written(entries: dict[str, WebhookEntry]) -> str:
+    return _WEBHOOK_ENTRIES.dump_json(entries, exclude_none=True, indent=1).decode()
 
 
 def _pacing(stack: Resources) -> DynamoDbPacing:

@@ -212,10 +212,12 @@ class GuardedAws:
         for table, resource in template.resources("AWS::DynamoDB::Table").items():
             asked = ("KeySchema", "AttributeDefinitions", "GlobalSecondaryIndexes", "BillingMode")
             properties = {k: v for k, v in resource["Properties"].items() if k in asked}
+            if stream := resource["Properties"].get("StreamSpecification"):
+                properties["StreamSpecification"] = stream | {"StreamEnabled": True}
+            made = dynamodb.create_table(TableName=table, **properties)["TableDescription"]
             self.names[table] = table
-            self.arns[table] = dynamodb.create_table(TableName=table, **properties)[
-                "TableDescription"
-            ]["TableArn"]
+            self.arns[table] = made["TableArn"]
+            self.arns[f"{table}.StreamArn"] = made.get("LatestStreamArn", "no stream")
         for secret in template.resources("AWS::SecretsManager::Secret"):
             text = json.dumps(bots) if secret == "BotsSecret" else WEBHOOK_SECRET  # noqa: S105
             made = secrets_manager.create_secret(Name=secret, SecretString=text)
@@ -282,6 +284,8 @@ class GuardedAws:
                 attributes = {f"{name}.Arn": arn for name, arn in self.arns.items()}
                 values = load().parameters | PSEUDO_PARAMETERS | attributes
                 return re.sub(r"\$\{([\w:.]+)\}", lambda match: values[match[1]], arn)
+            case {"Fn::GetAtt": [str(table), "StreamArn"]}:
+                return self.arns[f"{table}.StreamArn"]
             case _:
                 return self.arns[logical_id(resource)]
 
@@ -313,6 +317,20 @@ class GuardedAws:
                 for message in self.receive(queue)
             ]
         }
+
+    def changes(self) -> list[dict[str, Any]]:
+        """Read the ledger's stream, as Lambda does; but by its owner.
+
+        ministack asks for rights on all streams where the role has those on one.
+        """
+        stream, reader = self.arns["LedgerTable.StreamArn"], self.client("dynamodbstreams")
+        (shard,) = reader.describe_stream(StreamArn=stream)["StreamDescription"]["Shards"]
+        iterator = reader.get_shard_iterator(
+            StreamArn=stream, ShardId=shard["ShardId"], ShardIteratorType="TRIM_HORIZON"
+        )["ShardIterator"]
+        records = reader.get_records(ShardIterator=iterator)["Records"]
+        changes: list[dict[str, Any]] = json.loads(json.dumps(records, default=str))
+        return changes
 
     def batch_of(self, *bodies: str) -> dict[str, Any]:
         """Publish requests and take them off the queue again."""
@@ -558,6 +576,66 @@ def test_it_forgets_with_the_rights_of_its_role(
     assert number.removeprefix("+") not in log
 
 
+def a_change(changes: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    """Choose the change of the ledger by which a notification was sent."""
+    (sent,) = (
+        change
+        for change in changes
+        if change["dynamodb"]["NewImage"].get("id") == {"S": name}
+        and change["dynamodb"]["NewImage"]["status"] == {"S": "sent"}
+    )
+    return sent
+
+
+def unreadable(change: dict[str, Any]) -> dict[str, Any]:
+    image = change["dynamodb"]["NewImage"] | {"timeline": {"S": "what nobody has written"}}
+    return change | {"dynamodb": change["dynamodb"] | {"NewImage": image}}
+
+
+def test_it_publishes_with_the_rights_of_its_role(
+    artefacts: Path, aws: GuardedAws, tmp_path: Path
+) -> None:
+    batch = aws.batch_of(a_request("to-be-published"))
+    with function("SendNotificationFunction", artefacts, aws, tmp_path) as send_notification:
+        assert send_notification.invoke(batch) == {"batchItemFailures": []}
+    change = a_change(aws.changes(), "to-be-published")
+
+    with function("PublishStatusEventsFunction", artefacts, aws, tmp_path) as publish:
+        answer = publish.invoke({"Records": [unreadable(change), change]})
+        log = publish.log()
+
+    assert answer == {"batchItemFailures": []}
+    assert len(re.findall(r'"changed_to_published":\s*\[', log)) == 1
+    (unpublished,) = aws.receive("UnpublishedQueue")
+    assert json.loads(unpublished["Body"])["key"] == change["dynamodb"]["Keys"]["key"]["S"]
+    assert "AccessDenied" not in log
+    assert RECIPIENT.removeprefix("+") not in log
+
+
+@pytest.mark.parametrize("right", ["events:PutEvents", "sqs:SendMessage"])
+def test_publishing_needs_every_right_that_it_has(
+    artefacts: Path, aws: GuardedAws, tmp_path: Path, right: str
+) -> None:
+    name = f"unpublished-without-{right}"
+    batch = aws.batch_of(a_request(name))
+    with function("SendNotificationFunction", artefacts, aws, tmp_path) as send_notification:
+        assert send_notification.invoke(batch) == {"batchItemFailures": []}
+    change = a_change(aws.changes(), name)
+
+    with function(
+        "PublishStatusEventsFunction", artefacts, aws, tmp_path, without=right
+    ) as publish:
+        answer = publish.invoke({"Records": [unreadable(change), change]})
+        log = publish.log()
+
+    # Neither is lost: it comes again, and no error is counted.
+    number = change["dynamodb"]["SequenceNumber"]
+    assert answer == {"batchItemFailures": [{"itemIdentifier": number}]}
+    operation = right.partition(":")[2]
+    refusals = [line for line in log.splitlines() if "AccessDenied" in line]
+    assert any(f'"{operation}' in line for line in refusals)
+
+
 # Used by Lambda itself.
 OF_THE_POLLER = {"sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes"}
 OF_THE_LOGS = {"logs:CreateLogStream", "logs:PutLogEvents"}
@@ -566,7 +644,6 @@ NOT_TRIED = {"dynamodb:GetItem", "dynamodb:DeleteItem"}
 TRIED = [
     "dynamodb:BatchGetItem",
     "dynamodb:UpdateItem",
-    "events:PutEvents",
     "secretsmanager:GetSecretValue",
     "sqs:ChangeMessageVisibility",
     "sqs:SendMessage",

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import partial
+from statistics import median
 
 from rich.console import Console
 from rich.table import Table
@@ -24,10 +25,12 @@ from tests.faults.deployed import deployed, killable_stack
 from tests.faults.hardships import Came
 from tests.faults.letters import redrive
 from tests.faults.local_crashes import Theatre
+from tests.faults.local_outbox import MOST_SECONDS, load
 from tests.faults.local_rate import drain
 from tests.faults.local_webhook import flood
 from tests.faults.long_runs import SHORTEST_BETWEEN_PROBES, backlog, outage
 from tests.faults.storm import Storm, run
+from tests.local.events import listening
 
 
 @dataclass
@@ -68,8 +71,11 @@ def _crash_points() -> Row:
 def _local_crash_points() -> Row:
     """Every call of the local stack's stories: before and after."""
     row = Row("", [])
-    with killable_stack(local_crashes.PARAMETERS) as (stack, killer):
-        theatre = Theatre(stack, killer)
+    with (
+        killable_stack(local_crashes.PARAMETERS) as (stack, killer),
+        listening(stack.aws) as heard,
+    ):
+        theatre = Theatre(stack, killer, heard)
         points = theatre.points(*local_crashes.STORIES)
         came_of_it = []
         for point in theatre.kill_at(points):
@@ -186,6 +192,19 @@ def _local_backlog() -> Row:
     return Row(told, result.broken)
 
 
+def _local_outbox() -> Row:
+    result = load(20, 60)
+    broken = list(result.broken)
+    if result.p95 > MOST_SECONDS:
+        broken.append("later than two seconds")
+    told = (
+        f"{result.events} status events of 1,200 notifications, from the ledger to the bus in "
+        f"{median(result.delays):.1f} s, 95 % within {result.p95:.1f} s, at most "
+        f"{result.delays[-1]:.1f} s; {result.repeated} published twice"
+    )
+    return Row(told, broken)
+
+
 def _hardship(*runs: Callable[[], Came]) -> Row:
     came = [run() for run in runs]
     return Row("; ".join(each.told for each in came), [each for one in came for each in one.broken])
@@ -236,6 +255,7 @@ LOCAL: dict[str, Callable[[], Row]] = {
     "deployed: a sandbox killed at every call out": _local_crash_points,
     "deployed: storm, 5,000": _local_storm,
     "deployed: 2,000 waiting, at 50 a second": _local_backlog,
+    "deployed: status events, 20 notifications a second": _local_outbox,
     "deployed: 10,000 receipts at once, bad ones among them": _webhook,
 }
 

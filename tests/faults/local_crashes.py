@@ -16,11 +16,15 @@ from notifier.request import ledger_key
 from tests.faults.deployed import is_quiet, know, receipts_are_quiet, show_again_after
 from tests.faults.sandboxes import Killer, Sandbox, Side, sandboxes
 from tests.local.blip import Delays
+from tests.local.events import Heard
 from tests.local.report import DeadLetters, Letter
 from tests.local.stack import LocalStack, wait_until
 
 type Function = Literal[
-    "SendNotificationFunction", "ReceiveReceiptFunction", "RecordReceiptFunction"
+    "SendNotificationFunction",
+    "ReceiveReceiptFunction",
+    "RecordReceiptFunction",
+    "PublishStatusEventsFunction",
 ]
 
 # Longer than a claim's lease, which is 2 s longer than the function's 30.
@@ -87,6 +91,7 @@ STORIES = {
         "failed", "undelivered", killed="RecordReceiptFunction",
         fault={"path": "messages", "receipt": 131047},
     ),
+    "status events": Story(killed="PublishStatusEventsFunction"),
 }  # fmt: skip
 
 
@@ -115,8 +120,9 @@ class Point:
 class Theatre:
     """Tells stories in a local stack, with a kill or without."""
 
-    def __init__(self, stack: LocalStack, killer: Killer) -> None:
+    def __init__(self, stack: LocalStack, killer: Killer, heard: Heard) -> None:
         assert stack.simulator
+        self._heard = heard
         self._stack = stack
         self._killer = killer
         self._blip = stack.simulator
@@ -139,6 +145,7 @@ class Theatre:
             self._killer.watch(self._stack.resources[story.killed])
             identifier, body = self._tell(story)
             self._wait_until(is_quiet)
+            self._wait_for_events([identifier])
             calls = self._killer.calls()
             _, broken = self._judge(story, identifier, body)
             if broken:
@@ -163,6 +170,7 @@ class Theatre:
                 wave.append((point, *self._told_until_killed(point)))
             self._killer.watch("")
             self._wait_until(is_quiet)
+            self._wait_for_events([identifier for _, _, identifier, _ in wave])
             for point, killed, identifier, body in wave:
                 sent, broken = self._judge(STORIES[point.story], identifier, body)
                 if not killed:
@@ -222,12 +230,8 @@ class Theatre:
         """Tell how often a request was sent, and what of it is not as it should be."""
         for letter in self._letters.collect():
             self._letters_of[letter.body].append(letter)
-        key = ledger_key("default", identifier)
-        item = self._stack.aws.dynamodb.get_item(
-            TableName=self._stack.ledger_table, Key={"key": {"S": key}}, ConsistentRead=True
-        ).get("Item", {})
-        status = item.get("status", {}).get("S", "")
-        sent = len(self._blip.inbox(id=key))
+        status = self._status(identifier)
+        sent = len(self._blip.inbox(id=ledger_key("default", identifier)))
         reasons = {letter.reason for letter in self._letters_of[body]}
         broken = []
         if sent != story.sent:
@@ -236,6 +240,10 @@ class Theatre:
             broken.append(f"it ended {status or 'nowhere'}, not {story.status}")
         if reasons != ({story.reason} if story.reason else set()):
             broken.append(f"its dead letters say {sorted(reasons)}, not {story.reason}")
+        # The simulator shows no `received` here.
+        wanted = ["sent"] * (status in {"consumed", "failed"}) + [status] * bool(status)
+        if self._heard.statuses(identifier) != wanted:
+            broken.append(f"published {self._heard.statuses(identifier)}, not {wanted}")
         return sent, broken
 
     def _wait_until(self, condition: Callable[[LocalStack], bool]) -> None:
@@ -244,6 +252,25 @@ class Theatre:
             return condition(self._stack)
 
         wait_until(holds, "the stories to end", at_most=AT_MOST_SECONDS, every=0.5)
+
+    def _wait_for_events(self, identifiers: Sequence[str]) -> None:
+        """Wait until the last status of each is published; of what is malformed nothing is."""
+
+        def all_are_published(_: LocalStack) -> bool:
+            self._heard.collect()
+            return all(
+                self._status(identifier) in {"", *self._heard.statuses(identifier)}
+                for identifier in identifiers
+            )
+
+        self._wait_until(all_are_published)
+
+    def _status(self, identifier: str) -> str:
+        key = ledger_key("default", identifier)
+        item = self._stack.aws.dynamodb.get_item(
+            TableName=self._stack.ledger_table, Key={"key": {"S": key}}, ConsistentRead=True
+        ).get("Item", {})
+        return item.get("status", {}).get("S", "")
 
     def _readable(self, call: str) -> str:
         """Name a table or queue as the template does."""

@@ -1,7 +1,8 @@
 """Tells the local CloudWatch what AWS tells its own: how full queues are, what functions measure.
 
 ministack records neither, and its alarms judge what was put last. Every few seconds this puts the
-depth and age of each queue and the metrics in the functions' logs, zeros included.
+depth and age of each queue and the metrics in the functions' logs, zeros included. How late a
+stream is read `run_ministack.py` records; here it is zero meanwhile, so that its alarm ends.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ NAMESPACE = "BlipNotifier"
 QUEUES = "AWS/SQS"
 VISIBLE, HIDDEN = "ApproximateNumberOfMessagesVisible", "ApproximateNumberOfMessagesNotVisible"
 AGE = "ApproximateAgeOfOldestMessage"
+STREAM_AGE = "IteratorAge"
 
 
 def fit_for_ministack(template: dict[str, Any]) -> None:
@@ -42,7 +44,8 @@ def fit_for_ministack(template: dict[str, Any]) -> None:
             for stat in stats[:1]:
                 properties |= stat["Metric"]
                 properties |= {"Period": stat["Period"], "Statistic": stat["Stat"]}
-        if properties.get("Namespace") not in {QUEUES, NAMESPACE}:
+        is_measured = properties.get("Namespace") in {QUEUES, NAMESPACE}
+        if not is_measured and properties.get("MetricName") != STREAM_AGE:
             # On what AWS alone measures.
             del resources[name]
 
@@ -76,6 +79,11 @@ class Metrics:
         self._queues = {
             name: resources[name] for name, kind, _ in properties if kind == "AWS::SQS::Queue"
         }
+        self._readers = [
+            resources[alarm["Dimensions"][0]["Value"]["Ref"]]
+            for _, kind, alarm in properties
+            if kind == "AWS::CloudWatch::Alarm" and alarm["MetricName"] == STREAM_AGE
+        ]
         self._watched = {
             alarm["MetricName"]: alarm["Statistic"]
             for _, kind, alarm in properties
@@ -105,6 +113,8 @@ class Metrics:
         for queue, url in self._queues.items():
             name = url.rpartition("/")[2]
             self._put(QUEUES, ("QueueName", name), self._of_queue(queue, url))
+        for function in self._readers:
+            self._put("AWS/Lambda", ("FunctionName", function), {STREAM_AGE: 0.0})
         measured = dict.fromkeys(self._watched, 0.0) | dict(self._of_functions())
         self._put(NAMESPACE, ("service", self._stack), measured)
 

@@ -334,18 +334,21 @@ def a_stream_has_two_readers_at_most(template: Template) -> Iterator[str]:
 def who_reads_a_stream_may(template: Template) -> Iterator[str]:
     """Lambda refuses a mapping whose function's role may not read the stream.
 
-    services-dynamodb-eventsourcemapping.html in Lambda's Developer Guide, and with the stream's ARN
-    as resource iam-policy-example-lamda-process-dynamodb-streams.html in DynamoDB's; for the
-    destination of what is dropped, services-dynamodb-errors.html in Lambda's.
+    services-dynamodb-eventsourcemapping.html in Lambda's Developer Guide; the resource of
+    ListStreams as in iam-policy-read-stream-only.html in DynamoDB's, and in SAM's
+    DynamoDBStreamReadPolicy; for the destination of what is dropped, services-dynamodb-errors.html.
     """
-    reading = {f"dynamodb:{one}" for one in ("GetRecords", "GetShardIterator")}
-    reading |= {f"dynamodb:{one}" for one in ("DescribeStream", "ListStreams")}
+    reading = {f"dynamodb:{one}" for one in ("GetRecords", "GetShardIterator", "DescribeStream")}
     functions, roles = (
         resources(template, type_) for type_ in ("AWS::Lambda::Function", "AWS::IAM::Role")
     )
     for name, mapping in _mappings_of_streams(template).items():
         (role,) = mentions(functions[_function(mapping)]["Role"])
-        needed = {json.dumps(mapping["EventSourceArn"]): reading}
+        (table,) = mentions(mapping["EventSourceArn"])
+        needed = {
+            json.dumps(mapping["EventSourceArn"]): reading,
+            json.dumps({"Fn::Sub": f"${{{table}.Arn}}/stream/*"}): {"dynamodb:ListStreams"},
+        }
         if "DestinationConfig" in mapping:
             destination = mapping["DestinationConfig"]["OnFailure"]["Destination"]
             needed[json.dumps(destination)] = {"sqs:SendMessage"}
@@ -745,9 +748,10 @@ BREAKS: dict[str, list[Change]] = {
     "who_reads_a_stream_may": [
         _set(f"{_READER}/0/Action", ["dynamodb:GetRecords"]),
         _set(f"{_READER}/0/Resource", {"Fn::GetAtt": ["LedgerTable", "Arn"]}),
+        _set(f"{_READER}/1/Resource", {"Fn::GetAtt": ["LedgerTable", "StreamArn"]}),
         lambda all_: all_["PublishStatusEventsRole"]["Properties"]["Policies"][0]["PolicyDocument"][
             "Statement"
-        ].pop(2),
+        ].pop(3),
     ],
     "metrics_insights_keeps_to_its_grammar": [_or],
     "alarms_look_back_for_a_day_at_most": [

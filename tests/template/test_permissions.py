@@ -12,8 +12,9 @@ EVENT_BUS = (
 )
 POLLS = "${LedgerTable.Arn}/index/polls"
 STREAM = "LedgerTable.StreamArn"
+STREAMS = "${LedgerTable.Arn}/stream/*"
 # What is no resource of its own in the template.
-ARNS = {EVENT_BUS, POLLS}
+ARNS = {EVENT_BUS, POLLS, STREAMS}
 
 ROLES = {
     "SendNotificationRole": {
@@ -65,8 +66,8 @@ ROLES = {
             "dynamodb:GetRecords",
             "dynamodb:GetShardIterator",
             "dynamodb:DescribeStream",
-            "dynamodb:ListStreams",
         },
+        STREAMS: {"dynamodb:ListStreams"},
         EVENT_BUS: {"events:PutEvents"},
         "UnpublishedQueue": {"sqs:SendMessage"},
         "PublishStatusEventsLogs": {"logs:CreateLogStream", "logs:PutLogEvents"},
@@ -166,7 +167,7 @@ def test_a_function_may_write_to_its_own_logs_only(template: Template) -> None:
 
 
 def test_one_function_alone_publishes_status_events(template: Template) -> None:
-    """Whatever else changes a notification does so in the ledger, and no outage of the bus delays it."""
+    """All others change the ledger, and no outage of the bus delays them."""
     roles = template.resources("AWS::IAM::Role")
 
     assert [

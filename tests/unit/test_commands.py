@@ -6,7 +6,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -195,6 +195,19 @@ def test_a_deployed_stack_is_reached_as_sam_reaches_it(
     assert "AWS_ENDPOINT_URL" not in call["environment"]
 
 
+def test_the_region_may_be_said_as_to_the_aws_cli(
+    sam: Sam, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_REGION", "sa-east-1")
+    sam.answers_with({"statusCode": 200, "body": "{}"})
+
+    run("notification", "order-1", "--json", "--stack", "blip-notifier-dev")
+
+    assert sam.calls[0]["arguments"][3:7] == [
+        *("--stack-name", "blip-notifier-dev", "--region", "sa-east-1"),
+    ]
+
+
 def test_what_goes_wrong_is_said_in_a_sentence(sam: Sam, run: Run) -> None:
     sam.says("", "Reading event from stdin\nError: Stack 'x' does not exist", 1)
     sam.says("", 'Error: Could not connect to the endpoint URL: "http://127.0.0.1:4566/"', 1)
@@ -377,6 +390,38 @@ def test_more_than_one_run_can_look_at_is_said(letters: Letters, run: Run) -> No
     assert "there are more than can be looked at in one run" in run("failures")[1]
 
 
+def test_publishing_again_tells_how_far_it_is_and_where_to_continue(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[float, str | None]] = []
+
+    def republish(_: Any, since: float, after: str | None) -> Iterator[upkeep.Republished]:
+        asked.append((since, after))
+        yield upkeep.Republished(100, 230, (), "key-100")
+        yield upkeep.Republished(150, 340, ("key-120",))
+
+    monkeypatch.setattr(upkeep, "republish", republish)
+
+    code, text = run("republish", "2026-11-26T00:00:00Z")
+
+    assert "100 items looked at, 230 events published; FROM=key-100" in text
+    assert "340 status events of 150 ledger items were published again" in text
+    assert "not publishable: key-120" in text
+    assert code == 1
+    run("republish", "2026-11-25T21:00:00-03:00", "--from", "key-100")
+    assert asked == [(1_795_651_200.0, None), (1_795_651_200.0, "key-100")]
+
+
+@pytest.mark.parametrize("since", ["", "yesterday", "2026-11-26", "2026-11-26T00:00:00"])
+def test_a_time_that_is_none_or_has_no_zone_is_refused(
+    run: Run, since: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run("republish", since)
+
+    assert "write it as 2026-11-26T00:00:00Z" in capsys.readouterr().err
+
+
 def test_what_aws_refuses_is_said_in_a_line(run: Run) -> None:
     facts = {"error": "ClientError", "operation": "SendMessageBatch", "code": "AccessDenied"}
 
@@ -390,3 +435,49 @@ def test_what_aws_refuses_is_said_in_a_line(run: Run) -> None:
 
     assert code == 1
     assert "letters not put back: ClientError SendMessageBatch AccessDenied" in text
+
+
+# --- rotate-webhook -------------------------------------------------------------------------------
+
+
+def rotation(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    """Have the next rotation come to this."""
+    values: dict[str, Any] = {
+        "bots": ["clinic"],
+        "secret": "5ecre7" * 10,
+        "previous_until": datetime(2026, 11, 27, 9, 0, tzinfo=UTC),
+        "others_with_the_old_one": ["shop"],
+    }
+
+    def rotate(stack: Any, bot: str, *, leaked: bool) -> upkeep.Rotation:
+        assert (stack.name, bot) == ("blip-notifier", "clinic")
+        assert leaked == (values["previous_until"] is None)
+        return upkeep.Rotation(**values)
+
+    values |= changes
+    monkeypatch.setattr(upkeep, "rotate_webhook", rotate)
+
+
+def test_a_rotation_says_what_to_enter_and_until_when(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rotation(monkeypatch)
+
+    assert run("rotate-webhook", "clinic") == (
+        0,
+        "Enter in BLiP's portal, as header of clinic; the one before counts until"
+        f" 2026-11-27T09:00:00Z: X-Receipts-Secret: {'5ecre7' * 10} ",
+    )
+
+
+def test_a_leak_says_what_is_refused_and_where_else_it_counts(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rotation(monkeypatch, bots=["clinic", "clinic-vip"], previous_until=None)
+
+    code, text = run("rotate-webhook", "clinic", "--leaked")
+
+    assert code == 0
+    assert "as header of clinic and clinic-vip; it counts at once" in text
+    assert "The one before is refused within five minutes" in text
+    assert "It still lets others in, rotate them as well: shop" in text

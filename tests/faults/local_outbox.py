@@ -1,0 +1,87 @@
+"""A steady load on the local stack, and when its status events are on the bus."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from statistics import quantiles
+from typing import Any
+
+from tests.faults.deployed import Message, deployed, is_quiet, know, publish
+from tests.local.events import listening
+from tests.local.stack import wait_until
+
+MOST_SECONDS = 2.0
+# Of one notification, as the simulator's receipts go.
+STATUSES = ["sent", "received", "consumed"]
+
+
+@dataclass
+class Published:
+    """How soon status events were published.
+
+    Attributes:
+        events: how many different ones.
+        delays: from the change in the ledger to the event on the bus, in seconds, sorted: as the
+            function measures it.
+        repeated: how many were published more than once.
+    """
+
+    events: int
+    delays: list[float]
+    repeated: int
+    broken: list[str] = field(default_factory=list)
+
+    @property
+    def p95(self) -> float:
+        """Which of them 95 % do not exceed."""
+        return quantiles(self.delays, n=20)[-1]
+
+
+def load(per_second: int, seconds: int) -> Published:
+    """Send so many notifications a second, for so long, and wait until every event is published."""
+    with deployed({}) as stack, listening(stack.aws) as heard:
+        assert stack.simulator
+        assert stack.ministack
+        bodies = [_request(number) for number in range(per_second * seconds)]
+        for body in bodies:
+            know(stack, body["to"])
+        publish(
+            stack,
+            [
+                Message(json.dumps(body), delay=number // per_second)
+                for number, body in enumerate(bodies)
+            ],
+        )
+
+        def all_was_published() -> bool:
+            ended = {one["id"] for one in heard.collect() if one["status"] == "consumed"}
+            return len(ended) == len(bodies) and is_quiet(stack)
+
+        wait_until(all_was_published, "every end to be published", at_most=600, every=0.5)
+        delays = _measured(stack.ministack.log.read_text(encoding="utf-8", errors="replace"))
+    times = Counter(one["event_id"] for one in heard.details)
+    result = Published(len(times), delays, sum(count > 1 for count in times.values()))
+    for body in bodies:
+        statuses = heard.statuses(body["id"])
+        # `received` may come after `consumed`, and then changes nothing.
+        if statuses not in (STATUSES, [STATUSES[0], STATUSES[2]]):
+            result.broken.append(f"{body['id']}: {statuses}")
+    return result
+
+
+def _request(number: int) -> dict[str, Any]:
+    return {
+        "id": f"steady-{number}",
+        "to": f"+5531912{number:06}",
+        "template": {"name": "order_shipped", "language": "pt_BR", "body": ["Maria", str(number)]},
+    }
+
+
+def _measured(log: str) -> list[float]:
+    """Read `changed_to_published` out of the functions' log; in seconds, sorted."""
+    found: list[float] = []
+    for line in log.splitlines():
+        if line.startswith('{"_aws"') and '"changed_to_published"' in line:
+            values = json.loads(line)["changed_to_published"]
+            found += values if isinstance(values, list) else [values]
+    return sorted(value / 1000 for value in found)
