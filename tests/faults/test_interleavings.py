@@ -51,6 +51,8 @@ def test_what_the_history_has_forgotten_is_given_up_and_deserves_it() -> None:
         "a claim takes what was being sent when its sandbox died",
         "a receipt is written over whatever stands there",
         "an unknown is sent again without asking",
+        "a receipt that overtakes the answer stands for no `sent`",
+        "a batch is done though the bus did not take all of it",
     ],
 )
 def test_interleavings_find_what_is_broken(name: str) -> None:
