@@ -10,10 +10,10 @@ PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export SAM_CLI_TELEMETRY := 0
 
-.PHONY: help setup run publish failures redrive notification cancel forget pause resume check-bot restore-ledger republish deploy undeploy test unit integration faults faults-short template e2e bench cost check audit format schemas lock build clean mutants
+.PHONY: help setup run publish failures redrive notification cancel forget pause resume check-bot rotate-webhook restore-ledger republish deploy undeploy test unit integration faults faults-short template e2e bench cost check audit format schemas lock build clean mutants
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: .venv/.done .venv-ministack/.done .venv-sam/.done .venv-checkov/.done ## make the environments (every other target does it by itself)
 
@@ -58,7 +58,8 @@ forget: setup ## find what is held about a number; ARGS=--yes erases it (TO=+55â
 pause: ## keep a bot still (BOT=name; STACK=name)
 resume: ## let a bot go on that is paused or shut (BOT=name; STACK=name)
 check-bot: ## try a bot's key, URL and channel (BOT=name; STACK=name)
-pause resume check-bot: setup
+rotate-webhook: ## a new webhook secret for a bot; ARGS=--leaked drops the one before at once (BOT=name; STACK=name)
+pause resume check-bot rotate-webhook: setup
 	@$(PYTHON) -m functions $@ $(BOT) $(STACK_OPTION) $(ARGS)
 
 restore-ledger: setup ## copy what the ledger lacks from a restored table (FROM=table; STACK=name)

@@ -2,7 +2,7 @@
 
 They speak to the local stack that `make run` keeps up, or with --stack to a deployed one: invoke a
 function with `sam remote invoke` and show its answer as a table, or see to queues, tables and
-secret.
+secrets.
 """
 
 import argparse
@@ -122,10 +122,12 @@ def _stack(options: argparse.Namespace) -> Stack:
     } | {"SAM_CLI_TELEMETRY": "0"}
     if options.stack:
         arguments = ["--stack-name", options.stack]
-        for name in ("profile", "region"):
-            if value := getattr(options, name):
+        # The AWS CLI reads this variable, boto3 does not.
+        region = options.region or os.environ.get("AWS_REGION")
+        for name, value in {"profile": options.profile, "region": region}.items():
+            if value:
                 arguments += [f"--{name}", value]
-        session = boto3.Session(profile_name=options.profile, region_name=options.region)
+        session = boto3.Session(profile_name=options.profile, region_name=region)
         return Stack(options.stack, tuple(arguments), environment, session)
     # No credentials and no profile of this machine: nothing can reach an account.
     endpoint = f"http://127.0.0.1:{options.port_base}"
@@ -357,6 +359,25 @@ def check_bot(stack: Stack, options: argparse.Namespace) -> int:
     return 0 if all(finding.good for finding in findings) else 1
 
 
+def rotate_webhook(stack: Stack, options: argparse.Namespace) -> int:
+    """Put a new webhook secret for a bot; the one before counts for a day."""
+    rotation = upkeep.rotate_webhook(stack, options.bot, leaked=options.leaked)
+    name = " and ".join(rotation.bots)
+    if rotation.previous_until:
+        until = f"the one before counts until {rotation.previous_until:%FT%TZ}"
+    else:
+        until = "it counts at once, and nothing else lets the receipts of this bot in"
+    lines = [f"Enter in BLiP's portal, as header of {name}; {until}:"]
+    lines += ["", f"  X-Receipts-Secret: {rotation.secret}", ""]
+    if options.leaked:
+        lines.append("The one before is refused within five minutes, and BLiP repeats no receipt.")
+        if others := rotation.others_with_the_old_one:
+            lines.append(f"It still lets others in, rotate them as well: {', '.join(others)}")
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
 def restore_ledger(stack: Stack, options: argparse.Namespace) -> int:
     """Copy from a restored table what the ledger lacks; what it has is newer and stays."""
     read = copied = 0
@@ -407,6 +428,11 @@ def _files_argument(parser: argparse.ArgumentParser) -> None:
 
 def _bot_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bot", help="its name in the bots' secret")
+
+
+def _rotation_arguments(parser: argparse.ArgumentParser) -> None:
+    _bot_argument(parser)
+    parser.add_argument("--leaked", action="store_true", help="refuse the one before at once")
 
 
 def _table_argument(parser: argparse.ArgumentParser) -> None:
@@ -523,6 +549,7 @@ COMMANDS: dict[str, _Command] = {
     "pause": (pause, _bot_argument),
     "resume": (resume, _bot_argument),
     "check-bot": (check_bot, _bot_argument),
+    "rotate-webhook": (rotate_webhook, _rotation_arguments),
     "restore-ledger": (restore_ledger, _table_argument),
     "republish": (republish, _republish_arguments),
 }

@@ -207,6 +207,8 @@ def deploy(options: argparse.Namespace) -> int:
         "deploy",
         *("--template-file", BUILT, "--stack-name", stage.stack),
         *("--region", session.region_name, "--resolve-s3", "--capabilities", "CAPABILITY_IAM"),
+        # All stages share the bucket. The deletion of one would take what another rolls back to.
+        *("--s3-prefix", stage.stack),
         *("--tags", "project=blip-notifier", f"stage={stage.name}"),
         "--no-confirm-changeset" if options.yes else "--confirm-changeset",
         "--no-fail-on-empty-changeset",
@@ -246,8 +248,8 @@ def _next_steps(
             f" make check-bot BOT=default STACK={stage.stack}"
         )
         steps.append(
-            "Enter ReceiptsUrl in BLiP's portal, with the value of the secret WebhookSecretArn in"
-            " the header X-Receipts-Secret."
+            "Enter ReceiptsUrl in BLiP's portal, with the header that this prints for the bot:"
+            f" make rotate-webhook BOT=default STACK={stage.stack}"
         )
     if values.get("AlarmEmail"):
         topic = session.client("cloudformation").describe_stack_resource(

@@ -1,20 +1,25 @@
-"""What people do to a stack's queue, tables and secret, with rights of their own."""
+"""What people do to a stack's queue, tables and secrets, with rights of their own."""
 
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from pydantic import AwareDatetime, BaseModel, TypeAdapter, ValidationError
 
 from notifier.aws.events import EventBridgeStatusEvents
 from notifier.aws.outbox import status_events
 from notifier.aws.pacing import DynamoDbPacing
 from notifier.aws.queues import DeadLettersQueue, RequestsQueue
 from notifier.aws.table import Item, Table, milliseconds
+from notifier.aws.webhook import OVERLAP_SECONDS
 from notifier.blip.client import BlipClient
-from notifier.bots import Bot, BotsSecretError, BrokenBot, parse_bots
+from notifier.bots import Bot, Bots, BotsSecretError, BrokenBot, parse_bots
 from notifier.failures import Failure, crash_facts
 from notifier.lifecycle import Status
 from notifier.publishing import ALL_PUBLISHED, DEFAULT_PUBLISHED, Publisher
@@ -26,6 +31,9 @@ from notifier.settings import PublishStatusEventsSettings, read
 
 if TYPE_CHECKING:
     from notifier.records import Plan
+
+
+OVERLAP = timedelta(seconds=OVERLAP_SECONDS)
 
 
 class Resources(Protocol):
@@ -141,6 +149,88 @@ def check_bot(stack: Resources, name: str) -> list[Finding]:
     entry = Finding("entry in the secret", good=True, detail=f"{plan}, receipts by {bot.receipts}")
     with closing(BlipClient(1, 10.0)) as blip:
         return [entry, _share(stack, bot), _answers(blip, bot), _has_channel(blip, bot)]
+
+
+class WebhookEntry(BaseModel):
+    """A bot's secrets at the webhook, as notifier.aws.webhook reads them."""
+
+    current: str
+    previous: str | None = None
+    rotated_at: AwareDatetime | None = None
+
+    @property
+    def previous_until(self) -> datetime | None:
+        """Until when the previous secret counts; None if there is none that does."""
+        return self.rotated_at + OVERLAP if self.previous and self.rotated_at else None
+
+    def counting(self, now: datetime) -> set[str]:
+        """Return the secrets that count."""
+        until = self.previous_until
+        return {self.current, *([self.previous] if self.previous and until and now < until else [])}
+
+
+_WEBHOOK_ENTRIES = TypeAdapter(dict[str, WebhookEntry])
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """A new webhook secret.
+
+    Attributes:
+        bots: those that it is for: the bot, and other names of it in the bots' secret.
+        secret: what BLiP has to show from now on.
+        previous_until: until when the one before counts; None if it does not.
+        others_with_the_old_one: other bots whose receipts the one before still lets in.
+    """
+
+    bots: list[str]
+    secret: str = field(repr=False)
+    previous_until: datetime | None
+    others_with_the_old_one: list[str]
+
+
+def rotate_webhook(stack: Resources, name: str, *, leaked: bool) -> Rotation:
+    """Put a new webhook secret for a bot; those of the other bots stay as they are.
+
+    The first rotation of a stack writes down for every bot the one secret that all have shared. Two
+    names with the same key are one bot at BLiP, which shows one secret for both.
+
+    Args:
+        stack: where.
+        name: the bot's name.
+        leaked: refuse the secret before at once, not after a day.
+
+    Raises:
+        UpkeepError: there is no such bot, the secret cannot be read, or the bot's secret before
+            the current one still counts and would be dropped.
+    """
+    bots, bot = _bots(stack), _entry(stack, name)
+    names = [name]
+    if isinstance(bot, Bot):
+        names = [one.name for one in bots.values() if isinstance(one, Bot) and one.key == bot.key]
+    client, secret = stack.client("secretsmanager"), stack.physical_id("WebhookSecret")
+    entries = _webhook_entries(client, secret, bots)
+    now = datetime.fromtimestamp(SystemClock.now(), UTC)
+    before = [entries[one] for one in names if one in entries]
+    counts_until = max(filter(None, (entry.previous_until for entry in before)), default=now)
+    if now < counts_until and not leaked:
+        raise UpkeepError(
+            f"the secret of {name} was rotated less than a day ago, and the one before counts until"
+            f" {counts_until:%FT%TZ}: wait until then, or --leaked refuses it at once"
+        )
+    new = secrets.token_hex(32)
+    for one in names:
+        previous = entries[one].current if one in entries and not leaked else None
+        entries[one] = WebhookEntry(current=new, previous=previous, rotated_at=now)
+    client.put_secret_value(SecretId=secret, SecretString=_written(entries))
+    dropped = {value for entry in before for value in entry.counting(now)}
+    others = [one for one, entry in entries.items() if dropped & entry.counting(now) - {new}]
+    return Rotation(
+        bots=names,
+        secret=new,
+        previous_until=now + OVERLAP if before and not leaked else None,
+        others_with_the_old_one=[one for one in others if one not in names],
+    )
 
 
 def restore_ledger(stack: Resources, source: str) -> Iterator[tuple[int, int]]:
@@ -282,17 +372,47 @@ class _Unmeasured:
     def count(self, what: str, number: int = 1) -> None: ...
 
 
-def _entry(stack: Resources, name: str) -> Bot | BrokenBot:
+def _bots(stack: Resources) -> Bots:
     secret = stack.physical_id("BotsSecret")
     answer = stack.client("secretsmanager").get_secret_value(SecretId=secret)
     try:
-        bots = parse_bots(answer["SecretString"])
+        return parse_bots(answer["SecretString"])
     except BotsSecretError as error:
         raise UpkeepError(str(error)) from None
+
+
+def _entry(stack: Resources, name: str) -> Bot | BrokenBot:
+    bots = _bots(stack)
     if name not in bots:
         known = ", ".join(sorted(bots)) or "none"
         raise UpkeepError(f"the bots' secret has no entry {name!r}; it has {known}")
     return bots[name]
+
+
+def _webhook_entries(client: Any, secret: str, bots: Iterable[str]) -> dict[str, WebhookEntry]:
+    """Return the webhook's secrets by bot; of a plain string, what it means for each bot."""
+    answer = client.get_secret_value(SecretId=secret)
+    text = answer["SecretString"].strip()
+    if text.startswith("{"):
+        try:
+            return _WEBHOOK_ENTRIES.validate_json(text)
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors(include_input=False)[0]["loc"]))
+            raise UpkeepError(
+                f"the webhook's secret cannot be read{where and f' at {where}'}: mend it first"
+            ) from None
+    plain = WebhookEntry(current=text)
+    try:
+        previous = client.get_secret_value(SecretId=secret, VersionStage="AWSPREVIOUS")
+    except client.exceptions.ResourceNotFoundException:
+        pass  # it was never rotated
+    else:
+        plain.previous, plain.rotated_at = previous["SecretString"].strip(), answer["CreatedDate"]
+    return dict.fromkeys(bots, plain)
+
+
+def _written(entries: dict[str, WebhookEntry]) -> str:
+    return _WEBHOOK_ENTRIES.dump_json(entries, exclude_none=True, indent=1).decode()
 
 
 def _pacing(stack: Resources) -> DynamoDbPacing:

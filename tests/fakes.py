@@ -13,9 +13,13 @@ from threading import RLock
 from typing import Any
 from uuid import uuid4
 
+from boto3.dynamodb.types import TypeSerializer
+
 from notifier.aws.identities import DynamoDbIdentities
 from notifier.aws.ledger import DynamoDbLedger
+from notifier.aws.outbox import ledger_write
 from notifier.aws.pacing import DynamoDbPacing
+from notifier.aws.refusals import DynamoDbRefusals
 from notifier.bots import Bot, Bots, BrokenBot, parse_bots
 from notifier.delivery import Delivery, Policy, Verdict
 from notifier.failures import Failure, Reason
@@ -454,17 +458,34 @@ class FakeRequests:
         return taken
 
 
-class FakeStatusEvents:
-    """Takes every event, unless `refuses` says otherwise."""
+class LedgerStream:
+    """The ledger's stream, read at once as the function PublishStatusEvents reads it.
+
+    Attributes:
+        told: every status event that the writes so far stand for, `accepted` and `dispatched` too.
+    """
 
     def __init__(self) -> None:
         self.told: list[StatusEvent] = []
-        self.refuses: Callable[[StatusEvent], bool] = lambda _: False
+        self._serialize = TypeSerializer().serialize
 
-    def put(self, events: Sequence[StatusEvent]) -> list[StatusEvent]:
-        refused = [event for event in events if self.refuses(event)]
-        self.told += [event for event in events if event not in refused]
-        return refused
+    def written(self, key: str, before: Item, after: Item) -> None:
+        """Take in a write, as DynamoDB puts it on the stream; called by the table."""
+        if before == after:
+            return
+        images = [
+            {name: self._serialize(value) for name, value in item.items()}
+            for item in (before, after)
+        ]
+        change = {
+            "Keys": {"key": {"S": key}},
+            "SequenceNumber": str(len(self.told)),
+            "OldImage": images[0],
+            "NewImage": images[1],
+        }
+        write = ledger_write({"dynamodb": {name: part for name, part in change.items() if part}})
+        assert not write.problem
+        self.told += write.events
 
 
 @dataclass
@@ -480,7 +501,7 @@ class World:
     identities_table: FakeTable = field(default_factory=FakeTable)
     dead_letters: FakeDeadLetters = field(default_factory=FakeDeadLetters)
     requests: FakeRequests = field(default_factory=FakeRequests)
-    events: FakeStatusEvents = field(default_factory=FakeStatusEvents)
+    events: LedgerStream = field(default_factory=LedgerStream)
     meter: FakeMeter = field(default_factory=FakeMeter)
     bots: Any = field(default_factory=lambda: {"default": {"key": KEY, "namespace": "ns"}})
     in_flight: int = 0
@@ -489,6 +510,7 @@ class World:
     def __post_init__(self) -> None:
         self.blip = FakeBlip(self.clock)
         self.dead_letters.now = self.requests.now = self.clock.now
+        self.ledger_table.on_write = self.events.written
 
     def sandbox(
         self,
@@ -561,19 +583,18 @@ class Sandbox:
             self.pacing,
             world.requests,
             world.dead_letters,
-            world.events,
             world.meter,
             now,
         )
         self.delivery = Delivery(
             ledger=self.ledger,
+            refusals=DynamoDbRefusals(world.ledger_table, now),
             identities=self.identities,
             pacing=self.pacing,
             secrets=self.secrets,
             blip=world.blip,
             dead_letters=world.dead_letters,
             receipts=self.receipts,
-            events=world.events,
             in_flight=lambda: world.in_flight,
             meter=world.meter,
             clock=world.clock,

@@ -245,6 +245,7 @@ SIMULATED: dict[str, Callable[[], Row]] = {
     "lagging history": lambda: _hardship(hardships.lagging_history),
     "aws errors": lambda: _hardship(hardships.aws_errors),
     "slow plan": lambda: _hardship(hardships.slow_plan),
+    "outbox": lambda: _hardship(hardships.outbox),
     "letters": _letters,
     "5,000 interleavings of 80 steps": _interleavings,
     f"interleavings of code broken in {len(BREAKS)} ways": _breaks,

@@ -9,19 +9,24 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
+from notifier import publishing
+from notifier.aws import events, outbox
 from notifier.aws.ledger import DynamoDbLedger
 from notifier.delivery import Delivery
+from notifier.publishing import Publisher
 from notifier.receipts import Receipts
+from notifier.runtime import publishing as root
 
 
 @dataclass(frozen=True)
 class Break:
-    """One method with other code in it."""
+    """One method with other code in it, or one function, where a module finds it."""
 
-    owner: type
+    owner: type | ModuleType
     method: str
     code: str
     becomes: str
@@ -29,11 +34,12 @@ class Break:
     @contextmanager
     def made(self) -> Iterator[None]:
         """Break it for a while."""
-        source = textwrap.dedent(inspect.getsource(getattr(self.owner, self.method)))
+        function = getattr(self.owner, self.method)
+        source = textwrap.dedent(inspect.getsource(function))
         assert self.code in source, f"{self.method} has no {self.code!r} any more"
         names: dict[str, Any] = {}
         broken = source.replace(self.code, self.becomes)
-        exec(broken, vars(sys.modules[self.owner.__module__]), names)  # noqa: S102 - that is the point
+        exec(broken, vars(sys.modules[function.__module__]), names)  # noqa: S102 - that is the point
         with mock.patch.object(self.owner, self.method, names[self.method]):
             yield
 
@@ -95,5 +101,56 @@ BREAKS = {
     ),
     "what crashed does not come back": Break(
         Delivery, "_outcome", "come_back_in=self._again(queued, 30, 60)", "come_back_in=None"
+    ),
+    "a receipt that overtakes the answer stands for no `sent`": Break(
+        outbox, "status_events", "events.append(_event(item, Status.SENT, generation, at))", "pass"
+    ),
+    "what was put back because of a rate limit is published as `failed`": Break(
+        outbox, "status_events", "status is not Status.FAILED or reason is not None", "True"
+    ),
+    "what was cancelled in advance is published before its request has come": Break(
+        outbox, "status_events", '"template" in item', "True"
+    ),
+    "what was cancelled in advance is not completed by its request": Break(
+        Delivery, "_cancelled", "self._ledger.complete_cancelled(notification)", "pass"
+    ),
+    "what was restored is published again": Break(
+        outbox, "_added", 'new.get("restored_at") != old.get("restored_at")', "False"
+    ),
+    "a record that cannot be understood stops its shard": Break(
+        root, "ledger_write", "except Exception as crash", "except AssertionError as crash"
+    ),
+    "what cannot be understood is not put aside": Break(
+        Publisher, "publish", "not self._set_aside(write, problem)", "False"
+    ),
+    "what the bus refuses for ever stops its shard": Break(
+        events,
+        "_outcome",
+        "Publication.NOT_NOW if code in _NOT_NOW else Publication.REFUSED",
+        "Publication.NOT_NOW",
+    ),
+    "what the bus does not take now is put aside": Break(
+        events,
+        "_outcome",
+        "Publication.NOT_NOW if code in _NOT_NOW else Publication.REFUSED",
+        "Publication.REFUSED",
+    ),
+    "the answer to each event is not looked at": Break(
+        events, "_outcome", "if code is None", "if True"
+    ),
+    "one call has several events of one notification": Break(
+        publishing,
+        "_call",
+        "call.setdefault(event.key, position)",
+        "call[str(position)] = position",
+    ),
+    "a batch is done though the bus did not take all of it": Break(
+        root.PublishStatusEvents, "handle", "[] if again is None else", "[] if True else"
+    ),
+    "the checkpoint is set behind what was not published": Break(
+        Publisher,
+        "_publish_events",
+        "first, _ = next(iter(pending.values()))",
+        "first, _ = list(pending.values())[-1]",
     ),
 }

@@ -17,6 +17,7 @@ from tests.faults.dynamodb import Aws, AwsError, AwsFaults, refused
 from tests.faults.simulation import Simulation
 
 MOST_ENTRIES = 10
+ALWAYS = (0.0, float("inf"))
 # Of an entry, by AWS's words: a later try may do better; none ever will.
 PASSING = ("ThrottlingException", "InternalFailure")
 LASTING = ("MalformedDetail", "InvalidArgument")
@@ -29,15 +30,15 @@ class BusFaults:
 
     Attributes:
         calls: of whole calls.
-        throttled: an entry is refused and may come again, as a probability; those beside it are
-            taken or not on their own.
+        throttled: from when to when an entry is refused and may come again, as a probability; those
+            beside it are taken or not on their own.
         away: from when to when every call fails, in epoch seconds.
         never: the notifications whose events are refused for ever.
         too_large: those whose events make the bus refuse the whole call.
     """
 
     calls: AwsFaults = field(default_factory=AwsFaults)
-    throttled: float = 0.0
+    throttled: Sequence[tuple[float, float, float]] = ()
     away: Sequence[tuple[float, float]] = ()
     never: set[str] = field(default_factory=set)
     too_large: set[str] = field(default_factory=set)
@@ -86,7 +87,9 @@ class SimEventBus:
         chance = self._simulation.random
         if detail["id"] in self.faults.never:
             return {"ErrorCode": chance.choice(LASTING), "ErrorMessage": "no"}
-        if chance.random() < self.faults.throttled:
+        now = self._simulation.now
+        spells = [share for begin, end, share in self.faults.throttled if begin <= now < end]
+        if spells and chance.random() < max(spells):
             return {"ErrorCode": chance.choice(PASSING), "ErrorMessage": "not now"}
         self.told[detail["id"]].append(detail)
         self.on_event(detail)
@@ -97,7 +100,7 @@ class SimEventBus:
 
 # What only BLiP says of a message, which it therefore has taken.
 BY_RECEIPT = {"accepted", "dispatched", "received", "consumed"}
-PUBLISHED = {"sent", "received", "consumed", "failed", "rejected", "expired", "cancelled"}
+ALL_PUBLISHED = BY_RECEIPT | {"sent", "failed", "rejected", "expired", "cancelled"}
 UNDELIVERED = {"failed", "rejected", "expired"}
 # How the key of the item ends that holds what was refused under a notification's id.
 REFUSED = ":refused"
@@ -119,16 +122,20 @@ class Expected:
 class StatusEvents:
     """Holds the events against the writes of the ledger."""
 
-    def __init__(self, broken: Callable[[str], None]) -> None:
+    def __init__(self, broken: Callable[[str], None], *, all_receipts: bool) -> None:
         """Set up.
 
         Args:
             broken: is told at once what must not be.
+            all_receipts: `accepted` and `dispatched` are published, too.
         """
         self._broken = broken
+        self._published = ALL_PUBLISHED - (set() if all_receipts else {"accepted", "dispatched"})
         # By the item's key and the event's name.
         self._expected: dict[str, dict[str, Expected]] = defaultdict(dict)
         self._seen: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+        # The same of items that have outlived their time, and whose ids came again.
+        self._past: list[tuple[str, dict[str, Expected], dict[str, dict[str, Any]]]] = []
         self._ids: dict[str, str] = {}
 
     def written(self, key: str, before: Item, after: Item, record: int) -> None:
@@ -137,6 +144,9 @@ class StatusEvents:
             return
         if after.get("restored_at") != before.get("restored_at"):
             return
+        swept, anew = not before, "timeline" in before and "timeline" not in after
+        if key in self._expected and (swept or anew):
+            self._past.append((key, self._expected.pop(key), self._seen.pop(key, {})))
         if key.endswith(REFUSED):
             for refusal in after["refusals"]:
                 if refusal not in before.get("refusals", ()):
@@ -150,7 +160,7 @@ class StatusEvents:
             if taken and f"sent {generation}" not in self._expected[key]:
                 self._expect(key, record, _detail(after, "sent", generation, None, at))
             postponed = status == "failed" and after.get("postponed") == generation
-            if status in PUBLISHED and not postponed:
+            if status in self._published and not postponed:
                 self._expect(key, record, _detail(after, status, generation, ended, at))
 
     def _changes(self, before: Item, after: Item) -> list[list[Any]]:
@@ -192,8 +202,8 @@ class StatusEvents:
     def missing(self, excused: Collection[int]) -> list[str]:
         """Return what never came, or not in its order, except for these records of the stream."""
         broken = []
-        for key, expected in self._expected.items():
-            seen = self._seen[key]
+        present = [(key, expected, self._seen[key]) for key, expected in self._expected.items()]
+        for key, expected, seen in self._past + present:
             wanted = [
                 name
                 for name, each in expected.items()

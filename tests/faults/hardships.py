@@ -5,10 +5,13 @@ sentence, with what did not keep its bound.
 """
 
 import heapq
+import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from itertools import product
 from pathlib import Path
 from random import Random
@@ -36,8 +39,9 @@ from tests.faults.blip import (
     Refusal,
 )
 from tests.faults.dynamodb import ERRORS, AwsError, AwsFaults, DirectAws, SimTable
-from tests.faults.events import BusFaults
+from tests.faults.events import ALWAYS, BusFaults
 from tests.faults.long_runs import request
+from tests.faults.stream import LONGEST_BACKOFF_SECONDS
 from tests.faults.world import POLICY, Faults, Settings, World
 
 START = 1_800_000_000.0
@@ -567,7 +571,7 @@ def aws_errors(
 def _aws_storm(came: Came, requests: int, seed: int) -> None:
     """Many calls fail. What was never posted must not be told as possibly sent."""
     aws = AwsFaults(repeated=0.02, failed=0.03, slow=0.02, stale=0.2)
-    faults = Faults(aws=aws, bus=BusFaults(calls=aws, throttled=0.02))
+    faults = Faults(aws=aws, bus=BusFaults(calls=aws, throttled=[(*ALWAYS, 0.02)]))
     bots = [Account("default"), Account("clinic")]
     with World(seed, bots=bots, faults=faults) as world:
         for bot, if_unknown in (("default", "fail"), ("clinic", "resend")):
@@ -740,3 +744,109 @@ def _judge_waits(came: Came, name: str, world: World, bot: Account | None, reque
         came.check(f"{name}: {early[:3]}", held=not early)
         came.check(f"{name}: nothing of {requests} sent", held=bool(world.blip.sent))
     return receives
+
+
+# --- The outbox -----------------------------------------------------------------------------------
+
+# What the publisher cannot be blamed for: the function is called once a second.
+EVENT_SECONDS = 10.0
+
+
+def outbox(*, requests: int = 10_000, hours: float = 2, seed: int = 1) -> Came:
+    """EventBridge is away for hours; and then it, or an item, is poison."""
+    came = Came()
+    calm = _without_a_bus(came, requests, hours, seed, away=False)
+    away = _without_a_bus(came, requests, hours, seed, away=True)
+    came.check(
+        f"p99 {away.sent_in:.3f} s, {calm.sent_in:.3f} s without the outage",
+        held=away.sent_in <= 1.1 * calm.sent_in + 0.1,
+    )
+    came.check(f"published {away.done_in:.0f} s after the outage", held=away.done_in <= 300)
+    others = _poison_in_the_stream(came, 300, seed)
+    came.told = (
+        f"{requests} sent with a p99 of {away.sent_in:.2f} s, {calm.sent_in:.2f} s without the "
+        f"outage; {away.events} events published within {away.done_in:.0f} s after it, "
+        f"{away.repeated} of them twice; beside poison the others' p99 is {others:.1f} s"
+    )
+    return came
+
+
+@dataclass
+class _Outbox:
+    """What came of an outage of the bus: seconds, and how many events."""
+
+    sent_in: float
+    done_in: float
+    events: int
+    repeated: int
+
+
+def _without_a_bus(came: Came, requests: int, hours: float, seed: int, *, away: bool) -> _Outbox:
+    name = "outage" if away else "calm"
+    ends = START + hours * 3600
+    faults = Faults(bus=BusFaults(away=[(START, ends)] if away else []))
+    with World(seed, bots=[Account("default")], faults=faults) as world:
+        published = _publish(world, range(requests), per_second=requests / (hours * 3600))
+        world.run(ends - world.simulation.now)
+        early = len(world.bus.told)
+        came.check(f"{name}: {early} events", held=(early == 0) is away)
+        waits = _waits(world, published)
+        done_in = world.run_until(
+            lambda: world.publishing.age < EVENT_SECONDS, at_most=DAY, every=1
+        )
+        world.settle()
+        twice = _once_more(world)
+        came.check(f"{name}: {len(waits)} sent until its end", held=len(waits) >= requests - 1)
+        came.check(f"{name}: {twice[:3]}", held=not twice)
+        came.check(
+            f"{name}: {len(world.invariants.letters)} letters", held=not world.invariants.letters
+        )
+        publishing = world.publishing
+        lost = [*publishing.dropped, *publishing.errors, *world.unpublished.waiting()]
+        came.check(f"{name}: {lost[:3]}", held=not lost and not publishing.timeouts)
+        came.broken += [f"{name}: {what}" for what in world.invariants.broken()]
+        ids = Counter(each["event_id"] for told in world.bus.told.values() for each in told)
+        repeated = sum(times > 1 for times in ids.values())
+        return _Outbox(_p99(waits), done_in, len(ids), repeated)
+
+
+def _poison_in_the_stream(came: Came, requests: int, seed: int) -> float:
+    """One item nobody understands, two notifications whose events the bus refuses for ever.
+
+    While the bus is away for some minutes, what cannot be published is put aside once all the same.
+    Returns how long the others' events took, all but one of a hundred.
+    """
+    never, too_large = (request(number)["id"] for number in (10, 20))
+    away = (START + 60, START + 360)
+    bus = BusFaults(never={never}, too_large={too_large}, away=[away])
+    took: list[float] = []
+    with World(seed, bots=[Account("default")], faults=Faults(bus=bus)) as world:
+        held = world.bus.on_event
+
+        def listen(detail: dict[str, Any]) -> None:
+            held(detail)
+            changed_at = datetime.fromisoformat(detail["time"]).timestamp()
+            if not away[0] - EVENT_SECONDS < changed_at < away[1] + LONGEST_BACKOFF_SECONDS:
+                took.append(world.simulation.now - changed_at)
+
+        world.bus.on_event = listen
+        _publish(world, range(requests), per_second=requests / 600)
+        world.later(START + 5, world.poison)
+        # In every shard's batch that the bus does not take, one and another.
+        for number in range(16):
+            world.publish_at(away[0], request(requests + number))
+            world.later(away[0] + 0.3, world.poison)
+        world.settle()
+        p99 = _p99(sorted(took))
+        came.check(f"poison: the others' p99 is {p99:.1f} s", held=p99 <= EVENT_SECONDS)
+        aside = [json.loads(message.body) for message in world.unpublished.waiting()]
+        keys = {facts["key"] for facts in aside}
+        expected = {
+            *world.invariants.poison,
+            *(ledger_key("default", each) for each in (never, too_large)),
+        }
+        came.check(f"poison: {keys} on the queue", held=keys == expected)
+        most = Counter(facts["sequence_number"] for facts in aside).most_common(1)
+        came.check(f"poison: put aside again and again: {most}", held=most[0][1] <= 3)
+        came.broken += [f"poison: {what}" for what in world.invariants.broken()]
+    return p99

@@ -41,7 +41,15 @@ LAGS = [*[(0, 300)] * 3, (10_000, 20_000)]
 SANDBOXES = 3
 # For good, a rate limit, a recipient who cannot be reached, possibly sent.
 CODES = [131047, 131056, 131026, 86]
-CALLS = ["ledger.", "identities.", "blip.messages", "dead-letters.", "requests.", "events."]
+CALLS = [
+    "ledger.",
+    "identities.",
+    "blip.messages",
+    "dead-letters.",
+    "requests.",
+    "events.",
+    "unpublished.",
+]
 FAULTS: list[Fault] = [
     "dropped",
     "swallowed",
@@ -88,6 +96,14 @@ EVENTS = st.one_of(
     _event("stick_at", call=st.sampled_from(CALLS), seconds=st.sampled_from([9, 16])),
     _event("stick_at", call=st.just("identities."), seconds=st.just(16)),
     _event("aws_fails", how=st.sampled_from(["repeated", "failed"]), steps=st.integers(1, 5)),
+    _event(
+        "bus_fails", share=st.sampled_from([0.5, 1.0]), seconds=st.sampled_from([0.01, 5, 60, 2000])
+    ),
+    _event(
+        "happens_to_item",
+        what=st.sampled_from(["refused", "too large", "spoilt", "restored", "forgotten"]),
+        which=one,
+    ),
     _event(
         "blip_fails",
         kind=st.sampled_from(["messages", "messages", "messages", "lookups", "history"]),
@@ -194,6 +210,23 @@ class Interleavings(RuleBasedStateMachine):
         if died:
             self._world.requests.send(put_back.body, put_back.attributes, group=put_back.group)
 
+    def happens_to_item(self, what: str, which: int) -> None:
+        """Something befalls an item of the ledger that has nothing to do with sending."""
+        world, name = self._world, f"order-{which % NOTIFICATIONS}"
+        match what:
+            case "refused":  # EventBridge takes no event of it from here on
+                world.faults.bus.never.add(name)
+            case "too large":
+                world.faults.bus.too_large.add(name)
+            case "spoilt":
+                world.poison()
+            case "restored":
+                keys = sorted(world.tables["ledger"].items.keys() - world.invariants.poison.keys())
+                if keys:
+                    world.restore(keys[which % len(keys)])
+            case _:
+                world.forget({"id": name})
+
     def show_again(self, which: int) -> None:
         """SQS shows a message again, although a sandbox may have it."""
         messages = self._world.requests.waiting() + self._world.receipts.waiting()
@@ -284,6 +317,14 @@ class Interleavings(RuleBasedStateMachine):
         setattr(faults, how, 1.0)
         self.go_on(steps, 0)
         setattr(faults, how, 0.0)
+
+    def bus_fails(self, share: float, seconds: float) -> None:
+        """For a while, EventBridge throttles some of the events, or does not answer at all."""
+        faults, now = self._world.faults.bus, self._world.simulation.now
+        if share < 1:
+            faults.throttled = [(now, now + seconds, share)]
+        else:
+            faults.away = [(now, now + seconds)]
 
     def blip_fails(self, kind: Kind, fault: Fault) -> None:
         """The next call of this kind will fail so."""

@@ -88,7 +88,7 @@ class Invariants:
 
     Attributes:
         so_far: what did not hold while it went on, as sentences.
-        poison: the keys of items that nobody can make sense of.
+        poison: the keys of items that nobody understands, with their records in the stream.
     """
 
     def __init__(self, world: "World") -> None:
@@ -97,14 +97,14 @@ class Invariants:
         self.unusable: Counter[str] = Counter()
         self.letters: list[Message] = []
         self.so_far: list[str] = []
-        self.poison: set[str] = set()
+        self.poison: dict[str, int] = {}
         self._put_back: set[tuple[str, int]] = set()  # body and generation
         # Letters of what waited so long for a message that tells how far the history goes.
         self._waited_for_control: set[int] = set()
         self._shown: set[int] = set()  # letters of what the history shows
         self._ever_cancelled: set[str] = set()
         world.blip.on_accept = self._accepted
-        self.events = StatusEvents(self._break)
+        self.events = StatusEvents(self._break, all_receipts=world.settings.all_receipts)
         world.bus.on_event = self.events.published
         world.requests.on_sent = self._sent_to_requests
         world.dead_letters.on_sent = self._sent_to_dead_letters
@@ -184,7 +184,12 @@ class Invariants:
 
     def written(self, key: str, before: dict[str, Any], after: dict[str, Any], record: int) -> None:
         """Look at a write to the ledger, and the number of its record in the stream."""
+        if key in self.poison:
+            self.poison[key] = record
+            return
         self.events.written(key, before, after, record)
+        if "forgotten" in after:
+            return
         if key.endswith(REFUSED) or not before or not after:
             return
         if before["expires_at"] <= self._world.now() + self._world.faults.skew + 1:
@@ -233,15 +238,28 @@ class Invariants:
             excused = self._excused()
             broken += self._ends(self.events.keys(excused))
             broken += self.events.missing(excused)
+            broken += [
+                f"{key} cannot be published, and is not on the queue"
+                for key, record in self.poison.items()
+                if record not in excused
+            ]
         return broken
 
     def _excused(self) -> set[int]:
-        """Return the stream's records of which nothing need have been published."""
-        dropped = {record.number for record in self._world.publishing.dropped}
-        return dropped | {
-            int(json.loads(message.body)["sequence_number"])
-            for message in self._world.unpublished.waiting()
-        }
+        """Return the stream's records of which nothing need have been published.
+
+        A record is dropped after a day; it is lost to the function only if that was not called for
+        so long.
+        """
+        publishing = self._world.publishing
+        called_from = publishing.automatic_from - publishing.settings.oldest
+        dropped = {record.number for record in publishing.dropped if record.at < called_from + 3600}
+        return dropped | {int(facts["sequence_number"]) for facts in self._put_aside()}
+
+    def _put_aside(self) -> list[dict[str, Any]]:
+        """Return what the function has put on the queue; the mapping puts there what it drops."""
+        bodies = [json.loads(message.body) for message in self._world.unpublished.waiting()]
+        return [body for body in bodies if "DDBStreamBatchInfo" not in body]
 
     def _unpublished(self) -> list[str]:
         """Only what nothing else can be done with may be put aside."""
@@ -251,11 +269,10 @@ class Invariants:
             for key, wanted in self.wanted.items()
             if wanted.request.id in world.bus.faults.never | world.bus.faults.too_large
         }
-        keys |= self.poison
-        put_aside = [json.loads(message.body) for message in world.unpublished.waiting()]
+        keys |= self.poison.keys()
         return [
             f"put aside, and not published: {facts}"
-            for facts in put_aside
+            for facts in self._put_aside()
             if facts["key"].removesuffix(REFUSED) not in keys
         ]
 
@@ -302,6 +319,8 @@ class Invariants:
             name = f"{wanted.request.id} ({key})"
             if item is None:
                 broken.append(f"lost: {name} has no place in the ledger")
+                continue
+            if "forgotten" in item:
                 continue
             status, generation = item["status"], item["generation"]
             told = {

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from notifier.request import ledger_key
 from tests.faults.blip import Fate, HistorySettings
 from tests.faults.dynamodb import AwsError
 from tests.faults.simulation import Crash, Process, Side
@@ -149,6 +150,57 @@ def _number_down(world: World) -> None:
     world.publish_at(world.simulation.now + 60, a_request(id="order-2", to="+5531999997777"))
 
 
+def _cancelled_in_advance(world: World) -> None:
+    world.know(PHONE)
+    world.cancel("order-1")
+    world.publish_at(world.simulation.now + 5, a_request(metadata={"order": "1"}))
+
+
+def _cancelled_while_it_waits(world: World) -> None:
+    world.know(PHONE)
+    world.blip.next_faults["messages"].append("unavailable")
+    world.publish(a_request())
+    world.later(world.simulation.now + 3, lambda: world.cancel("order-1"))
+
+
+def _invalid(world: World) -> None:
+    world.publish(a_request(to="1234"))
+    world.publish_at(world.simulation.now + 5, a_request(to="12345"))
+
+
+def _forgotten(world: World) -> None:
+    _known(world)
+    world.later(world.simulation.now + 3 * 3600, lambda: world.forget(a_request()))
+
+
+def _restored(world: World) -> None:
+    _undelivered(world)
+    key = ledger_key("default", "order-1")
+    for seconds in (30, 3 * 3600):
+        world.later(world.simulation.now + seconds, lambda: world.restore(key))
+
+
+def _beside_poison(world: World) -> None:
+    world.poison()
+    _known(world)
+    world.later(world.simulation.now + 1, world.poison)
+
+
+def _without_a_bus(world: World) -> None:
+    world.bus.faults.away = [(world.simulation.now, world.simulation.now + 120)]
+    _known(world)
+
+
+def _refused_by_the_bus(world: World) -> None:
+    world.bus.faults.never.add("order-1")
+    _known(world)
+
+
+def _too_large_for_the_bus(world: World) -> None:
+    world.bus.faults.too_large.add("order-1")
+    _known(world)
+
+
 @dataclass(frozen=True)
 class Story:
     """One story.
@@ -200,6 +252,18 @@ STORIES = {
     "receipt: the whole number is down": Story(_number_down, "failed", sent=2),
     "receipt: rate limit, sent again": Story(_rate_limited, "consumed", sent=2),
     "failed, then redriven": Story(_redriven, "consumed", sent=2),
+    # Killed before it is in the ledger, the cancellation is none.
+    "cancelled in advance": Story(_cancelled_in_advance, "cancelled", sent=0, or_else="consumed"),
+    "cancelled while it waits": Story(
+        _cancelled_while_it_waits, "cancelled", sent=0, or_else="consumed"
+    ),
+    "invalid, with an id": Story(_invalid, "", sent=0),
+    "forgotten": Story(_forgotten, "cancelled", or_else="consumed"),
+    "restored from a backup": Story(_restored, "failed"),
+    "poison in the stream": Story(_beside_poison, "consumed"),
+    "the event bus is away": Story(_without_a_bus, "consumed"),
+    "refused by the event bus": Story(_refused_by_the_bus, "consumed"),
+    "too large for the event bus": Story(_too_large_for_the_bus, "consumed"),
 }
 
 
@@ -259,17 +323,17 @@ def killed_at(story: Story, *where: Point) -> list[str]:
     """
     left = list(where)
     made = 0
-    numbers: dict[Process, int] = {}  # of each process's last call
+    numbers: dict[tuple[Process, str], int] = {}  # of each process's last call of a name
 
-    def kill(process: Process, _: str, side: Side) -> Crash | None:
+    def kill(process: Process, call: str, side: Side) -> Crash | None:
         nonlocal made
         if not left:
             return None
         if side == "before":
-            numbers[process] = made
+            numbers[process, call] = made
             made += 1
         point_side, crash = WHERE[left[0].where]
-        if side != point_side or numbers.get(process) != left[0].number:
+        if side != point_side or numbers.get((process, call)) != left[0].number:
             return None
         left.pop(0)
         made = 0

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from notifier.request import ledger_key
 from tests.faults.blip import Account, BlipFaults, Chat, Fate, HistorySettings
 from tests.faults.dynamodb import AwsFaults
-from tests.faults.events import BusFaults
+from tests.faults.events import ALWAYS, BusFaults
 from tests.faults.sqs import Message, QueueFaults
 from tests.faults.stream import StreamFaults
 from tests.faults.world import Faults, Settings, World
@@ -16,7 +17,7 @@ from tests.faults.world import Faults, Settings, World
 START = 1_800_000_000.0
 # What is published, by weight.
 KINDS = {
-    "ordinary": 760,
+    "ordinary": 715,
     "published twice": 40,
     "other content under the same id": 10,
     "soon out of date": 40,
@@ -34,6 +35,11 @@ KINDS = {
     "receipt: possibly sent": 5,
     "no receipt": 20,
     "two to one person": 30,
+    "taken back": 15,
+    "taken back in advance": 10,
+    "forgotten": 10,
+    "refused by the event bus": 5,
+    "restored": 5,
 }
 # What concerns one notification, and reads as if the bot were wrong.
 MISLEADING = [
@@ -60,7 +66,7 @@ WEATHER = Faults(
     stream=StreamFaults(repeated=0.02, late=0.02),
     bus=BusFaults(
         calls=AwsFaults(repeated=0.02, failed=0.05, slow=0.02),
-        throttled=0.02,
+        throttled=[(*ALWAYS, 0.02)],
     ),
     receipts_lost=0.05,
     receipts_twice=0.1,
@@ -91,6 +97,7 @@ class Storm:
         history: BLiP's history can be asked, and receipts come; else neither.
         if_unknown: what the producers want, or a mixture.
         per_second: how fast requests are published; above the plan, so that a backlog grows.
+        all_receipts: status events are published for `accepted` and `dispatched`, too.
         redriven: which share of the dead letters an operator puts back.
     """
 
@@ -100,6 +107,7 @@ class Storm:
     if_unknown: Literal["resend", "fail"] | None = None
     per_second: float = 150
     plan: float = 100
+    all_receipts: bool = False
     redriven: float = 0.3
 
 
@@ -132,7 +140,8 @@ def weather(rng: random.Random, storm: Storm, start: float) -> Faults:
         for _ in range(1 + int(length / 600)):
             begin = start + rng.uniform(0.1, 0.9) * length
             spells.append((begin, begin + seconds, fault, None))
-    faults = replace(WEATHER, blip=replace(BLIP_WEATHER, spells=spells))
+    bus = replace(WEATHER.bus, never=set(), too_large=set())  # of this world only
+    faults = replace(WEATHER, bus=bus, blip=replace(BLIP_WEATHER, spells=spells))
     return faults if storm.history else replace(faults, receipts_lost=1.0)
 
 
@@ -140,7 +149,11 @@ def run(storm: Storm) -> Result:
     """Let a storm rage until all is quiet, and look at what is left."""
     rng = random.Random(storm.seed)
     faults = weather(rng, storm, START)
-    settings = Settings(concurrency=8, history=HistorySettings(kept=storm.history))
+    settings = Settings(
+        concurrency=8,
+        history=HistorySettings(kept=storm.history),
+        all_receipts=storm.all_receipts,
+    )
     # Whether BLiP prolongs a penalty for what it refuses meanwhile, nobody has said.
     bots = [
         Account("default", storm.plan, 4 * storm.plan, chat=_chat(storm)),
@@ -150,6 +163,8 @@ def run(storm: Storm) -> Result:
         for number in range(storm.requests):
             at = START + rng.uniform(0, storm.requests / storm.per_second)
             _publish(world, storm, rng, number, at)
+            if number % 200 == 0:
+                world.later(at, world.poison)
         seconds = world.settle(at_most=LONGEST_SECONDS)
         if storm.redriven:
             _redrive(world, rng, storm.redriven)
@@ -214,6 +229,19 @@ def _publish(world: World, storm: Storm, rng: random.Random, number: int, at: fl
             fate = rng.choice(MISLEADING)
         case "no receipt":
             fate.silent = True
+        case "taken back":
+            back_at = at + rng.choice([0, 0.1, 2, 60])
+            world.later(back_at, lambda: world.cancel(body["id"], body["bot"]))
+        case "taken back in advance":
+            world.later(at - rng.choice([0.05, 1]), lambda: world.cancel(body["id"], body["bot"]))
+        case "forgotten":
+            world.later(at + rng.choice([600, 4000]), lambda: world.forget(body))
+        case "restored":
+            key = ledger_key(body["bot"], body["id"])
+            world.later(at + rng.choice([0.2, 60, 4000]), lambda: world.restore(key))
+        case "refused by the event bus":
+            refused = world.bus.faults.too_large if number % 2 else world.bus.faults.never
+            refused.add(body["id"])
         case "two to one person":
             world.publish_at(at + rng.choice([0, 0.1, 2]), body | {"id": f"n-{number}-second"})
         case _:

@@ -10,11 +10,15 @@ https://docs.aws.amazon.com/lambda/latest/dg/services-ddb-batchfailurereporting.
 https://docs.aws.amazon.com/lambda/latest/dg/services-ddb-params.html
 """
 
+import json
+import re
 import zlib
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import KW_ONLY, dataclass, field
+from functools import cache
 from itertools import count, islice
+from pathlib import Path
 from typing import Any
 
 from boto3.dynamodb.types import TypeSerializer
@@ -23,6 +27,7 @@ from notifier.aws.table import Item
 from tests.faults.simulation import Simulation
 from tests.faults.sqs import SourceMapping
 
+TEMPLATE = Path(__file__).parents[2] / "template.yaml"
 SHARDS = 4
 # Lambda reads a shard four times a second.
 READ_SECONDS = 0.25
@@ -113,6 +118,46 @@ class StreamFaults:
     latest: float = 300.0
 
 
+@dataclass(frozen=True)
+class StreamSettings:
+    """What the template says of the mapping; times in seconds.
+
+    Attributes:
+        statuses: the filter: what the new image's `status` has to be among.
+        window: for how long a batch is gathered.
+        most: how many records it has at most.
+        oldest: after so long a record is dropped.
+        timeout: the function's.
+    """
+
+    statuses: Collection[str]
+    window: float
+    most: int
+    oldest: float
+    timeout: float
+
+
+@cache
+def deployed() -> StreamSettings:
+    """Return what the template says, which the simulated world takes as it is."""
+    template = TEMPLATE.read_text(encoding="utf-8")
+    _, _, function = template.partition("\n  PublishStatusEventsFunction:\n")
+    function, _, _ = function.partition("\n\n")
+    facts = dict(re.findall(r"^ +(\w+): (\S.*)$", function, re.MULTILINE))
+    patterns = re.findall(r"- Pattern: '(.*)'$", function, re.MULTILINE)
+    (statuses,) = [json.loads(each)["dynamodb"]["NewImage"]["status"]["S"] for each in patterns]
+    assert facts["FunctionResponseTypes"] == "[ReportBatchItemFailures]"
+    assert facts["MaximumRetryAttempts"] == "-1"
+    assert facts["ParallelizationFactor"].startswith("1 ")
+    return StreamSettings(
+        statuses,
+        float(facts["MaximumBatchingWindowInSeconds"]),
+        int(facts["BatchSize"]),
+        float(facts["MaximumRecordAgeInSeconds"]),
+        float(facts["Timeout"]),
+    )
+
+
 @dataclass(eq=False)
 class Shard:
     """How far the function is in a shard.
@@ -143,33 +188,37 @@ class StreamMapping(SourceMapping[Batch]):
     """Lambda's mapping with partial batch answers: one batch a shard at a time, without end.
 
     Attributes:
-        statuses: the filter: what the new image's `status` has to be among.
-        window: for how long a batch is gathered, in seconds.
-        most: how many records it has at most.
-        oldest: after so many seconds a record is dropped.
-        dropped: the records that were.
+        dropped: the records that grew too old.
+        on_dropped: called for each of them; the template has a destination for these.
+        automatic_from: since when it polls by itself, in epoch seconds.
     """
 
     stream: Stream
-    statuses: Collection[str]
+    settings: StreamSettings
     _: KW_ONLY
-    window: float = 1.0
-    most: int = 100
-    oldest: float = 82_800.0
     faults: StreamFaults = field(default_factory=StreamFaults)
     dropped: list[Record] = field(default_factory=list)
+    on_dropped: Callable[[Record], None] = lambda _: None
 
     def __post_init__(self) -> None:
         self._shards = [Shard() for _ in range(SHARDS)]
         self.stream.on_record = self._arrived
+        self.automatic_from = self.simulation.now
 
     @property
     def waiting(self) -> int:
         """How many records the function has not done with."""
         return sum(len(shard.waiting) for shard in self._shards)
 
+    @property
+    def age(self) -> float:
+        """How old the oldest of these is, in seconds."""
+        first = [shard.waiting[0].at for shard in self._shards if shard.waiting]
+        return self.simulation.now - min(first, default=self.simulation.now)
+
     def let_go(self) -> None:
         self.automatic = True
+        self.automatic_from = self.simulation.now
         for shard in self._shards:
             self._soon(shard)
 
@@ -182,10 +231,10 @@ class StreamMapping(SourceMapping[Batch]):
         return bool(free) and self._start(self.simulation.random.choice(free), most)
 
     def _arrived(self, number: int, record: Record) -> None:
-        if record.after.get("status") in self.statuses:
+        if record.after.get("status") in self.settings.statuses:
             shard = self._shards[number]
             shard.waiting.append(record)
-            if len(shard.waiting) == self.most:
+            if len(shard.waiting) == self.settings.most:
                 shard.due = False  # a full batch waits for nothing more
             self._soon(shard)
 
@@ -195,9 +244,9 @@ class StreamMapping(SourceMapping[Batch]):
         chance = self.simulation.random
         wait = chance.uniform(0.2, 1) * READ_SECONDS
         if shard.tries:
-            wait += chance.random() * min(LONGEST_BACKOFF_SECONDS, 0.2 * 2**shard.tries)
-        elif not shard.again and len(shard.waiting) < self.most:
-            wait += self.window
+            wait += chance.random() * min(LONGEST_BACKOFF_SECONDS, 0.2 * 2 ** min(shard.tries, 9))
+        elif not shard.again and len(shard.waiting) < self.settings.most:
+            wait += self.settings.window
         if chance.random() < self.faults.late:
             wait += chance.uniform(0, self.faults.latest)
         shard.due = True
@@ -206,11 +255,12 @@ class StreamMapping(SourceMapping[Batch]):
     def _due(self, shard: Shard) -> None:
         if shard.due and not shard.busy:
             shard.due = False
-            self._start(shard, self.most)
+            self._start(shard, self.settings.most)
 
     def _start(self, shard: Shard, most: int) -> bool:
-        while shard.waiting and self.simulation.now - shard.waiting[0].at > self.oldest:
+        while shard.waiting and self.simulation.now - shard.waiting[0].at > self.settings.oldest:
             self.dropped.append(shard.waiting.popleft())
+            self.on_dropped(self.dropped[-1])
             shard.again = max(0, shard.again - 1)
         if not shard.waiting:
             return False

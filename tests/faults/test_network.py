@@ -70,3 +70,9 @@ def test_what_waits_for_a_paused_bot_leaves_room_for_another() -> None:
     )
 
     assert came.broken == []
+
+
+def test_without_an_event_bus_sending_goes_on_and_poison_stops_no_shard() -> None:
+    came = hardships.outbox(requests=300, hours=0.25)
+
+    assert came.broken == []

@@ -22,7 +22,6 @@ from typing import Any, Self
 from unittest import mock
 
 from notifier.aws.ledger import DynamoDbLedger
-from notifier.aws.outbox import PUBLISHABLE
 from notifier.aws.refusals import DynamoDbRefusals
 from notifier.aws.table import Item
 from notifier.notifications import Notifications, TooLate
@@ -50,11 +49,17 @@ from tests.faults.events import BusFaults, SimEventBus
 from tests.faults.invariants import Invariants
 from tests.faults.simulation import Process, SimFuture, SimLock, SimThreads, Simulation
 from tests.faults.sqs import EventSourceMapping, Message, Queue, QueueFaults, Sandbox, SimSqs
-from tests.faults.stream import Stream, StreamFaults, StreamMapping
+from tests.faults.stream import Record, Stream, StreamFaults, StreamMapping, deployed
 
 BOTS = "bots"
-# Until the template has it: what the stream's filter lets through.
-FILTER = {status.value for status in PUBLISHABLE}
+# Timelines as another version of the code might write them.
+NOT_UNDERSTOOD: list[Any] = [
+    [["sent", 1, "soon", None]],
+    [["teleported", 1, 1_800_000_000_000, None]],
+    [["failed", 1, 1_800_000_000_000, "for a reason of its own"]],
+    [{"status": "sent"}],
+    5,
+]
 # What the code may log about AWS's faults.
 FORESEEN = {*ERRORS, "ClientError"}
 
@@ -89,6 +94,7 @@ class Settings:
     """How the stack is deployed, where it differs from the template's defaults.
 
     Attributes:
+        all_receipts: status events are published for `accepted` and `dispatched`, too.
         groups: requests come with SQS's `MessageGroupId`; what comes through SNS has none.
         secret: what stands in the secret beside each bot's key and plan.
         manual: nothing happens until somebody says so, and calls take as long as they are let.
@@ -101,6 +107,7 @@ class Settings:
     history: HistorySettings = field(default_factory=HistorySettings)
     latency: tuple[float, float] = (0.04, 0.25)
     network: Network = field(default_factory=Network)
+    all_receipts: bool = False
     groups: bool = True
     secret: Mapping[str, Any] = field(default_factory=dict)
     manual: bool = False
@@ -228,7 +235,9 @@ class World:
             self.simulation,
             self._publisher,
             self.stream,
-            FILTER,
+            deployed(),
+            timeout=deployed().timeout,
+            on_dropped=self._dropped,
             faults=self.faults.stream,
             killed_per_batch=self.faults.killed_per_batch,
             automatic=automatic,
@@ -298,14 +307,56 @@ class World:
 
         self.simulation.spawn(self._process("producer"), cancel)
 
+    def forget(self, request: Mapping[str, Any]) -> None:
+        """Erase what the ledger holds of a notification, if it was delivered."""
+        key = _key_of(request)
+        if self.entry(request).get("status") in {"received", "consumed"}:
+            ledger = DynamoDbLedger(self.tables["ledger"], self.now)
+            self.simulation.spawn(self._process("operator"), lambda: ledger.forget(key))
+            self.later(self.simulation.now + 10, _nothing)  # until that is done
+
+    def restore(self, key: str) -> None:
+        """Lose an item with the table, and copy it back from a backup, as an operator does.
+
+        With it comes one that was there before this world, and all published by then.
+        """
+        item = self.tables["ledger"].items.get(key, {})
+        if "timeline" not in item:
+            return
+        item = item | {"restored_at": round(self.simulation.now * 1000)}
+        self._put(key, item)
+        before = f"{item['id']}-before"
+        another = ledger_key(item["bot"], before)
+        self._put(another, item | {"key": another, "id": before})
+
+    def poison(self) -> None:
+        """Put an item into the ledger that stands for events, and that nobody understands."""
+        number = len(self.invariants.poison)
+        key = ledger_key("default", f"poison-{number}")
+        item = {
+            "key": key,
+            "id": f"poison-{number}",
+            "bot": "default",
+            "status": "sent",
+            "generation": 1,
+            "template": "order_shipped",
+            "timeline": NOT_UNDERSTOOD[number % len(NOT_UNDERSTOOD)],
+            "expires_at": round(self.simulation.now) + 45 * 86_400,
+        }
+        self.invariants.poison[key] = 0
+        self._put(key, item)
+
+    def _put(self, key: str, item: Item) -> None:
+        self.tables["ledger"].items[key] = item
+        self._written(key, {}, item)
+
     def letters(self) -> list[Message]:
         """Give all dead letters."""
         return self.dead_letters.waiting()
 
     def entry(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Give the ledger's item of a request; empty if there is none."""
-        key = ledger_key(str(request.get("bot", "default")), str(request["id"]))
-        return self.tables["ledger"].items.get(key, {})
+        return self.tables["ledger"].items.get(_key_of(request), {})
 
     def know(self, phone: str, bot: str = "default") -> None:
         """Let the identities hold a number."""
@@ -417,7 +468,9 @@ class World:
     def _publisher(self) -> Sandbox:
         function = publishing_root.publish_status_events(
             PublishStatusEventsSettings(
-                event_bus="bus", unpublished_queue_url="unpublished", publish_all_receipts=False
+                event_bus="bus",
+                unpublished_queue_url="unpublished",
+                publish_all_receipts=self.settings.all_receipts,
             )
         )
         return Sandbox(
@@ -428,6 +481,12 @@ class World:
     def _written(self, key: str, before: Item, after: Item) -> None:
         record = self.stream.write(key, before, after)
         self.invariants.written(key, before, after, record.number if record else 0)
+
+    def _dropped(self, record: Record) -> None:
+        """Say where it was, as Lambda does to the mapping's destination."""
+        number = str(record.number)
+        batch = {"startSequenceNumber": number, "endSequenceNumber": number, "batchSize": 1}
+        self.unpublished.send(json.dumps({"DDBStreamBatchInfo": batch}))
 
     def _poll_every_minute(self) -> None:
         function = polling_root.poll_receipts(
@@ -496,6 +555,10 @@ class World:
         if error is not None and error not in FORESEEN:
             stack = "".join(getattr(record, "stack", ()))
             self.unforeseen.append(f"{record.getMessage()}: {error}\n{stack}")
+
+
+def _key_of(request: Mapping[str, Any]) -> str:
+    return ledger_key(str(request.get("bot", "default")), str(request["id"]))
 
 
 def _nothing(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""What follows a send, over moto: the webhook, recording, polling, and who listens to the events.
+"""What follows a send, over moto: the webhook, recording, polling, publishing, and a listener.
 
 And a clock that is put forward, for whatever takes its time.
 """
@@ -7,22 +7,33 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 import boto3
 import pytest
 
 from functions import upkeep
-from notifier.runtime import BatchCrashed, polling, receiving, recording, sending
+from notifier.aws.outbox import PUBLISHABLE
+from notifier.runtime import (
+    BatchCrashed,
+    answering,
+    polling,
+    publishing,
+    receiving,
+    recording,
+    sending,
+)
 from notifier.runtime.polling import PollReceipts, poll_receipts
+from notifier.runtime.publishing import PublishStatusEvents, publish_status_events
 from notifier.runtime.receiving import ReceiveReceipt, receive_receipt
 from notifier.runtime.recording import RecordReceipt, record_receipt
 from notifier.settings import (
     PollReceiptsSettings,
+    PublishStatusEventsSettings,
     ReceiveReceiptSettings,
     RecordReceiptSettings,
 )
@@ -33,6 +44,9 @@ if TYPE_CHECKING:
     from tests.integration.conftest import Aws
 
 type Json = dict[str, Any]
+
+# As many records of the stream as the template hands over at once.
+BATCH_RECORDS = 100
 
 SECRET = "s3cret-of-the-webhook"  # noqa: S105 - of no webhook anywhere
 
@@ -66,7 +80,7 @@ class SimulatedClock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimulatedClock:
     simulated = SimulatedClock()
-    for module in (sending, receiving, recording, polling, upkeep):
+    for module in (sending, receiving, recording, polling, publishing, answering, upkeep):
         monkeypatch.setattr(module, "SystemClock", simulated)
     return simulated
 
@@ -77,14 +91,19 @@ class ReceiptsStack:
 
     Attributes:
         listener_url: a queue that an EventBridge rule sends every status event to.
+        unpublished_url: the queue of keys whose status events cannot be published.
+        all_receipts: whether `accepted` and `dispatched` are published too.
+        position: the record of the ledger's stream that the publisher has to have next.
     """
 
     aws: "Aws"
     events: "EventBridgeClient"
     queue_url: str
     listener_url: str
+    unpublished_url: str
     webhook_secret: str
-    overrides: dict[str, Any] = field(default_factory=dict)
+    all_receipts: bool = False
+    position: int = 0
 
     @cached_property
     def webhook(self) -> ReceiveReceipt:
@@ -92,20 +111,22 @@ class ReceiptsStack:
 
     @cached_property
     def recorder(self) -> RecordReceipt:
-        values: dict[str, Any] = {
-            "ledger_table": "ledger",
-            "identities_table": "identities",
-            "requests_queue_url": self.aws.requests_url,
-            "dead_letters_queue_url": self.aws.dead_letters_url,
-            "event_bus": "default",
-            "tell_every_receipt": False,
-        }
-        return record_receipt(RecordReceiptSettings(**(values | self.overrides)))
+        return record_receipt(
+            RecordReceiptSettings(
+                "ledger", "identities", self.aws.requests_url, self.aws.dead_letters_url
+            )
+        )
 
     @cached_property
     def poller(self) -> PollReceipts:
         return poll_receipts(
             PollReceiptsSettings("ledger", "identities", self.aws.secret, self.queue_url, 120)
+        )
+
+    @cached_property
+    def publisher(self) -> PublishStatusEvents:
+        return publish_status_events(
+            PublishStatusEventsSettings("default", self.unpublished_url, self.all_receipts)
         )
 
     def post(
@@ -151,9 +172,61 @@ class ReceiptsStack:
         """Take all receipts off their queue."""
         return [json.loads(body) for body in self._take(self.queue_url)]
 
+    def stream(self) -> list[Json]:
+        """Return all records of the ledger's stream, from the first one on."""
+        streams = boto3.client("dynamodbstreams")
+        (stream,) = streams.list_streams(TableName="ledger")["Streams"]
+        description = streams.describe_stream(StreamArn=stream["StreamArn"])["StreamDescription"]
+        (shard,) = description["Shards"]
+        iterator = streams.get_shard_iterator(
+            StreamArn=stream["StreamArn"],
+            ShardId=shard["ShardId"],
+            ShardIteratorType="TRIM_HORIZON",
+        )["ShardIterator"]
+        records: list[Json] = []
+        while page := streams.get_records(ShardIterator=iterator):
+            if not page["Records"]:
+                break
+            records += cast("list[Json]", page["Records"])
+            iterator = page["NextShardIterator"]
+        return records
+
+    def publish(self, *, seconds: float = 60) -> int:
+        """Hand what is new in the ledger's stream to the publisher, as Lambda's mapping does.
+
+        Returns:
+            How many records have to come again.
+        """
+        records = self.stream()
+        new = [record for record in records[self.position :] if passes_filter(record)]
+        for start in range(0, len(new), BATCH_RECORDS):
+            again = self.publish_records(new[start : start + BATCH_RECORDS], seconds=seconds)
+            if again:
+                self.position = records.index(again[0])
+                return len(new) - new.index(again[0])
+        self.position = len(records)
+        return 0
+
+    def publish_records(self, records: list[Json], *, seconds: float = 60) -> list[Json]:
+        """Hand these to the publisher as one batch; return those that have to come again."""
+        context: Any = SimpleNamespace(get_remaining_time_in_millis=lambda: seconds * 1000)
+        answer = self.publisher.handle({"Records": records}, context)
+        numbers = [record["dynamodb"]["SequenceNumber"] for record in records]
+        again = [numbers.index(each["itemIdentifier"]) for each in answer["batchItemFailures"]]
+        return records[min(again) :] if again else []
+
     def told(self) -> list[Json]:
-        """Take what the listener has heard: EventBridge's events whole."""
+        """Let the publisher catch up, and take whole what the listener has heard."""
+        assert self.publish() == 0
+        return self.heard()
+
+    def heard(self) -> list[Json]:
+        """Take EventBridge's events whole, as the listener has heard them so far."""
         return [json.loads(body) for body in self._take(self.listener_url)]
+
+    def unpublished(self) -> list[Json]:
+        """Take the keys of what cannot be published off their queue."""
+        return [json.loads(body) for body in self._take(self.unpublished_url)]
 
     def _take(self, url: str) -> list[str]:
         bodies = []
@@ -193,6 +266,7 @@ def receipts(aws: "Aws") -> Iterator[ReceiptsStack]:
     )
     queue_url = aws.sqs.create_queue(QueueName="receipts")["QueueUrl"]
     listener_url = aws.sqs.create_queue(QueueName="listener")["QueueUrl"]
+    unpublished_url = aws.sqs.create_queue(QueueName="unpublished")["QueueUrl"]
     events = boto3.client("events")
     events.put_rule(
         Name="upstream",
@@ -205,13 +279,19 @@ def receipts(aws: "Aws") -> Iterator[ReceiptsStack]:
         Rule="upstream", Targets=[{"Id": "queue", "Arn": attributes["Attributes"]["QueueArn"]}]
     )
     secret = aws.secrets_manager.create_secret(Name="webhook", SecretString=SECRET)["ARN"]
-    stack = ReceiptsStack(aws, events, queue_url, listener_url, secret)
+    stack = ReceiptsStack(aws, events, queue_url, listener_url, unpublished_url, secret)
     yield stack
     built = vars(stack)
     if "recorder" in built:
         stack.recorder.close()
     if "poller" in built:
         stack.poller.close()
+
+
+def passes_filter(record: Json) -> bool:
+    """Return whether the template's filter lets a record of the stream through."""
+    status = record["dynamodb"].get("NewImage", {}).get("status", {}).get("S")
+    return status in PUBLISHABLE
 
 
 def a_receipt(message_id: str, event: str, code: int | None = None, **members: Any) -> Json:

@@ -34,6 +34,7 @@ from notifier.lifecycle import SENT_OR_LATER, UNDELIVERED, Status
 from notifier.records import (
     Account,
     BotState,
+    Change,
     Claim,
     ClaimLost,
     Control,
@@ -265,7 +266,8 @@ def bring_to(backend: Backend, notification: Notification, status: Status) -> No
         case _:
             ledger.settle_sent(taken, None)
             if status is not Status.SENT:
-                assert ledger.advance(Receipt(notification.key, 1, status))
+                moved, _ = ledger.advance(Receipt(notification.key, 1, status))
+                assert moved
     assert entry(backend, notification)["status"] == status
 
 
@@ -595,7 +597,8 @@ def lose(backend: Backend, notification: Notification, how: str) -> None:
             bring = claimed(backend, notification)
             backend.ledger().end(bring, Status.FAILED, Reason.EXPIRED, None)
         case _:
-            assert backend.ledger().advance(Receipt(notification.key, 1, Status.RECEIVED))
+            moved, _ = backend.ledger().advance(Receipt(notification.key, 1, Status.RECEIVED))
+            assert moved
 
 
 LOSSES = ["claimed by another", "sent by another", "given up by another", "received"]
@@ -655,7 +658,7 @@ def test_sent_ends_the_claim(backend: Backend) -> None:
     item = entry(backend, notification)
     assert item["status"] == "sent"
     assert item["attempts"] == 1
-    assert item["timeline"] == [["sent", 1, round(backend.clock.now() * 1000)]]
+    assert item["timeline"] == [["sent", 1, round(backend.clock.now() * 1000), None]]
     assert not {"token", "lease_until", "poll_at"} & set(item)
     # What a redrive after a failed receipt would need.
     assert item["request"] == notification.queued.body
@@ -691,7 +694,8 @@ def test_that_blip_took_it_is_a_fact_whoever_has_the_claim_by_now(backend: Backe
 def test_a_receipt_that_was_faster_stays(backend: Backend, status: Status) -> None:
     notification = a_notification()
     taken = claimed(backend, notification, Status.SENDING)
-    assert backend.ledger().advance(Receipt(notification.key, 1, status))
+    moved, standing = backend.ledger().advance(Receipt(notification.key, 1, status))
+    assert (moved, standing.status) == (True, status)
     before = entry(backend, notification)
 
     backend.ledger().settle_sent(taken, None)
@@ -741,7 +745,7 @@ def test_an_end_has_its_reason(
 
     item = entry(backend, notification)
     assert (item["status"], item["reason"], item["code"]) == (status, reason, code)
-    assert item["timeline"][-1][:2] == [status, 1]
+    assert item["timeline"] == [[status, 1, round(backend.clock.now() * 1000), reason]]
     assert "token" not in item
     standing = backend.ledger().read(notification.key)
     assert standing.reason is reason
@@ -824,8 +828,16 @@ def test_receipts_move_the_status_forward_only(backend: Backend) -> None:
 
     moves = [ledger.advance(Receipt(notification.key, 1, status)) for status in receipts]
 
-    assert moves == [True, False, False, True, False]
+    assert [(moved, standing.status) for moved, standing in moves] == [
+        (True, Status.DISPATCHED),
+        (False, Status.DISPATCHED),
+        (False, Status.DISPATCHED),
+        (True, Status.CONSUMED),
+        (False, Status.CONSUMED),
+    ]
     item = entry(backend, notification)
+    assert [name for name, *_ in item["timeline"]] == ["sent", "dispatched", "consumed"]
+    assert "late" not in item
     assert item["status"] == "consumed"
     assert "request" not in item
 
@@ -835,16 +847,31 @@ def test_a_delivery_of_an_older_generation_ends_it_all(backend: Backend) -> None
     bring_to(backend, notification, Status.FAILED)
     claimed(backend, of_generation(notification, 1))
 
-    assert not ledger.advance(Receipt(notification.key, 1, Status.ACCEPTED))
-    assert entry(backend, notification)["status"] == "claimed"
-    assert ledger.advance(Receipt(notification.key, 1, Status.RECEIVED))
-    assert entry(backend, notification)["status"] == "received"
+    moved, standing = ledger.advance(Receipt(notification.key, 1, Status.ACCEPTED))
+    assert (moved, standing.status, standing.generation) == (False, Status.CLAIMED, 2)
+    item = entry(backend, notification)
+    assert item["status"] == "claimed"
+    # What it has to say of its own generation is kept beside the timeline.
+    now = round(backend.clock.now() * 1000)
+    assert item["timeline"] == [["failed", 1, now, "rejected"]]
+    assert item["late"] == [["accepted", 1, now, None]]
+    moved, standing = ledger.advance(Receipt(notification.key, 1, Status.RECEIVED))
+    assert (moved, standing.status) == (True, Status.RECEIVED)
+    item = entry(backend, notification)
+    assert item["status"] == "received"
+    assert item["timeline"][1:] == [["received", 1, now, None]]
+    account = ledger.account("default", "order-1")
+    assert [change.status for change in account.timeline] == [
+        Status.FAILED,
+        Status.RECEIVED,
+        Status.ACCEPTED,
+    ]
     assert isinstance(claim(backend, of_generation(notification, 1)), Standing)
 
 
 def test_a_receipt_about_nothing_leaves_nothing(backend: Backend) -> None:
     for status in (Status.ACCEPTED, Status.RECEIVED):
-        assert not backend.ledger().advance(Receipt("foreign", 1, status))
+        assert backend.ledger().advance(Receipt("foreign", 1, status)) == (False, None)
     assert not backend.ledger().fail(
         Receipt("foreign", 1, Status.FAILED), Reason.UNDELIVERED, postponed=False
     )
@@ -890,7 +917,7 @@ def test_a_notification_that_has_not_come_yet_is_cancelled_in_advance(backend: B
         "generation": 0,
         "attempts": 0,
         "metadata": {},
-        "timeline": [["cancelled", 0, round(now * 1000)]],
+        "timeline": [["cancelled", 0, round(now * 1000), None]],
         "created_at": round(now * 1000),
         "updated_at": round(now * 1000),
         "expires_at": round(now + 45 * DAY),
@@ -906,7 +933,7 @@ def test_what_waits_for_its_next_attempt_is_cancelled(backend: Backend) -> None:
 
     assert (account.status, account.generation) == (Status.CANCELLED, 1)
     assert (account.template, account.metadata) == ("order_shipped", {"order": "981"})
-    assert [status for status, *_ in account.timeline] == [Status.RETRYING, Status.CANCELLED]
+    assert [change.status for change in account.timeline] == [Status.RETRYING, Status.CANCELLED]
     item = entry(backend, notification)
     assert "request" not in item
     assert item["expires_at"] == round(backend.clock.now() + 45 * DAY)
@@ -997,8 +1024,10 @@ def test_that_the_person_has_it_is_true_of_what_was_cancelled_too(backend: Backe
     cancel(backend, notification)
 
     for status in (Status.ACCEPTED, Status.DISPATCHED, Status.FAILED):
-        assert not ledger.advance(Receipt(notification.key, 1, status))
-    assert ledger.advance(Receipt(notification.key, 1, Status.RECEIVED))
+        moved, standing = ledger.advance(Receipt(notification.key, 1, status))
+        assert (moved, standing.status) == (False, Status.CANCELLED)
+    moved, _ = ledger.advance(Receipt(notification.key, 1, Status.RECEIVED))
+    assert moved
     assert entry(backend, notification)["status"] == "received"
 
 
@@ -1019,8 +1048,8 @@ def test_of_a_notification_all_is_told_but_number_and_parameters(backend: Backen
         generation=1,
         attempts=2,
         timeline=(
-            (Status.RETRYING, 1, taken_at),
-            (Status.REJECTED, 1, backend.clock.now()),
+            Change(Status.RETRYING, 1, taken_at),
+            Change(Status.REJECTED, 1, backend.clock.now(), Reason.REJECTED),
         ),
         created_at=taken_at,
         updated_at=backend.clock.now(),
@@ -1101,7 +1130,7 @@ def test_of_what_is_forgotten_only_a_tombstone_is_left(backend: Backend, status:
     assert (account.status, account.template, account.recipient) == (Status.CANCELLED, None, None)
     assert cancel(backend, notification).status is Status.CANCELLED
     for receipt in (Status.ACCEPTED, Status.RECEIVED, Status.CONSUMED, Status.FAILED):
-        assert not ledger.advance(Receipt(notification.key, 1, receipt))
+        assert ledger.advance(Receipt(notification.key, 1, receipt)) == (False, None)
     failed = Receipt(notification.key, 1, Status.FAILED)
     assert not ledger.fail(failed, Reason.UNDELIVERED, postponed=True)
     assert ledger.held("+5531999998888", None).held == []

@@ -800,6 +800,55 @@ def test_a_connection_that_was_closed_meanwhile_is_not_used_again(client: BlipCl
         assert server.connections == 2
 
 
+def test_a_client_is_connected_from_its_first_call_on(client: BlipClient) -> None:
+    with answering(TAKEN) as server:
+        assert not client.is_connected(server.bot)
+        assert send(client, server.bot) is None
+
+        assert client.is_connected(server.bot)
+        # No other host's call has a use for it, nor another scheme's.
+        port = server.listener.getsockname()[1]
+        assert not client.is_connected(at(port + 1))
+        assert not client.is_connected(bot_at(f"http://localhost:{port}"))
+        assert not client.is_connected(at(port, "https"))
+        assert server.connections == 1
+
+
+def test_a_client_whose_connection_has_idled_is_not_connected(
+    client: BlipClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wall_clock, frozen_for = time.time, [0.0]
+    monkeypatch.setattr(time, "time", lambda: wall_clock() + frozen_for[0])
+    with answering(TAKEN) as server:
+        assert send(client, server.bot) is None
+        frozen_for[0] += 11
+        assert client.is_connected(server.bot)
+        frozen_for[0] += 1.5
+
+        assert not client.is_connected(server.bot)
+
+
+def test_a_client_is_not_connected_once_the_server_has_hung_up(client: BlipClient) -> None:
+    with answering(TAKEN, close=True) as server:
+        assert send(client, server.bot) is None
+        while any(thread.is_alive() for thread in server.threads[1:]):
+            time.sleep(0.005)
+
+        assert not client.is_connected(server.bot)
+
+
+def test_a_client_whose_only_connection_is_in_use_is_not_connected(client: BlipClient) -> None:
+    with answering(b"") as silent:
+        calling = threading.Thread(target=send, args=(client, silent.bot))
+        calling.start()
+        while not silent.requests:
+            time.sleep(0.005)
+
+        assert not client.is_connected(silent.bot)
+        silent.closing.set()
+        calling.join()
+
+
 def test_calls_run_side_by_side(client: BlipClient, blip: Simulator, bot: Bot) -> None:
     # Long enough for all of them to begin, however busy the machine is.
     blip.configure(latency_seconds=2)

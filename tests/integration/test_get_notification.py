@@ -16,7 +16,7 @@ from jsonschema import Draft202012Validator, FormatChecker
 from notifier.runtime.answering import GetNotification, get_notification
 from notifier.settings import GetNotificationSettings
 from tests.integration.conftest import Aws, Stack, a_request
-from tests.integration.receipts_stack import ReceiptsStack, a_receipt
+from tests.integration.receipts_stack import ReceiptsStack, SimulatedClock, a_receipt
 
 type Json = dict[str, Any]
 
@@ -70,9 +70,9 @@ class Asked:
 
 
 @pytest.fixture
-def asked(aws: Aws, receipts: ReceiptsStack) -> Asked:  # noqa: ARG001 - the event bus
+def asked(aws: Aws) -> Asked:
     assert aws
-    return Asked(get_notification(GetNotificationSettings("ledger", "default")))
+    return Asked(get_notification(GetNotificationSettings("ledger")))
 
 
 def test_the_whole_story_is_told_but_no_number_and_no_parameter(
@@ -217,20 +217,128 @@ def test_what_was_sent_cannot_be_taken_back(asked: Asked, stack: Stack) -> None:
     assert asked("order-1")[1]["status"] == "sent"
 
 
-def test_who_could_not_be_told_is_told_with_the_next_question(
+@pytest.mark.usefixtures("clock")
+def test_who_could_not_be_told_is_told_when_the_bus_answers(
     asked: Asked, stack: Stack, receipts: ReceiptsStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = a_request(id="order-1")
     stack.blip.add_fault(path="messages", status=400, code=51, times=1)
     stack.deliver(request)
     refused = {"FailedEntryCount": 1, "Entries": [{"ErrorCode": "InternalFailure"}]}
-    events = asked.function._notifications.events._eventbridge  # type: ignore[attr-defined]
+    events: Any = receipts.publisher._publisher.events
     with monkeypatch.context() as patch:
-        patch.setattr(events, "put_events", lambda **_: refused)
-        assert asked.cancel("order-1")[0] == 503
+        patch.setattr(events._eventbridge, "put_events", lambda **_: refused)
+        assert asked.cancel("order-1")[0] == 200
+        assert receipts.publish() == 1
 
     assert asked.cancel("order-1")[0] == 200
     assert len(receipts.told()) == 1
+
+
+def test_what_was_taken_back_in_advance_is_told_once_when_its_request_comes(
+    asked: Asked, stack: Stack, receipts: ReceiptsStack
+) -> None:
+    request = a_request(id="order-1", metadata={"order": "981"}, correlation_id="trace-1")
+    assert asked.cancel("order-1")[0] == 200
+    assert receipts.told() == []
+
+    assert stack.deliver(request, request) == []
+
+    (event,) = receipts.told()
+    detail = event["detail"]
+    assert (detail["status"], detail["generation"]) == ("cancelled", 0)
+    assert (detail["metadata"], detail["correlation_id"]) == ({"order": "981"}, "trace-1")
+    assert asked.cancel("order-1")[1]["template"] == "order_shipped"
+    assert receipts.told() == []
+
+
+# --- What was refused -----------------------------------------------------------------------------
+
+
+def test_what_is_not_valid_is_told_with_its_reasons(
+    asked: Asked, stack: Stack, receipts: ReceiptsStack
+) -> None:
+    refused = a_request(id="order-1", to="31 99999-8888", correlation_id="trace-1")
+    assert stack.deliver(refused) == []
+
+    status, answer = asked("order-1")
+
+    assert status == 200
+    at = answer["updated_at"]
+    assert answer == {
+        "id": "order-1",
+        "bot": "default",
+        "status": "rejected",
+        "reason": "invalid",
+        "code": None,
+        "attempts": 0,
+        "generation": 0,
+        "timeline": [{"status": "rejected", "generation": 0, "time": at, "reason": "invalid"}],
+        "template": None,
+        "recipient": None,
+        "metadata": {},
+        "correlation_id": answer["correlation_id"],
+        "created_at": at,
+        "updated_at": at,
+    }
+    (event,) = receipts.told()
+    detail = event["detail"]
+    assert (detail["id"], detail["status"], detail["reason"], detail["time"]) == (
+        *("order-1", "rejected", "invalid"),
+        at,
+    )
+    assert detail["generation"] == 0
+    assert detail["correlation_id"] == answer["correlation_id"]
+
+
+def test_the_last_ten_refusals_of_an_id_are_kept(
+    clock: SimulatedClock, asked: Asked, stack: Stack, receipts: ReceiptsStack
+) -> None:
+    heard: list[str] = []
+    times: list[str] = []
+    for number in range(12):
+        clock.advance(60)
+        assert stack.deliver(a_request(id="order-1", to=f"no number {number}")) == []
+        heard += [event["detail"]["time"] for event in receipts.told()]
+        times.append(asked("order-1")[1]["updated_at"])
+
+    answer = asked("order-1")[1]
+
+    assert [change["time"] for change in answer["timeline"]] == times[2:]
+    assert (answer["created_at"], answer["updated_at"]) == (times[2], times[-1])
+    assert heard == times == sorted(set(times))
+    assert len(stack.aws.dead_letters()) == 12
+
+
+def test_where_a_notification_has_the_id_it_comes_first(
+    asked: Asked, stack: Stack, receipts: ReceiptsStack
+) -> None:
+    request = a_request(id="order-1", metadata={"order": "981"})
+    assert stack.deliver(request) == []
+    assert stack.deliver(request | {"to": "+5531988887777"}) == []
+
+    answer = asked("order-1")[1]
+
+    assert (answer["status"], answer["reason"], answer["generation"]) == ("sent", None, 1)
+    assert [change["status"] for change in answer["timeline"]] == ["sent"]
+    told = [event["detail"] for event in receipts.told()]
+    assert [(d["status"], d["reason"], d["generation"]) for d in told] == [
+        ("sent", None, 1),
+        ("rejected", "id_conflict", 0),
+    ]
+    assert {d["id"] for d in told} == {"order-1"}
+    assert len({d["event_id"] for d in told}) == 2
+
+
+def test_what_was_refused_is_known_for_fourteen_days(
+    clock: SimulatedClock, asked: Asked, stack: Stack
+) -> None:
+    assert stack.deliver(a_request(id="order-1", to="no number")) == []
+
+    clock.advance(14 * 86_400 - 10)
+    assert asked("order-1")[0] == 200
+    clock.advance(20)
+    assert asked("order-1") == (404, "bot default has no notification order-1")
 
 
 def test_a_table_that_does_not_answer_is_an_error_of_the_function(asked: Asked, aws: Aws) -> None:
@@ -260,7 +368,6 @@ def test_the_function_as_lambda_calls_it(
 ) -> None:
     assert asked
     monkeypatch.setenv("LEDGER_TABLE", "ledger")
-    monkeypatch.setenv("EVENT_BUS", "default")
     stack.deliver(a_request(id="order-981-shipped"))
     handler = runpy.run_path(str(ROOT / "functions/get_notification/app.py"))["handler"]
     event = json.loads(SAMPLE.read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ import logging
 import runpy
 from collections import Counter
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from notifier import telemetry
+from notifier.aws.webhook import WebhookSecretError
 from notifier.request import ledger_key
 from notifier.runtime.receiving import receive_receipt
 from notifier.settings import ReceiveReceiptSettings
@@ -261,6 +263,143 @@ def test_without_any_secret_nothing_is_answered(
 
 def not_available(**_: object) -> None:
     raise ClientError({"Error": {"Code": "InternalServiceError"}}, "GetSecretValue")
+
+
+# --- A secret per bot -----------------------------------------------------------------------------
+
+
+def rotated(clock: SimulatedClock, seconds_ago: float) -> str:
+    return datetime.fromtimestamp(clock.now() - seconds_ago, UTC).isoformat(timespec="seconds")
+
+
+def put(aws: Aws, receipts: ReceiptsStack, value: Any) -> None:
+    text = value if isinstance(value, str) else json.dumps(value)
+    aws.secrets_manager.put_secret_value(SecretId=receipts.webhook_secret, SecretString=text)
+
+
+def test_a_receipt_carries_the_bots_whose_secret_was_shown(
+    receipts: ReceiptsStack, aws: Aws
+) -> None:
+    put(
+        aws,
+        receipts,
+        {"clinic": {"current": "c"}, "shop": {"current": "s"}, "store": {"current": "s"}},
+    )
+
+    assert receipts.post(RECEIPT, secret="c") == OK  # noqa: S106
+    assert receipts.waiting() == [WAITS | {"bots": ["clinic"]}]
+    # Two names of one bot at BLiP.
+    assert receipts.post(RECEIPT, secret="s") == OK  # noqa: S106
+    assert receipts.waiting() == [WAITS | {"bots": ["shop", "store"]}]
+    assert receipts.post(RECEIPT, secret=SECRET) == UNAUTHORIZED
+    assert receipts.post(RECEIPT, secret=json.dumps({"clinic": {"current": "c"}})) == UNAUTHORIZED
+
+
+def test_a_body_does_not_say_whose_it_is(receipts: ReceiptsStack, aws: Aws) -> None:
+    put(aws, receipts, {"clinic": {"current": "c"}})
+
+    assert receipts.post(RECEIPT | {"bots": ["shop"]}, secret="c") == OK  # noqa: S106
+
+    assert receipts.waiting() == [WAITS | {"bots": ["clinic"]}]
+
+
+def test_the_rotation_of_one_bot_leaves_the_previous_secret_of_the_others(
+    receipts: ReceiptsStack, aws: Aws, clock: SimulatedClock
+) -> None:
+    hour, almost_a_day = rotated(clock, 3600), rotated(clock, 24 * 3600 - 60)
+    put(
+        aws,
+        receipts,
+        {
+            "clinic": {"current": "c2", "previous": "c1", "rotated_at": hour},
+            "shop": {"current": "s2", "previous": "s1", "rotated_at": almost_a_day},
+        },
+    )
+
+    assert [receipts.post(RECEIPT, secret=one) for one in ("c1", "c2", "s1", "s2")] == [OK] * 4
+
+    # To the second, whatever is cached.
+    clock.advance(61)
+    assert receipts.post(RECEIPT, secret="s1") == UNAUTHORIZED  # noqa: S106
+    assert [receipts.post(RECEIPT, secret=one) for one in ("c1", "c2", "s2")] == [OK] * 3
+    clock.advance(23 * 3600)
+    assert receipts.post(RECEIPT, secret="c1") == UNAUTHORIZED  # noqa: S106
+    assert [receipts.post(RECEIPT, secret=one) for one in ("c2", "s2")] == [OK] * 2
+
+
+def test_versions_of_secrets_manager_do_not_count_where_each_bot_has_a_secret(
+    receipts: ReceiptsStack, aws: Aws
+) -> None:
+    put(aws, receipts, {"clinic": {"current": "c2", "previous": "c1"}})  # dropped, or never dated
+    put(aws, receipts, {"clinic": {"current": "c3"}})
+
+    assert receipts.post(RECEIPT, secret="c3") == OK  # noqa: S106
+    for before in (SECRET, "c1", "c2"):
+        assert receipts.post(RECEIPT, secret=before) == UNAUTHORIZED
+    assert fetches(aws) == 1
+
+
+def test_a_secret_that_was_dropped_is_good_for_five_minutes_at_most(
+    receipts: ReceiptsStack, aws: Aws, clock: SimulatedClock
+) -> None:
+    put(aws, receipts, {"clinic": {"current": "c1"}})
+    assert receipts.post(RECEIPT, secret="c1") == OK  # noqa: S106
+    put(aws, receipts, {"clinic": {"current": "c2"}})
+
+    clock.advance(301)
+    assert receipts.post(RECEIPT, secret="c1") == UNAUTHORIZED  # noqa: S106
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        None,
+        "c1",
+        [],
+        {},
+        {"current": None},
+        {"current": 5},
+        {"current": " "},
+        {"current": "c2", "previous": "c1"},
+        {"current": "c2", "previous": "c1", "rotated_at": None},
+        {"current": "c2", "previous": "c1", "rotated_at": "yesterday"},
+        {"current": "c2", "previous": 5, "rotated_at": "2026-11-26T09:00:00+00:00"},
+        {"current": "c2", "previous": " ", "rotated_at": "2126-11-26T09:00:00+00:00"},
+    ],
+    ids=str,
+)
+def test_a_broken_entry_harms_no_other_bot(
+    receipts: ReceiptsStack, aws: Aws, entry: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(aws, receipts, {"shop": entry, "clinic": {"current": "c"}})
+
+    assert receipts.post(RECEIPT, secret="c") == OK  # noqa: S106
+    for given in (None, "", " ", "c1", "5", "None"):
+        assert receipts.post(RECEIPT, secret=given) == UNAUTHORIZED
+    if isinstance(entry, dict) and entry.get("current") == "c2":
+        assert receipts.post(RECEIPT, secret="c2") == OK  # noqa: S106
+    for line in caplog.records:
+        assert not {"c1", "c2"} & set(map(str, vars(line).values()))
+
+
+@pytest.mark.parametrize("broken", ["{", '{"clinic": {"current": "c"}', "{" * 100_000])
+def test_a_value_that_cannot_be_read_leaves_the_known_one_good(
+    receipts: ReceiptsStack,
+    aws: Aws,
+    clock: SimulatedClock,
+    caplog: pytest.LogCaptureFixture,
+    broken: str,
+) -> None:
+    put(aws, receipts, broken[:60_000])
+    with pytest.raises(WebhookSecretError):  # a 500, and an alarm
+        receipts.post(RECEIPT)
+    put(aws, receipts, {"clinic": {"current": "c"}})
+    assert receipts.post(RECEIPT, secret="c") == OK  # noqa: S106
+
+    put(aws, receipts, broken[:60_000])
+    clock.advance(301)
+    assert receipts.post(RECEIPT, secret="c") == OK  # noqa: S106
+    assert "was not fetched: the known one stays good" in caplog.text
 
 
 # --- The body -------------------------------------------------------------------------------------

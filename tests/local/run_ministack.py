@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import signal
+import string
 import sys
 import tempfile
 import threading
@@ -215,6 +216,23 @@ def _without_math(make: Callable[..., Any]) -> Callable[..., Any]:
     return record
 
 
+def _without_punctuation(generate: Callable[[Json], str]) -> Callable[[Json], str]:
+    """Honour `ExcludePunctuation`, as Secrets Manager does.
+
+    ministack leaves it out: one secret in ninety would begin with a brace, as only a JSON one may.
+    """
+
+    def generated(properties: Json) -> str:
+        asked = properties.get("GenerateSecretString") or {}
+        if str(asked.get("ExcludePunctuation")).lower() == "true":
+            excluded = asked.get("ExcludeCharacters", "") + string.punctuation
+            asked = asked | {"ExcludeCharacters": excluded}
+            properties = properties | {"GenerateSecretString": asked}
+        return generate(properties)
+
+    return generated
+
+
 def _leave_with_the_parent() -> None:
     sys.stdin.buffer.read()
     os.killpg(0, signal.SIGKILL)
@@ -224,6 +242,7 @@ sqs._collect_msgs = _fairly(sqs._collect_msgs)
 cloudwatch._evaluate_alarm = _by_dimensions(cloudwatch._evaluate_alarm)
 provisioners._cw_metric_alarm_record = _without_math(provisioners._cw_metric_alarm_record)
 lambda_svc._poll_dynamodb_streams = _poll_streams
+provisioners._sm_secret_string = _without_punctuation(provisioners._sm_secret_string)
 for kind in ("Application", "DeploymentGroup"):
     provisioners._RESOURCE_HANDLERS[f"AWS::CodeDeploy::{kind}"] = {
         "create": _nothing,

@@ -1,4 +1,4 @@
-"""A request that comes alone: its slot is reserved while it is claimed, if it will surely use it."""
+"""A request that comes alone: its slot is reserved while it is claimed, if it can use it then."""
 
 from collections.abc import Callable
 
@@ -72,9 +72,8 @@ def test_slot_that_may_not_be_used_at_once_is_not_reserved_ahead(
 
 
 def test_failure_of_a_reservation_ahead_shows_when_the_slot_is_taken() -> None:
-    def reserve(
-        _: Bot, plan: Plan, count: int, horizon: float, *, share: float, probing: bool
-    ) -> Reservation:
+    def reserve(bot: Bot, plan: Plan, count: int, *_: float, **__: object) -> Reservation:
+        assert (bot, count) == (BOT, 1)
         tried.append(plan)
         if len(tried) == 1:
             raise ConnectionError

@@ -195,6 +195,19 @@ def test_a_deployed_stack_is_reached_as_sam_reaches_it(
     assert "AWS_ENDPOINT_URL" not in call["environment"]
 
 
+def test_the_region_may_be_said_as_to_the_aws_cli(
+    sam: Sam, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_REGION", "sa-east-1")
+    sam.answers_with({"statusCode": 200, "body": "{}"})
+
+    run("notification", "order-1", "--json", "--stack", "blip-notifier-dev")
+
+    assert sam.calls[0]["arguments"][3:7] == [
+        *("--stack-name", "blip-notifier-dev", "--region", "sa-east-1"),
+    ]
+
+
 def test_what_goes_wrong_is_said_in_a_sentence(sam: Sam, run: Run) -> None:
     sam.says("", "Reading event from stdin\nError: Stack 'x' does not exist", 1)
     sam.says("", 'Error: Could not connect to the endpoint URL: "http://127.0.0.1:4566/"', 1)
@@ -422,3 +435,49 @@ def test_what_aws_refuses_is_said_in_a_line(run: Run) -> None:
 
     assert code == 1
     assert "letters not put back: ClientError SendMessageBatch AccessDenied" in text
+
+
+# --- rotate-webhook -------------------------------------------------------------------------------
+
+
+def rotation(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    """Have the next rotation come to this."""
+    values: dict[str, Any] = {
+        "bots": ["clinic"],
+        "secret": "5ecre7" * 10,
+        "previous_until": datetime(2026, 11, 27, 9, 0, tzinfo=UTC),
+        "others_with_the_old_one": ["shop"],
+    }
+
+    def rotate(stack: Any, bot: str, *, leaked: bool) -> upkeep.Rotation:
+        assert (stack.name, bot) == ("blip-notifier", "clinic")
+        assert leaked == (values["previous_until"] is None)
+        return upkeep.Rotation(**values)
+
+    values |= changes
+    monkeypatch.setattr(upkeep, "rotate_webhook", rotate)
+
+
+def test_a_rotation_says_what_to_enter_and_until_when(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rotation(monkeypatch)
+
+    assert run("rotate-webhook", "clinic") == (
+        0,
+        "Enter in BLiP's portal, as header of clinic; the one before counts until"
+        f" 2026-11-27T09:00:00Z: X-Receipts-Secret: {'5ecre7' * 10} ",
+    )
+
+
+def test_a_leak_says_what_is_refused_and_where_else_it_counts(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rotation(monkeypatch, bots=["clinic", "clinic-vip"], previous_until=None)
+
+    code, text = run("rotate-webhook", "clinic", "--leaked")
+
+    assert code == 0
+    assert "as header of clinic and clinic-vip; it counts at once" in text
+    assert "The one before is refused within five minutes" in text
+    assert "It still lets others in, rotate them as well: shop" in text

@@ -73,9 +73,21 @@ class Publisher:
         Returns:
             The sequence number from which the batch has to come again; None if it is done.
         """
+        problems = {write.sequence_number: write.problem for write in writes if write.problem}
+        again = self._publish_events(writes, deadline, problems)
         for write in writes:
-            if write.problem and not self._set_aside(write, write.problem):
-                return writes[0].sequence_number
+            # What comes again would be set aside each time that it does.
+            if write.sequence_number == again:
+                break
+            problem = problems.get(write.sequence_number)
+            if problem and not self._set_aside(write, problem):
+                return write.sequence_number
+        return again
+
+    def _publish_events(
+        self, writes: Sequence[LedgerWrite], deadline: float, problems: dict[str, str]
+    ) -> str | None:
+        """Publish the events of a batch; what the bus refuses for ever is added to the problems."""
         pending = dict(
             enumerate(
                 (write, event)
@@ -87,7 +99,7 @@ class Publisher:
         waits = iter(WAITS_SECONDS)
         while pending:
             call = _call(pending)
-            done = self._put([pending[position] for position in call])
+            done = self._put([pending[position] for position in call], problems)
             for position in [one for one, is_done in zip(call, done, strict=True) if is_done]:
                 del pending[position]
             if all(done):
@@ -99,17 +111,18 @@ class Publisher:
             self.clock.sleep(self.uniform(wait / 2, wait))
         return None
 
-    def _put(self, call: Sequence[tuple[LedgerWrite, StatusEvent]]) -> list[bool]:
+    def _put(
+        self, call: Sequence[tuple[LedgerWrite, StatusEvent]], problems: dict[str, str]
+    ) -> list[bool]:
         """Publish some events with one call; return which of them are done."""
         done = []
         outcomes = self.events.put([event for _, event in call])
         for (write, event), outcome in zip(call, outcomes, strict=True):
             if outcome is Publication.REFUSED:
-                done.append(self._set_aside(write, "the event bus refuses it"))
-                continue
-            if outcome is Publication.TAKEN:
+                problems[write.sequence_number] = "the event bus refuses it"
+            elif outcome is Publication.TAKEN:
                 self.meter.took("changed_to_published", self.clock.now() - event.time)
-            done.append(outcome is Publication.TAKEN)
+            done.append(outcome is not Publication.NOT_NOW)
         return done
 
     def _set_aside(self, write: LedgerWrite, problem: str) -> bool:

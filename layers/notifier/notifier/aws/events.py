@@ -20,8 +20,9 @@ logger = logging.getLogger(__name__)
 SOURCE = "blip-notifier"
 DETAIL_TYPE = "Notification Status Changed"
 # What EventBridge answers for one entry while it takes none: it is throttled or broken, or the role
-# or the bus's policy lets nobody in. Any other code is about the event itself. Source: the API
-# reference of PutEventsResultEntry.
+# or the bus's policy lets nobody in, which AWS calls not retryable and an operator can change. Any
+# other code is about the event itself: InvalidArgument, MalformedDetail, RedactionFailure. Source:
+# the API references of PutEventsResultEntry, and of PutEvents for InternalException.
 _NOT_NOW = {
     "ThrottlingException",
     "InternalFailure",
@@ -31,7 +32,8 @@ _NOT_NOW = {
     "NotAuthorizedForDetailTypeException",
     "InvalidAccountIdException",
 }
-# What it answers to a call whose entries it cannot take, as for one above its size.
+# What it answers to a call whose entries it cannot take, as for one above its size ("Total size of
+# the entries in the request is over the limit"). AWS documents no code for that.
 _WRONG_CALL = {"ValidationException", "RequestEntityTooLargeException"}
 _NAMESPACE = UUID("2f9b8a0c-9d0e-4f0c-9a4e-7b4f6c1f1f55")
 

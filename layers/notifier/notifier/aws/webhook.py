@@ -1,10 +1,21 @@
-"""The webhook's secret in Secrets Manager, cached for five minutes. Nothing of it is ever logged.
+"""The webhook's secrets in Secrets Manager, cached for five minutes. Nothing of it is ever logged.
+
+The value is a JSON object with one entry per bot:
+
+    {"clinic": {"current": "…", "previous": "…", "rotated_at": "2026-11-26T09:00:00+00:00"}}
+
+`previous` counts for a day after `rotated_at`. A value that does not begin with a brace, which is
+what a first deploy makes, is one secret for all bots. Of those, Secrets Manager's version before
+counts for a day as well.
 
 Apart from the bots' secret, so that the webhook's function does not import how bots are checked.
 """
 
 import hmac
+import json
 import logging
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -12,7 +23,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from notifier.failures import crash_facts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from mypy_boto3_secretsmanager import SecretsManagerClient
 
@@ -22,6 +33,21 @@ CACHED_SECONDS = 300.0
 FRESH_SECONDS = 10.0
 # How long the value before counts beside a new one: a day to enter it in BLiP's portal.
 OVERLAP_SECONDS = 24 * 3600.0
+# Stands for all bots. No bot can have this name.
+EVERY_BOT = "*"
+
+
+class WebhookSecretError(Exception):
+    """The value of the secret begins with a brace and is not a JSON object."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Accepted:
+    """A secret, the bot whose receipts it lets in, and until when (epoch seconds)."""
+
+    bot: str
+    secret: bytes = field(repr=False)
+    until: float = float("inf")
 
 
 class WebhookSecret:
@@ -40,48 +66,84 @@ class WebhookSecret:
         self._secrets_manager = secrets_manager
         self._secret = secret
         self._now = now
-        self._current = self._previous = b""
-        self._previous_until = 0.0
+        self._accepted: list[_Accepted] = []
         self._fetched_at = float("-inf")
 
-    def accepted(self, given: bytes) -> list[bytes]:
-        """Give the secrets that are good now; fetched afresh if this one is not among them.
+    def bots(self, given: bytes) -> list[str]:
+        """Return the bots whose secret this is now, EVERY_BOT among them; empty if it is none.
 
-        That is done every FRESH_SECONDS at most, so that nobody who guesses makes us ask AWS.
+        The secret is fetched afresh if the given one is not known, but only every FRESH_SECONDS:
+        guessing does not make the function ask AWS more often.
+
+        Raises:
+            BotoCoreError, ClientError, WebhookSecretError: it cannot be fetched or read, and none
+                is known from before.
         """
+        bots = self._bots(given)
         age = self._now() - self._fetched_at
-        known = any(hmac.compare_digest(given, secret) for secret in self._good())
-        if age > CACHED_SECONDS or (not known and age > FRESH_SECONDS):
+        if age > CACHED_SECONDS or (not bots and age > FRESH_SECONDS):
             self._fetch()
-        return self._good()
+            bots = self._bots(given)
+        return bots
 
-    def _good(self) -> list[bytes]:
-        overlap = self._now() < self._previous_until
-        return [secret for secret in (self._current, self._previous if overlap else b"") if secret]
+    def _bots(self, given: bytes) -> list[str]:
+        # Compared with every one, whichever fits.
+        return [
+            one.bot
+            for one in self._accepted
+            if self._now() < one.until and hmac.compare_digest(given, one.secret)
+        ]
 
     def _fetch(self) -> None:
-        """Fetch both versions. While AWS does not answer, those that we have stay good."""
+        """Fetch the secret. While AWS does not answer, what is known stays good."""
         try:
-            current, since = self._version("AWSCURRENT")
-            previous, _ = self._version("AWSPREVIOUS")
-        except (BotoCoreError, ClientError) as error:
-            if not self._current:
+            accepted = list(self._read())
+        except (BotoCoreError, ClientError, WebhookSecretError) as error:
+            if not self._accepted:
                 raise
             logger.error(
                 "the webhook's secret was not fetched: the known one stays good",
                 extra=crash_facts(error),
             )
         else:
-            self._current, self._previous = current, previous
-            self._previous_until = since + OVERLAP_SECONDS
+            self._accepted = [one for one in accepted if one.secret]
         self._fetched_at = self._now()
 
-    def _version(self, stage: str) -> tuple[bytes, float]:
+    def _read(self) -> "Iterator[_Accepted]":
+        current, since = self._version("AWSCURRENT")
+        if current.startswith("{"):
+            yield from _per_bot(current)
+            return
+        previous, _ = self._version("AWSPREVIOUS")
+        yield _Accepted(EVERY_BOT, current.encode())
+        yield _Accepted(EVERY_BOT, previous.encode(), since + OVERLAP_SECONDS)
+
+    def _version(self, stage: str) -> tuple[str, float]:
         """Return a version of the secret, and when it was put."""
         try:
             answer = self._secrets_manager.get_secret_value(
                 SecretId=self._secret, VersionStage=stage
             )
         except self._secrets_manager.exceptions.ResourceNotFoundException:
-            return b"", 0.0  # it was never rotated
-        return answer["SecretString"].strip().encode(), answer["CreatedDate"].timestamp()
+            return "", 0.0  # it was never rotated
+        return answer["SecretString"].strip(), answer["CreatedDate"].timestamp()
+
+
+def _per_bot(text: str) -> "Iterator[_Accepted]":
+    """Return the secrets of every bot. A broken entry does no harm to the other bots."""
+    try:
+        entries = json.loads(text)
+    except (ValueError, RecursionError):
+        # Without the decoder's error, which holds the whole text.
+        raise WebhookSecretError("the webhook's secret is not a JSON object") from None
+    for bot, entry in entries.items():
+        try:
+            yield _Accepted(bot, entry["current"].strip().encode())
+            if previous := entry.get("previous"):
+                rotated_at = datetime.fromisoformat(entry["rotated_at"]).timestamp()
+                yield _Accepted(bot, previous.strip().encode(), rotated_at + OVERLAP_SECONDS)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            logger.error(
+                "an entry of the webhook's secret cannot be read",
+                extra={"bot": bot, "error": type(error).__name__},
+            )

@@ -1,7 +1,6 @@
 """Builds the function ReceiveReceipt: BLiP's webhook. It answers at once and decides nothing."""
 
 import base64
-import hmac
 import json
 import logging
 from collections.abc import Mapping
@@ -9,7 +8,7 @@ from typing import Any
 
 from notifier import telemetry
 from notifier.aws.queues import ReceiptsQueue
-from notifier.aws.webhook import WebhookSecret
+from notifier.aws.webhook import EVERY_BOT, WebhookSecret
 from notifier.blip.receipts import Envelope, kind, receipt, reduced
 from notifier.runtime import AWS, SystemClock, boto3
 from notifier.settings import ReceiveReceiptSettings
@@ -32,9 +31,11 @@ class ReceiveReceipt:
         """Let in what knows the secret, and put receipts on their queue.
 
         Answers 401, 413 or 400 with one line, 200 with nothing else. BLiP sends everything of a bot
-        to one address: what is no receipt, or not ours, is answered 200, counted and dropped.
+        to one address: what is no receipt, or not ours, is answered 200, counted and dropped. A
+        receipt carries the names of the bots whose secret was shown, unless it is that of all.
         """
-        if not self._knows_the_secret(event):
+        bots = self._secret.bots(_shown(event))
+        if not bots:
             telemetry.count(["webhook_unauthorized"])
             return _answer(401, f"the header {HEADER} is missing or wrong")
         body = _bytes(event)
@@ -55,15 +56,20 @@ class ReceiveReceipt:
             case Envelope.RECEIPT if receipt(document) is None:
                 telemetry.count(["webhook_foreign"])
             case Envelope.RECEIPT:
-                self._queue.put(reduced(document))
+                about = reduced(document)
+                if EVERY_BOT not in bots:
+                    # A receipt does not say whose it is; the ledger knows it when it is recorded.
+                    about["bots"] = bots
+                self._queue.put(about)
                 telemetry.count(["webhook_receipt"])
         return {"statusCode": 200}
 
-    def _knows_the_secret(self, event: Mapping[str, Any]) -> bool:
-        headers = event.get("headers") or {}
-        given = next((value for name, value in headers.items() if name.lower() == HEADER), "")
-        shown = given.encode(errors="replace")
-        return any(hmac.compare_digest(shown, secret) for secret in self._secret.accepted(shown))
+
+def _shown(event: Mapping[str, Any]) -> bytes:
+    """Return the secret that the caller shows; empty if there is none."""
+    headers = event.get("headers") or {}
+    shown = next((value for name, value in headers.items() if name.lower() == HEADER), "")
+    return str(shown).encode(errors="replace")
 
 
 def _bytes(event: Mapping[str, Any]) -> bytes:
