@@ -193,12 +193,12 @@ def _local_backlog() -> Row:
 
 
 def _local_outbox() -> Row:
-    result = load(20, 60)
+    result = load(10, 60)
     broken = list(result.broken)
     if result.p95 > MOST_SECONDS:
         broken.append("later than two seconds")
     told = (
-        f"{result.events} status events of 1,200 notifications, from the ledger to the bus in "
+        f"{result.events} status events of 600 notifications, from the ledger to the bus in "
         f"{median(result.delays):.1f} s, 95 % within {result.p95:.1f} s, at most "
         f"{result.delays[-1]:.1f} s; {result.repeated} published twice"
     )
@@ -255,7 +255,7 @@ LOCAL: dict[str, Callable[[], Row]] = {
     "deployed: a sandbox killed at every call out": _local_crash_points,
     "deployed: storm, 5,000": _local_storm,
     "deployed: 2,000 waiting, at 50 a second": _local_backlog,
-    "deployed: status events, 20 notifications a second": _local_outbox,
+    "deployed: status events, 10 notifications a second": _local_outbox,
     "deployed: 10,000 receipts at once, bad ones among them": _webhook,
 }
 
