@@ -92,10 +92,16 @@ class FakeTable(SimTable):
         return [self.get(key) | {"key": key} for key in keys if key in self.items], set()
 
     def update(
-        self, key: str, update: str, condition: str, values: dict[str, Any]
+        self,
+        key: str,
+        update: str,
+        condition: str,
+        values: dict[str, Any],
+        *,
+        returning: bool = True,
     ) -> tuple[bool, Item]:
         self.writes += 1
-        return super().update(key, update, condition, values)
+        return super().update(key, update, condition, values, returning=returning)
 
 
 # How many items one page of a scan has.
@@ -211,6 +217,9 @@ class FakeBlip:
         self.stored: dict[str, list[Receipt]] = {}
         self.asked: list[str] = []
         self.pings = 0
+
+    def is_connected(self, _: Bot) -> bool:
+        return bool(self.taken)
 
     def look_up(self, bot: Bot, phone: str, on_connected: Callable[[], None]) -> str:
         on_connected()

@@ -24,10 +24,10 @@ from tests.benchmarks import cold_start, growth, memory, plot, targets
 from tests.benchmarks.batches import ALL_DONE, CASES, LATENCIES, WARM_UP, add, measure
 from tests.benchmarks.figures import RESULTS, Figures, ratio
 from tests.benchmarks.lab import (
+    AFTERWARDS,
     COMPETITORS,
     FLOOR,
     OURS,
-    RECEIPTS,
     WEBHOOK_SECRET,
     Function,
     Lab,
@@ -37,17 +37,32 @@ from tests.benchmarks.lab import (
     record,
 )
 
+# How many changes of status come together: at a trickle one, under load more.
+EVENTS = (("one event", 1), ("ten events", 10))
 RECEIPT_STATUSES = ("accepted", "dispatched", "received", "consumed")
 
 
-def measure_receipts(lab: Lab, sender: Function) -> list[Figures]:
-    """Let the receipts of ten messages come in one by one, and be recorded in batches."""
-    receive, record_ten = (lab.function(name) for name in RECEIPTS)
+def measure_afterwards(lab: Lab, sender: Function) -> list[Figures]:
+    """Let what ten messages have changed be published, alone and together.
+
+    Then their receipts come in one by one, and are recorded in batches.
+    """
+    receive, record_ten, publish = (lab.function(name) for name in AFTERWARDS)
     received = Figures("a receipt received", 0, OURS, 1)
     recorded = Figures("ten receipts recorded", 0, OURS, 10)
+    published = [Figures(f"{name} published", 0, OURS, size) for name, size in EVENTS]
     for number in range(-WARM_UP, 5):
         sent = batch(lab, known=10, new=0)
+        lab.stream()
         sender.invoke({"Records": sent})
+        records = lab.stream()["Records"]
+        assert len(records) == len(sent)
+        for figures in published:
+            lab.counts()
+            measured = publish.invoke({"Records": records[: figures.size]})
+            assert measured["answer"] == ALL_DONE, measured
+            if number >= 0:
+                add(figures, 5, measured, lab.counts())
         for status in RECEIPT_STATUSES:
             lab.counts()
             some = receipts(sent, status)
@@ -66,7 +81,7 @@ def measure_receipts(lab: Lab, sender: Function) -> list[Figures]:
             assert measured["answer"] == ALL_DONE, measured
             if number >= 0:
                 add(recorded, 5 * 4, measured, lab.counts())
-    return [received, recorded]
+    return [received, recorded, *published]
 
 
 def table(results: Sequence[Figures]) -> Table:
@@ -130,7 +145,7 @@ def main() -> None:
         console.print(table(results))
         if arguments.only or arguments.rounds:
             return
-        of_receipts = measure_receipts(running, functions[0])
+        afterwards = measure_afterwards(running, functions[0])
         sizes = memory.measure(running)
         cold = cold_start.measure(running, Path(folder))
         grown = growth.measure(running)
@@ -144,7 +159,7 @@ def main() -> None:
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
         "batches": [asdict(figures) for figures in results],
-        "receipts": [asdict(figures) for figures in of_receipts],
+        "afterwards": [asdict(figures) for figures in afterwards],
         "memory": sizes,
         "cold_start": cold,
         "growth": grown,

@@ -105,9 +105,14 @@ class _RefusedError(Exception):
 
 
 class Tables:
-    """Every table, its items packed so that a million of them fit into memory."""
+    """Every table, its items packed so that a million of them fit into memory.
+
+    Attributes:
+        written: the last writes of the ledger, by key: the item before and after it.
+    """
 
     def __init__(self) -> None:
+        self.written: dict[str, tuple[Item, Item]] = {}
         self.items: dict[str, dict[str, bytes]] = {}
         self.units = {"read": 0.0, "write": 0.0}
         self.largest = 0
@@ -187,6 +192,8 @@ class Tables:
                 raise _RefusedError(refusal)
         after = change(before, values)
         table[key] = marshal.dumps(after)
+        if call["TableName"] == "ledger":
+            self.written[key] = (before, after)
         largest = max(item_size(before), item_size(after))
         self.largest = max(self.largest, largest)
         self.units["write"] += max(1, -(-largest // 1024))
@@ -224,6 +231,7 @@ class Aws:
             "Control.Put": self._put,
             "Control.Fill": self._fill,
             "Control.Counts": self._counts,
+            "Control.Stream": self._stream,
         }
 
     def answer(self, target: str, body: bytes) -> tuple[int, bytes]:
@@ -270,6 +278,24 @@ class Aws:
         for number in range(len(items), call["count"]):
             items[f"filler-{number}"] = packed
         return {}
+
+    def _stream(self, _: dict[str, Any]) -> dict[str, Any]:
+        """Give the last write of each item of the ledger since then, as its stream does."""
+        written, self.tables.written = self.tables.written, {}
+        return {
+            "Records": [
+                {
+                    "eventName": "MODIFY",
+                    "dynamodb": {
+                        "Keys": {"key": {"S": key}},
+                        "SequenceNumber": f"{next(_NUMBERS):021}",
+                        "OldImage": _typed_item(before),
+                        "NewImage": _typed_item(after),
+                    },
+                }
+                for key, (before, after) in written.items()
+            ]
+        }
 
     def _counts(self, _: dict[str, Any]) -> dict[str, Any]:
         """Give what was counted since the last time."""

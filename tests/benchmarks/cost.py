@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.figures import Figures, last_run
-from tests.benchmarks.lab import OURS, RECEIPTS, TEXTBOOK
+from tests.benchmarks.lab import AFTERWARDS, OURS, TEXTBOOK
 from tests.benchmarks.quota import share_of
 from tests.template.transformed import load
 
@@ -110,10 +110,11 @@ def sending(figures: Figures) -> dict[str, float]:
 
 
 def receipts(received: Figures, recorded: Figures) -> float:
-    """Give the dollars per million notifications for their receipts, without status events."""
+    """Return the dollars per million notifications for their receipts, without status events."""
+    functions = list(AFTERWARDS.values())
     one = sum(
         sum(_function(figures, memory_mb(function)).values())
-        for figures, function in zip((received, recorded), RECEIPTS.values(), strict=True)
+        for figures, function in zip((received, recorded), functions, strict=False)
     )
     api = MILLION * PRICES["http api request"]
     # Putting it on the queue is counted among the calls of the function that does.
@@ -121,7 +122,13 @@ def receipts(received: Figures, recorded: Figures) -> float:
     return RECEIPTS_EACH * (one + api + queue)
 
 
-def _prices(batches: Sequence[Figures], of_receipts: Sequence[Figures]) -> Table:
+def publishing(published: Figures) -> float:
+    """Return the dollars per million status events. Lambda reads the stream for nothing."""
+    function = sum(_function(published, memory_mb("PublishStatusEventsFunction")).values())
+    return function + MILLION * PRICES["eventbridge custom event"]
+
+
+def _prices(batches: Sequence[Figures], afterwards: Sequence[Figures]) -> Table:
     shown = Table(title="Dollars per million notifications")
     shown.add_column("")
     columns = [sending(figures) for figures in batches]
@@ -133,13 +140,23 @@ def _prices(batches: Sequence[Figures], of_receipts: Sequence[Figures]) -> Table
     shown.add_section()
     shown.add_row("send path", *(f"{sum(dollars.values()):.2f}" for dollars in columns))
     shown.add_section()
-    events = MILLION * STATUS_EVENTS_EACH * PRICES["eventbridge custom event"]
+    received, recorded, one, ten = afterwards
     extra = {
-        "receipts, four each": receipts(*of_receipts),
-        f"status events, {STATUS_EVENTS_EACH} each": events,
+        "receipts, four each": (receipts(received, recorded),) * 2,
+        f"status events, {STATUS_EVENTS_EACH} each": tuple(
+            STATUS_EVENTS_EACH * publishing(published) for published in (one, ten)
+        ),
     }
     for name, dollars in extra.items():
-        shown.add_row(name, *(f"{dollars:.2f}" if f.competitor == OURS else "-" for f in batches))
+        # What comes alone is published alone.
+        cells = [f"{dollars[min(1, f.size - 1)]:.2f}" for f in batches]
+        shown.add_row(
+            name,
+            *(
+                cell if f.competitor == OURS else "-"
+                for cell, f in zip(cells, batches, strict=True)
+            ),
+        )
     return shown
 
 
@@ -157,7 +174,7 @@ def limits(figures: Figures, numbers: int) -> dict[str, float]:
                 per_second_of_one,
                 ledger_units,
                 2 / figures.size / numbers,
-                figures.calls["PutEvents"] + RECEIPTS_EACH / 10,
+                STATUS_EVENTS_EACH / 10,
                 RECEIPTS_EACH,
             ),
             strict=True,
@@ -204,8 +221,7 @@ def main() -> None:
         for figures in last_run("batches")
         if figures.latency and figures.competitor in {OURS, TEXTBOOK}
     ]
-    of_receipts = last_run("receipts")
-    console.print(_prices(batches, of_receipts))
+    console.print(_prices(batches, last_run("afterwards")))
     console.print(
         "Without receipts a notification ends at `sent`: nobody hears that it was not delivered,\n"
         "and what WhatsApp's rate limits hold up is not sent again. Without status events\n"

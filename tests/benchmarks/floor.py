@@ -22,7 +22,6 @@ LEDGER, IDENTITIES = os.environ["LEDGER_TABLE"], os.environ["IDENTITIES_TABLE"]
 
 dynamodb = boto3.client("dynamodb", config=AWS)
 sqs = boto3.client("sqs", config=AWS)
-eventbridge = boto3.client("events", config=AWS)
 bot = json.loads(
     boto3.client("secretsmanager", config=AWS).get_secret_value(
         SecretId=os.environ["BOTS_SECRET_ARN"]
@@ -100,7 +99,7 @@ def look_up(request: dict[str, Any]) -> str:
     return address
 
 
-def send(request: dict[str, Any], body: str, address: str) -> dict[str, Any]:
+def send(request: dict[str, Any], body: str, address: str) -> None:
     """Send the template, settle; put what was refused on the dead-letter queue."""
     template = request["template"]
     parameters = [{"type": "text", "text": text} for text in template["body"]]
@@ -125,20 +124,14 @@ def send(request: dict[str, Any], body: str, address: str) -> dict[str, Any]:
     if not answer.is_success:
         sqs.send_message(QueueUrl=os.environ["DEAD_LETTERS_QUEUE_URL"], MessageBody=body)
     update(LEDGER, request["id"], status=status, updated_at=time.time_ns() // 1_000_000)
-    return {
-        "EventBusName": "default",
-        "Source": "floor",
-        "DetailType": "Notification Status Changed",
-        "Detail": json.dumps({"id": request["id"], "bot": "default", "status": status}),
-    }
 
 
-def deliver(body: str, identities: dict[str, str]) -> dict[str, Any]:
-    """Deliver one request; give its status event."""
+def deliver(body: str, identities: dict[str, str]) -> None:
+    """Deliver one request."""
     request = json.loads(body)
     address = identities.get(request["to"])
     claim(request, body, "claimed" if address is None else "sending")
-    return send(request, body, look_up(request) if address is None else address)
+    send(request, body, look_up(request) if address is None else address)
 
 
 def handler(event: dict[str, Any], _: object) -> dict[str, Any]:
@@ -158,9 +151,7 @@ def handler(event: dict[str, Any], _: object) -> dict[str, Any]:
         reserved = [threads.submit(reserve, "messages")]
         if not identities:
             reserved.append(threads.submit(reserve, "commands"))
-        told = list(threads.map(lambda body: deliver(body, identities), some))
+        list(threads.map(lambda body: deliver(body, identities), some))
         for each in reserved:
             each.result()
-        for first in range(0, len(told), 10):
-            eventbridge.put_events(Entries=told[first : first + 10])  # type: ignore[arg-type] # plain
     return {"batchItemFailures": []}

@@ -30,10 +30,11 @@ AWS_LATENCY_SECONDS = 0.004
 FULL_SPEED = 10_000
 REFUSED = "refused_template"
 WEBHOOK_SECRET = "what BLiP shows at the webhook"  # noqa: S105
-# The functions of the receipts' path, which has no other competitor.
-RECEIPTS = {
+# The functions after sending, which have no other competitor.
+AFTERWARDS = {
     "receive_receipt": "ReceiveReceiptFunction",
     "record_receipt": "RecordReceiptFunction",
+    "publish_status_events": "PublishStatusEventsFunction",
 }
 
 
@@ -130,7 +131,7 @@ class Lab:
     ) -> Iterator[Function]:
         log = self.folder / f"{competitor}-{len(list(self.folder.iterdir()))}.log"
         command = ("-m", "tests.benchmarks.worker", competitor, log)
-        environment = self.environment(RECEIPTS.get(competitor, "SendNotificationFunction"))
+        environment = self.environment(AFTERWARDS.get(competitor, "SendNotificationFunction"))
         begun = time.perf_counter()
         with _process(*command, environment=environment) as running:
             for governor in governors:
@@ -147,6 +148,7 @@ class Lab:
             "RequestsQueue": f"{self.aws}/0/requests",
             "DeadLettersQueue": f"{self.aws}/0/dead-letters",
             "ReceiptsQueue": f"{self.aws}/0/receipts",
+            "UnpublishedQueue": f"{self.aws}/0/unpublished",
             "BotsSecret": "bots",
             "WebhookSecret": "webhook",
             "AWS::StackName": "blip-notifier",
@@ -178,6 +180,11 @@ class Lab:
     def fill(self, table: str, item: dict[str, Any], count: int) -> None:
         """Let a table hold so many items, all like this one."""
         self._control("Fill", {"table": table, "item": item, "count": count})
+
+    def stream(self) -> dict[str, Any]:
+        """Give what the ledger's stream has carried since the last time, as a function's event."""
+        event: dict[str, Any] = self._control("Stream", {})
+        return event
 
     def counts(self) -> dict[str, Any]:
         """Give what AWS has counted since the last time."""

@@ -17,6 +17,7 @@ ENTRANCES = {
     "ours": "send_notification",
     "receive_receipt": "receive_receipt",
     "record_receipt": "record_receipt",
+    "publish_status_events": "publish_status_events",
 }
 TIMEOUT_SECONDS = 300
 

@@ -33,7 +33,7 @@ SHORT = {
     "BackoffBaseSeconds": "1",
     "BackoffMaxSeconds": "1",
     "BreakerWaitSeconds": "1",
-    "TellEveryReceipt": "true",
+    "PublishAllReceipts": "true",
 }
 
 

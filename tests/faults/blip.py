@@ -411,6 +411,10 @@ class SimBlip(BlipClient):
     def _pool(self) -> list[_Connection]:
         return self._pools.setdefault(self._process, [])
 
+    def is_connected(self, _: Bot) -> bool:
+        limit = min(MAX_IDLE_SECONDS, self.network.closes_after)
+        return any(self.simulation.now - one.used_at <= limit for one in self._pool)
+
     def _connected(self, kind: Kind, fault: Fault | None) -> _Connection:
         """Return a connection that stands: one that is still warm, or a new one."""
         chance, now = self.simulation.random, self.simulation.now

@@ -192,7 +192,8 @@ class SimTable(Table):
 
     Attributes:
         items: by key.
-        on_write: called for every write, with the item before and after it.
+        on_write: called for every write, with the item before and after it; a deletion's is empty,
+            by whomever it was, as is that of an item that was not there before.
         polled: the keys of the items in the index `polls`.
         page: how many items a scan looks at in one call.
     """
@@ -248,7 +249,9 @@ class SimTable(Table):
 
         return self._aws.call(f"{self._table}.query", read)
 
-    def update(self, key: str, update: str, condition: str, values: _Values) -> tuple[bool, Item]:
+    def update(
+        self, key: str, update: str, condition: str, values: _Values, *, returning: bool = True
+    ) -> tuple[bool, Item]:
         holds, changes, plain = _parsed(update, condition, values)
 
         def write() -> tuple[bool, Item]:
@@ -267,7 +270,7 @@ class SimTable(Table):
             else:
                 self.polled.discard(key)
             self.on_write(key, before, after)
-            return True, _copied(after)
+            return True, _copied(after) if returning else {}
 
         return self._aws.call(f"{self._table}.update: {_meaning(update, plain)}", write)
 
@@ -280,8 +283,10 @@ class SimTable(Table):
         return item
 
     def _drop(self, key: str) -> None:
-        self.items.pop(key, None)
+        before = self.items.pop(key, None)
         self.polled.discard(key)
+        if before:
+            self.on_write(key, before, {})
 
     def _perhaps_stale(self, key: str) -> Item:
         item = self._live(key)

@@ -36,6 +36,7 @@ from tests.faults.blip import (
     Refusal,
 )
 from tests.faults.dynamodb import ERRORS, AwsError, AwsFaults, DirectAws, SimTable
+from tests.faults.events import BusFaults
 from tests.faults.long_runs import request
 from tests.faults.world import POLICY, Faults, Settings, World
 
@@ -565,7 +566,8 @@ def aws_errors(
 
 def _aws_storm(came: Came, requests: int, seed: int) -> None:
     """Many calls fail. What was never posted must not be told as possibly sent."""
-    faults = Faults(aws=AwsFaults(repeated=0.02, failed=0.03, slow=0.02, stale=0.2), told_late=0.02)
+    aws = AwsFaults(repeated=0.02, failed=0.03, slow=0.02, stale=0.2)
+    faults = Faults(aws=aws, bus=BusFaults(calls=aws, throttled=0.02))
     bots = [Account("default"), Account("clinic")]
     with World(seed, bots=bots, faults=faults) as world:
         for bot, if_unknown in (("default", "fail"), ("clinic", "resend")):
@@ -605,6 +607,8 @@ def _one_record(came: Came, seed: int) -> float:
                         return left.pop() if left and own else None
 
                     world.aws.fails = fail
+                    # Before a failure is recorded, the ledger is read.
+                    world.blip.fates[request(0)["to"]] = Fate(failing=[131047])
                     published = _publish(world, range(10), known=call != "identities.get")
                     world.settle(at_most=DAY)
                     waits = _waits(world, published)

@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 from tests.faults.blip import NO_SET_UP, Accepted, Fate, Fault, HistorySettings, Kind
 from tests.faults.breaks import BREAKS
 from tests.faults.simulation import Crash, Process, Side
-from tests.faults.sqs import EventSourceMapping
+from tests.faults.sqs import SourceMapping
 from tests.faults.stories import WHERE
 from tests.faults.world import Settings, World
 
@@ -210,7 +210,7 @@ class Interleavings(RuleBasedStateMachine):
         startable = [
             mapping
             for mapping in self._mappings
-            if len(mapping.busy) < SANDBOXES and mapping.queue.visible()
+            if len(mapping.busy) < SANDBOXES and mapping.startable()
         ]
         if startable:
             startable[which % len(startable)].poll(most)
@@ -240,8 +240,8 @@ class Interleavings(RuleBasedStateMachine):
         self._world.simulation.advance(seconds)
 
     @property
-    def _mappings(self) -> list[EventSourceMapping]:
-        return [self._world.sending, self._world.recording]
+    def _mappings(self) -> list[SourceMapping[Any]]:
+        return [self._world.sending, self._world.recording, self._world.publishing]
 
     # --- what goes wrong --------------------------------------------------------------------------
 

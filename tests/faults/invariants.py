@@ -6,6 +6,8 @@
     forward only     a status never goes back, and a new generation follows only a failed one that
                      was put back on the queue
     the right words  every dead letter has the reason it deserves, and upstream hears of each end
+    every event      each change of status that upstream hears of is published, in the order of its
+                     key, and nothing else is
     one probe        an open breaker is probed once in 30 s at most
 
 What was published and what BLiP took is known here from outside; of the product only the ledger,
@@ -23,6 +25,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from notifier.request import NotificationRequest, Unusable, ledger_key, message_id, parse
 from notifier.runtime import BatchCrashed
+from tests.faults.events import REFUSED, StatusEvents
 
 if TYPE_CHECKING:
     from tests.faults.blip import Accepted
@@ -85,6 +88,7 @@ class Invariants:
 
     Attributes:
         so_far: what did not hold while it went on, as sentences.
+        poison: the keys of items that nobody can make sense of.
     """
 
     def __init__(self, world: "World") -> None:
@@ -93,13 +97,15 @@ class Invariants:
         self.unusable: Counter[str] = Counter()
         self.letters: list[Message] = []
         self.so_far: list[str] = []
+        self.poison: set[str] = set()
         self._put_back: set[tuple[str, int]] = set()  # body and generation
         # Letters of what waited so long for a message that tells how far the history goes.
         self._waited_for_control: set[int] = set()
         self._shown: set[int] = set()  # letters of what the history shows
         self._ever_cancelled: set[str] = set()
         world.blip.on_accept = self._accepted
-        world.tables["ledger"].on_write = self._written
+        self.events = StatusEvents(self._break)
+        world.bus.on_event = self.events.published
         world.requests.on_sent = self._sent_to_requests
         world.dead_letters.on_sent = self._sent_to_dead_letters
 
@@ -176,8 +182,12 @@ class Invariants:
         window = settings.policy.get("settle_window_seconds", 900)
         return settings.history.kept and settings.history.lag < window
 
-    def _written(self, key: str, before: dict[str, Any], after: dict[str, Any]) -> None:
-        if not before or before["expires_at"] <= self._world.now() + self._world.faults.skew + 1:
+    def written(self, key: str, before: dict[str, Any], after: dict[str, Any], record: int) -> None:
+        """Look at a write to the ledger, and the number of its record in the stream."""
+        self.events.written(key, before, after, record)
+        if key.endswith(REFUSED) or not before or not after:
+            return
+        if before["expires_at"] <= self._world.now() + self._world.faults.skew + 1:
             return
         was, now = before["status"], after["status"]
         if now == "cancelled":
@@ -207,7 +217,7 @@ class Invariants:
         broken += [f"unforeseen: {error}" for error in world.unforeseen]
         broken += [
             f"the function failed: {error!r}"
-            for mapping in (world.sending, world.recording)
+            for mapping in (world.sending, world.recording, world.publishing)
             for error in mapping.errors
             if not isinstance(error, BotoCoreError | ClientError | BatchCrashed)
         ]
@@ -218,9 +228,36 @@ class Invariants:
             ]
         broken += self._letters()
         broken += self._probes()
+        broken += self._unpublished()
         if quiet:
-            broken += self._ends()
+            excused = self._excused()
+            broken += self._ends(self.events.keys(excused))
+            broken += self.events.missing(excused)
         return broken
+
+    def _excused(self) -> set[int]:
+        """Return the stream's records of which nothing need have been published."""
+        dropped = {record.number for record in self._world.publishing.dropped}
+        return dropped | {
+            int(json.loads(message.body)["sequence_number"])
+            for message in self._world.unpublished.waiting()
+        }
+
+    def _unpublished(self) -> list[str]:
+        """Only what nothing else can be done with may be put aside."""
+        world = self._world
+        keys = {
+            key
+            for key, wanted in self.wanted.items()
+            if wanted.request.id in world.bus.faults.never | world.bus.faults.too_large
+        }
+        keys |= self.poison
+        put_aside = [json.loads(message.body) for message in world.unpublished.waiting()]
+        return [
+            f"put aside, and not published: {facts}"
+            for facts in put_aside
+            if facts["key"].removesuffix(REFUSED) not in keys
+        ]
 
     def _probes(self) -> list[str]:
         if self._world.settings.manual:
@@ -232,8 +269,12 @@ class Invariants:
             if later - earlier < PROBE_SECONDS - PROBE_TOLERANCE - 2 * self._world.faults.skew
         ]
 
-    def _ends(self) -> list[str]:
-        """Every request must have ended, in its right place."""
+    def _ends(self, unheard: set[str]) -> list[str]:
+        """Every request must have ended, in its right place.
+
+        Args:
+            unheard: the keys of items of which not everything could be published.
+        """
         world = self._world
         broken = [] if world.quiet() else ["it never came to rest"]
         letters: dict[str, set[tuple[str, int]]] = defaultdict(set)
@@ -244,6 +285,12 @@ class Invariants:
             if facts["notification_id"] and facts["bot"]:
                 key = ledger_key(facts["bot"], facts["notification_id"])
                 letters[key].add((facts["reason"], facts["generation"]))
+            if facts["notification_id"] and facts["reason"] in {"invalid", "id_conflict"}:
+                key = ledger_key(facts["bot"] or "default", facts["notification_id"]) + REFUSED
+                events = world.bus.told[facts["notification_id"]]
+                heard = any(each["reason"] == facts["reason"] for each in events)
+                if not heard and key not in unheard:
+                    broken.append(f"upstream never heard that {key} is {facts['reason']}")
         broken += [
             f"lost: {body[:80]}" for body, times in self.unusable.items() if bodies[body] < times
         ]
@@ -259,21 +306,23 @@ class Invariants:
             status, generation = item["status"], item["generation"]
             told = {
                 (detail["status"], detail["reason"])
-                for detail in world.told.get(wanted.request.id, ())
+                for detail in world.bus.told[wanted.request.id]
+                if detail["bot"] == wanted.request.bot
             }
+            never_heard = f"{name} is {status}, and upstream never heard of it"
             if status in SENT:
                 if not sent[key]:
                     broken.append(f"lost: {name} is {status}, and BLiP never took it")
-                if not told & {(each, None) for each in SENT}:
-                    broken.append(f"{name} is {status}, and upstream never heard of it")
+                if key not in unheard and not told & {(each, None) for each in SENT}:
+                    broken.append(never_heard)
             elif status in UNDELIVERED:
                 if (item.get("reason"), generation) not in letters[key]:
                     broken.append(f"lost: {name} {status} at {generation} without a dead letter")
-                if (status, item.get("reason")) not in told:
-                    broken.append(f"{name} is {status}, and upstream never heard of it")
+                if key not in unheard and (status, item.get("reason")) not in told:
+                    broken.append(never_heard)
             elif status == "cancelled":
-                if (status, None) not in told:
-                    broken.append(f"{name} is {status}, and upstream never heard of it")
+                if key not in unheard and (status, None) not in told:
+                    broken.append(never_heard)
                 continue
             else:
                 broken.append(f"lost: {name} is still {status}")

@@ -8,10 +8,11 @@ groups are received before a noisy group's.
 """
 
 import heapq
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from itertools import count
 from typing import Any
 
@@ -414,8 +415,8 @@ class Sandbox:
 
 
 @dataclass
-class EventSourceMapping:
-    """Lambda's mapping: as many pollers as its maximum concurrency says, each with one batch.
+class SourceMapping[Batch](ABC):
+    """An event source mapping: it hands batches to the sandboxes of a function.
 
     Attributes:
         build: makes a new sandbox.
@@ -425,9 +426,8 @@ class EventSourceMapping:
     """
 
     simulation: Simulation
-    queue: Queue
     build: Callable[[], Sandbox]
-    concurrency: int = 5
+    _: KW_ONLY
     timeout: float = 30.0
     automatic: bool = True
     killed_per_batch: float = 0.0
@@ -435,19 +435,94 @@ class EventSourceMapping:
     killed: int = 0
     timeouts: int = 0
     batches: int = 0
-    busy: dict[Process, list[Message]] = field(default_factory=dict)
+    busy: dict[Process, Batch] = field(default_factory=dict)
+    warm: list[Sandbox] = field(default_factory=list)
+
+    @abstractmethod
+    def let_go(self) -> None:
+        """Poll without being asked from here on."""
+
+    @abstractmethod
+    def startable(self) -> bool:
+        """Return whether `poll` may find something."""
+
+    @abstractmethod
+    def poll(self, most: int) -> bool:
+        """Start a batch of at most so many records; return whether there was one."""
+
+    @abstractmethod
+    def _answered(self, batch: Batch, answer: dict[str, Any]) -> None:
+        """Do what the function's answer asks for."""
+
+    @abstractmethod
+    def _over(self, batch: Batch, /) -> None:
+        """Go on after a batch, however it ended."""
+
+    def _invoke(self, batch: Batch, records: list[dict[str, Any]]) -> None:
+        """Hand a batch to a sandbox; see to its end, whatever that is."""
+        simulation = self.simulation
+        sandbox = self.warm.pop() if self.warm else self.build()
+        process = sandbox.process
+        self.batches += 1
+        self.busy[process] = batch
+        done_at = simulation.now + self.timeout
+
+        def invocation() -> None:
+            self._answered(batch, sandbox.handle({"Records": records}, done_at))
+
+        def time_out() -> None:
+            if self.busy.get(process) is batch:
+                self.timeouts += 1
+                self.kill(process)
+
+        def crash() -> None:
+            if self.busy.get(process) is batch:
+                self.kill(process)
+
+        def returned(future: Future[Any]) -> None:
+            if self.busy.pop(process, None) is None:
+                return
+            error = future.exception()
+            if error is not None:
+                self.errors.append(error)
+            self.warm.append(sandbox)  # Lambda keeps one whose handler raised
+            self._over(batch)
+
+        simulation.spawn(process, invocation).add_done_callback(returned)
+        simulation.at(done_at, time_out)
+        if simulation.random.random() < self.killed_per_batch:
+            # Most batches are over within a second.
+            simulation.at(simulation.now + simulation.random.expovariate(2.0), crash)
+
+    def kill(self, process: Process) -> None:
+        """End a sandbox in the middle of its batch."""
+        self.killed += 1
+        batch = self.busy.pop(process, None)
+        self.simulation.kill(process)
+        if batch is not None:
+            self._over(batch)
+
+
+@dataclass
+class EventSourceMapping(SourceMapping[list[Message]]):
+    """Lambda's mapping: as many pollers as its maximum concurrency says, each with one batch."""
+
+    queue: Queue
+    _: KW_ONLY
+    concurrency: int = 5
 
     def __post_init__(self) -> None:
-        self._warm: list[Sandbox] = []
         self.queue.on_visible = self._poll_soon
         self._polling = 0
         self._poll_soon()
 
     def let_go(self) -> None:
-        """Poll by itself from here on."""
         self.automatic = True
         for _ in range(self.concurrency):
             self._poll_soon()
+
+    def startable(self) -> bool:
+        return self.queue.visible()
 
     def _poll_soon(self) -> None:
         """Let one more poller look, if one is free: each works on its own."""
@@ -463,55 +538,17 @@ class EventSourceMapping:
             self.simulation.at(self.simulation.now + OVER_LIMIT_SECONDS, self._poll_soon)
 
     def poll(self, most: int = BATCH) -> bool:
-        """Start a batch, if there is anything to receive."""
         messages = self.queue.receive(most)
         if messages:
-            self._invoke(self._warm.pop() if self._warm else self.build(), messages)
+            self._invoke(messages, [message.record() for message in messages])
         return bool(messages)
 
-    def _invoke(self, sandbox: Sandbox, messages: list[Message]) -> None:
-        """Hand a batch to a sandbox; see to its end, whatever that is."""
-        simulation, process = self.simulation, sandbox.process
-        self.batches += 1
-        self.busy[process] = messages
-        event = {"Records": [message.record() for message in messages]}
-        done_at = simulation.now + self.timeout
+    def _answered(self, batch: list[Message], answer: dict[str, Any]) -> None:
+        failed = {entry["itemIdentifier"] for entry in answer["batchItemFailures"]}
+        assert failed <= {str(message.number) for message in batch}
+        for message in batch:
+            if str(message.number) not in failed:
+                self.queue.delete(message.handle)
 
-        def invocation() -> None:
-            answer = sandbox.handle(event, done_at)
-            failed = {entry["itemIdentifier"] for entry in answer["batchItemFailures"]}
-            assert failed <= {record["messageId"] for record in event["Records"]}
-            for record in event["Records"]:
-                if record["messageId"] not in failed:
-                    self.queue.delete(record["receiptHandle"])
-
-        def time_out() -> None:
-            if self.busy.get(process) is messages:
-                self.timeouts += 1
-                self.kill(process)
-
-        def crash() -> None:
-            if self.busy.get(process) is messages:
-                self.kill(process)
-
-        def returned(future: Future[Any]) -> None:
-            if self.busy.pop(process, None) is None:
-                return
-            error = future.exception()
-            if error is not None:
-                self.errors.append(error)
-            self._warm.append(sandbox)  # Lambda keeps one whose handler raised
-            self._poll_soon()
-
-        simulation.spawn(process, invocation).add_done_callback(returned)
-        simulation.at(done_at, time_out)
-        if simulation.random.random() < self.killed_per_batch:
-            # Most batches are over within a second.
-            simulation.at(simulation.now + simulation.random.expovariate(2.0), crash)
-
-    def kill(self, process: Process) -> None:
-        """End a sandbox in the middle of its batch."""
-        self.killed += 1
-        self.busy.pop(process, None)
-        self.simulation.kill(process)
+    def _over(self, _: list[Message]) -> None:
         self._poll_soon()

@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from tests.faults.blip import Account, BlipFaults, Chat, Fate, HistorySettings
 from tests.faults.dynamodb import AwsFaults
+from tests.faults.events import BusFaults
 from tests.faults.sqs import Message, QueueFaults
+from tests.faults.stream import StreamFaults
 from tests.faults.world import Faults, Settings, World
 
 START = 1_800_000_000.0
@@ -55,7 +57,11 @@ WEATHER = Faults(
     requests=QueueFaults(shown_twice=0.01, comes_back=0.01),
     receipts=QueueFaults(shown_twice=0.01, comes_back=0.01),
     killed_per_batch=0.02,
-    told_late=0.01,
+    stream=StreamFaults(repeated=0.02, late=0.02),
+    bus=BusFaults(
+        calls=AwsFaults(repeated=0.02, failed=0.05, slow=0.02),
+        throttled=0.02,
+    ),
     receipts_lost=0.05,
     receipts_twice=0.1,
     skew=0.005,
@@ -161,7 +167,7 @@ def run(storm: Storm) -> Result:
             letters=reasons,
             sent_twice=sum(len(messages) > 1 for messages in sent.values()),
             lost=sum(" lost: " in f" {what}" for what in broken),
-            killed=world.sending.killed + world.recording.killed,
+            killed=world.sending.killed + world.recording.killed + world.publishing.killed,
             throttled=sum(bot.throttled for bot in bots),
             most_receives=world.requests.most_receives,
         )

@@ -30,6 +30,7 @@ from notifier.aws.identities import DynamoDbIdentities
 from notifier.aws.ledger import DynamoDbLedger
 from notifier.aws.pacing import DynamoDbPacing
 from notifier.aws.queues import RequestsQueue, queued_request
+from notifier.aws.refusals import DynamoDbRefusals
 from notifier.aws.table import Item, Table
 from notifier.bots import Bot
 from notifier.failures import Reason
@@ -42,6 +43,7 @@ from notifier.records import (
     LookUpLease,
     Page,
     Receipt,
+    Refusal,
     Standing,
 )
 from notifier.request import ledger_key
@@ -490,6 +492,7 @@ class Both:
                 uniform=max,
             ),
             "pacing": DynamoDbPacing(tables["identities"], self.clock.now),
+            "refusals": DynamoDbRefusals(tables["ledger"], self.clock.now),
         }
 
     def __call__(self, adapter: str, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -574,24 +577,30 @@ def test_every_method_of_the_adapters_answers_the_same(both: Both) -> None:
     both("ledger", "settle_sent", claim, now())
     (poll,) = both("ledger", "due", "default", 10)
     both("ledger", "polled", poll, now() + 60)
-    assert both("ledger", "advance", Receipt(first.key, 1, Status.ACCEPTED))
+    moved, _ = both("ledger", "advance", Receipt(first.key, 1, Status.ACCEPTED))
+    assert moved
     assert both(
         "ledger", "fail", Receipt(first.key, 1, Status.FAILED), Reason.REJECTED, postponed=True
     )
     again = replace(first, queued=replace(first.queued, generation=1))
     claim = both("ledger", "claim", again, Status.SENDING, now() + 30)
     assert claim.generation == 2
-    assert not both("ledger", "advance", Receipt(first.key, 1, Status.DISPATCHED))
+    moved, _ = both("ledger", "advance", Receipt(first.key, 1, Status.DISPATCHED))
+    assert not moved
     both("ledger", "end", claim, Status.EXPIRED, Reason.EXPIRED, None)
     claim = both("ledger", "claim", second, Status.CLAIMED, now() + 30)
     both("ledger", "release", claim, attempted=False)
     claim = both("ledger", "claim", second, Status.SENDING, now() + 30)
     both("ledger", "release_unsent", claim)
     both("ledger", "cancel", "default", IDS[1])
+    both("ledger", "complete_cancelled", second)
     both("ledger", "read", first.key)
     both("ledger", "account", "default", IDS[0])
     assert both("ledger", "held", PHONES[0], None).held
     both("ledger", "forget", first.key)
+    both("refusals", "keep", "default", IDS[0], Refusal("message", Reason.INVALID))
+    assert both("refusals", "holds", "default", IDS[0], "message")
+    assert both("refusals", "account", "default", IDS[0])
     lease = both("identities", "lease", recipient, 10)
     both("identities", "store", lease, Identity("5531@wa.gw.msging.net"))
     both("identities", "get", recipient)
@@ -626,6 +635,7 @@ def test_every_method_of_the_adapters_answers_the_same(both: Both) -> None:
         "ledger": DynamoDbLedger,
         "identities": DynamoDbIdentities,
         "pacing": DynamoDbPacing,
+        "refusals": DynamoDbRefusals,
     }
     assert both.called == {
         (name, method)
@@ -727,6 +737,17 @@ class Adapters(RuleBasedStateMachine):
     def failed_receipt(self, name: str, generation: int, postponed: bool) -> None:
         receipt = Receipt(ledger_key("default", name), generation, Status.FAILED, code=131_026)
         self.both("ledger", "fail", receipt, Reason.UNDELIVERED, postponed=postponed)
+
+    @rule(name=ids, message=st.integers(0, 3))
+    def refused(self, name: str, message: int) -> None:
+        if self.both("refusals", "holds", "default", name, str(message)):
+            self.both("refusals", "account", "default", name)
+        else:
+            self.both("refusals", "keep", "default", name, Refusal(str(message), Reason.INVALID))
+
+    @rule(name=ids)
+    def meets_its_request(self, name: str) -> None:
+        self.both("ledger", "complete_cancelled", a_notification(id=name, bot="default"))
 
     @rule(name=ids, what=st.sampled_from(["cancel", "account", "read", "forget", "held"]))
     def ask(self, name: str, what: str) -> None:

@@ -5,7 +5,8 @@ they reach the outside are replaced while a world is open. What each part stands
 
     simulation.py   clock, threads, sandboxes that are killed
     dynamodb.py     the tables        sqs.py    the queues and Lambda's mapping
-    blip.py         BLiP              here      secrets, event bus, webhook, operator
+    stream.py       the ledger's stream         events.py  the event bus
+    blip.py         BLiP              here      secrets, webhook, operator
 """
 
 import base64
@@ -20,15 +21,19 @@ from types import SimpleNamespace, TracebackType
 from typing import Any, Self
 from unittest import mock
 
-from notifier.aws.events import EventBridgeStatusEvents
 from notifier.aws.ledger import DynamoDbLedger
-from notifier.notifications import Notifications, NotTold, TooLate
+from notifier.aws.outbox import PUBLISHABLE
+from notifier.aws.refusals import DynamoDbRefusals
+from notifier.aws.table import Item
+from notifier.notifications import Notifications, TooLate
 from notifier.request import ledger_key
 from notifier.runtime import polling as polling_root
+from notifier.runtime import publishing as publishing_root
 from notifier.runtime import recording as recording_root
 from notifier.runtime import sending as sending_root
 from notifier.settings import (
     PollReceiptsSettings,
+    PublishStatusEventsSettings,
     RecordReceiptSettings,
     SendNotificationSettings,
 )
@@ -40,14 +45,18 @@ from tests.faults.blip import (
     SimBlip,
     identity_of,
 )
-from tests.faults.dynamodb import ERRORS, Aws, AwsFaults, SimTable
+from tests.faults.dynamodb import ERRORS, Aws, AwsError, AwsFaults, SimTable
+from tests.faults.events import BusFaults, SimEventBus
 from tests.faults.invariants import Invariants
 from tests.faults.simulation import Process, SimFuture, SimLock, SimThreads, Simulation
 from tests.faults.sqs import EventSourceMapping, Message, Queue, QueueFaults, Sandbox, SimSqs
+from tests.faults.stream import Stream, StreamFaults, StreamMapping
 
 BOTS = "bots"
-# What the code may log about AWS's faults, and about an event that could not be told.
-FORESEEN = {*ERRORS, "ClientError", "NotTold"}
+# Until the template has it: what the stream's filter lets through.
+FILTER = {status.value for status in PUBLISHABLE}
+# What the code may log about AWS's faults.
+FORESEEN = {*ERRORS, "ClientError"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,6 @@ class Faults:
 
     Attributes:
         killed_per_batch: a sandbox is killed in the middle of a batch.
-        told_late: EventBridge refuses an event.
         receipts_lost, receipts_twice: on the way from BLiP to the receipts queue.
         skew: by how many seconds sandboxes' clocks differ from the true time at most.
         wakes_late: by how many seconds a thread that waits for a time wakes late at most: a sandbox
@@ -66,9 +74,10 @@ class Faults:
     aws: AwsFaults = field(default_factory=AwsFaults)
     requests: QueueFaults = field(default_factory=QueueFaults)
     receipts: QueueFaults = field(default_factory=QueueFaults)
+    stream: StreamFaults = field(default_factory=StreamFaults)
+    bus: BusFaults = field(default_factory=BusFaults)
     blip: BlipFaults = field(default_factory=BlipFaults)
     killed_per_batch: float = 0.0
-    told_late: float = 0.0
     receipts_lost: float = 0.0
     receipts_twice: float = 0.0
     skew: float = 0.0
@@ -116,7 +125,7 @@ class World:
 
     Attributes:
         outcomes: what the functions counted.
-        told: the details of the events that were published, by notification id.
+        bus: what was published on it.
         unforeseen: errors that no code expects, whatever fails outside.
     """
 
@@ -136,6 +145,9 @@ class World:
         self.requests = Queue(self.simulation, "requests", faults=faults.requests, approximate=True)
         self.receipts = Queue(self.simulation, "receipts", max_receives=100, faults=faults.receipts)
         self.dead_letters = Queue(self.simulation, "dead-letters")
+        self.unpublished = Queue(self.simulation, "unpublished")
+        self.stream = Stream(self.simulation)
+        self.tables["ledger"].on_write = self._written
         self.bots = {account.name: account for account in bots or [Account("default")]}
         self.blip = SimBlip(
             self.simulation,
@@ -148,9 +160,9 @@ class World:
         )
         self.blip.on_receipt = self._push
         self.outcomes: Counter[str] = Counter()
-        self.told: dict[str, list[dict[str, Any]]] = {}
         self.unforeseen: list[str] = []
         self.aws = aws
+        self.bus = SimEventBus(self.simulation, faults.bus, self._fails)
         self._clients: dict[str, Any] = {
             "sqs": SimSqs(
                 aws,
@@ -158,10 +170,11 @@ class World:
                     "requests": self.requests,
                     "receipts": self.receipts,
                     "dead-letters": self.dead_letters,
+                    "unpublished": self.unpublished,
                 },
             ),
             "secretsmanager": SimpleNamespace(get_secret_value=self._secret),
-            "events": SimpleNamespace(put_events=self._put_events),
+            "events": self.bus,
             "dynamodb": object(),
         }
         self._sandboxes = 0
@@ -180,7 +193,7 @@ class World:
             "ThreadPoolExecutor": lambda _: SimThreads(self.simulation),
             "BlipClient": lambda *_: self.blip,
         }
-        for root in (sending_root, recording_root, polling_root):
+        for root in (sending_root, recording_root, publishing_root, polling_root):
             for name, value in names.items():
                 if hasattr(root, name):
                     self._patches.enter_context(mock.patch.object(root, name, value))
@@ -196,8 +209,8 @@ class World:
         automatic = not self.settings.manual
         self.sending = EventSourceMapping(
             self.simulation,
-            self.requests,
             self._sender,
+            self.requests,
             concurrency=self.settings.concurrency,
             timeout=self.settings.timeout,
             killed_per_batch=self.faults.killed_per_batch,
@@ -205,9 +218,18 @@ class World:
         )
         self.recording = EventSourceMapping(
             self.simulation,
-            self.receipts,
             self._recorder,
+            self.receipts,
             concurrency=self.settings.concurrency,
+            killed_per_batch=self.faults.killed_per_batch,
+            automatic=automatic,
+        )
+        self.publishing = StreamMapping(
+            self.simulation,
+            self._publisher,
+            self.stream,
+            FILTER,
+            faults=self.faults.stream,
             killed_per_batch=self.faults.killed_per_batch,
             automatic=automatic,
         )
@@ -267,11 +289,11 @@ class World:
         """Take a notification back, as its producer may; too late or not."""
         notifications = Notifications(
             DynamoDbLedger(self.tables["ledger"], self.now),
-            EventBridgeStatusEvents(self._clients["events"], "bus", "stack"),
+            DynamoDbRefusals(self.tables["ledger"], self.now),
         )
 
         def cancel() -> None:
-            with suppress(TooLate, NotTold):
+            with suppress(TooLate):
                 notifications.cancel(bot, notification_id)
 
         self.simulation.spawn(self._process("producer"), cancel)
@@ -327,6 +349,7 @@ class World:
         self.blip.manual_receipts = False
         self.sending.let_go()
         self.recording.let_go()
+        self.publishing.let_go()
 
     def settle(self, *, at_most: float = 86_400) -> float:
         """Let everything go on until nothing is left to be done; give the seconds that took.
@@ -345,6 +368,8 @@ class World:
             or self.receipts.messages
             or self.sending.busy
             or self.recording.busy
+            or self.publishing.busy
+            or self.publishing.waiting
             or self.blip.pending_receipts
             or self._planned
         )
@@ -365,11 +390,9 @@ class World:
                 requests_queue_url="requests",
                 dead_letters_queue_url="dead-letters",
                 bots_secret_arn=BOTS,
-                event_bus="bus",
                 maximum_concurrency=self.settings.concurrency,
                 allowed_recipients="+",
                 ledger_restored_at="1970-01-01T00:00:00Z",
-                tell_every_receipt=False,
                 **policy,
             )
         )
@@ -384,11 +407,27 @@ class World:
                 identities_table="identities",
                 requests_queue_url="requests",
                 dead_letters_queue_url="dead-letters",
-                event_bus="bus",
-                tell_every_receipt=False,
             )
         )
         return Sandbox(self._process("recorder"), lambda event, _: function.handle(event))
+
+    def _fails(self, call: str) -> AwsError | None:
+        return self.aws.fails(call)
+
+    def _publisher(self) -> Sandbox:
+        function = publishing_root.publish_status_events(
+            PublishStatusEventsSettings(
+                event_bus="bus", unpublished_queue_url="unpublished", publish_all_receipts=False
+            )
+        )
+        return Sandbox(
+            self._process("publisher"),
+            lambda event, end: function.handle(event, self._context(end)),
+        )
+
+    def _written(self, key: str, before: Item, after: Item) -> None:
+        record = self.stream.write(key, before, after)
+        self.invariants.written(key, before, after, record.number if record else 0)
 
     def _poll_every_minute(self) -> None:
         function = polling_root.poll_receipts(
@@ -432,20 +471,6 @@ class World:
             return {"SecretString": json.dumps(bots)}
 
         return self.aws.call("secrets.get", get, 0.02)
-
-    def _put_events(self, **arguments: Any) -> dict[str, Any]:
-        def put() -> dict[str, Any]:
-            answers: list[dict[str, Any]] = []
-            for entry in arguments["Entries"]:
-                if self.simulation.random.random() < self.faults.told_late:
-                    answers.append({"ErrorCode": "InternalFailure"})
-                    continue
-                detail = json.loads(entry["Detail"])
-                self.told.setdefault(detail["id"], []).append(detail)
-                answers.append({"EventId": "1"})
-            return {"Entries": answers}
-
-        return self.aws.call("events.put", put, 0.01)
 
     def _push(self, envelope: dict[str, Any], bot: str) -> None:
         """Bring a receipt to the receipts queue, as the webhook does."""

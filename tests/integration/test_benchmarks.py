@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.benchmarks.__main__ import measure_receipts
+from tests.benchmarks.__main__ import measure_afterwards
 from tests.benchmarks.aws import Tables, item_size
 from tests.benchmarks.batches import Case, measure
 from tests.benchmarks.cost import SENDING, lambda_dollars, memory_mb
@@ -65,11 +65,13 @@ def test_lambda_is_paid_by_invocation_and_by_memory_and_time() -> None:
     assert lambda_dollars(0.1, 0.1, 512) == pytest.approx(0.02 + 13.33 / 20, abs=0.01)
 
 
-def test_receipts_are_counted(running: Lab, functions: list[Function]) -> None:
-    received, recorded = measure_receipts(running, functions[0])
+def test_what_comes_after_sending_is_counted(running: Lab, functions: list[Function]) -> None:
+    received, recorded, one, ten = measure_afterwards(running, functions[0])
 
-    assert received.calls["SendMessage"] == pytest.approx(1)
-    assert recorded.calls["UpdateItem"] == pytest.approx(1)
+    assert received.calls == {"SendMessage": pytest.approx(1)}
+    assert recorded.calls == {"UpdateItem": pytest.approx(1)}
+    assert one.calls == {"PutEvents": pytest.approx(1)}
+    assert ten.calls == {"PutEvents": pytest.approx(0.1)}
 
 
 def test_an_item_s_size_is_that_of_its_names_and_values() -> None:

@@ -212,8 +212,9 @@ def nothing_comes_back_while_it_is_worked_on(template: Template) -> Iterator[str
     queues = resources(template, "AWS::SQS::Queue")
     for name, mapping in resources(template, "AWS::Lambda::EventSourceMapping").items():
         (queue,) = mentions(mapping["EventSourceArn"])
-        (alias,) = mentions(mapping["FunctionName"])
-        function = functions[alias.removesuffix("Aliaslive")]
+        if queue not in queues:
+            continue
+        function = functions[_function(mapping)]
         hidden = number(template, queues[queue].get("VisibilityTimeout", 30))
         window = mapping.get("MaximumBatchingWindowInSeconds", 0)
         if hidden < 6 * number(template, function["Timeout"]) + window:
@@ -223,6 +224,139 @@ def nothing_comes_back_while_it_is_worked_on(template: Template) -> Iterator[str
         most = number(template, mapping["ScalingConfig"]["MaximumConcurrency"])
         if not 2 <= most <= 1000:
             yield f"{name} has a MaximumConcurrency of {most}"
+
+
+def _function(mapping: Json) -> str:
+    (alias,) = mentions(mapping["FunctionName"])
+    return alias.removesuffix("Aliaslive")
+
+
+# --- streams --------------------------------------------------------------------------------------
+
+
+def _mappings_of_streams(template: Template) -> dict[str, Json]:
+    return {
+        name: mapping
+        for name, mapping in resources(template, "AWS::Lambda::EventSourceMapping").items()
+        if "StreamArn" in json.dumps(mapping["EventSourceArn"])
+    }
+
+
+@rule
+def mappings_of_streams_are_within_their_bounds(template: Template) -> Iterator[str]:
+    """Batches of 10,000, ten at a time, a window of 300 s; records of 60 to 604,800 s, or any age.
+
+    services-ddb-params.html in Lambda's Developer Guide; CreateEventSourceMapping in its API
+    Reference, which keeps ScalingConfig to queues and AT_TIMESTAMP to others. DynamoDB drops a
+    record after 24 hours: whoever allows it to be as old never hears that it was dropped.
+    """
+    bounds = {
+        "BatchSize": (1, 10_000),
+        "ParallelizationFactor": (1, 10),
+        "MaximumBatchingWindowInSeconds": (0, 300),
+        "MaximumRetryAttempts": (-1, 10_000),
+        "MaximumRecordAgeInSeconds": (60, 86_399),
+    }
+    for name, mapping in _mappings_of_streams(template).items():
+        for key, (low, high) in bounds.items():
+            if key in mapping and not low <= number(template, mapping[key]) <= high:
+                yield f"{name}.{key} is {mapping[key]}"
+        if mapping["StartingPosition"] not in {"TRIM_HORIZON", "LATEST"}:
+            yield f"{name} starts at {mapping['StartingPosition']}"
+        for key in ("ScalingConfig", "ProvisionedPollerConfig", "Queues", "Topics"):
+            if key in mapping:
+                yield f"{name} has a {key}, which streams have not"
+
+
+@rule
+def filters_of_mappings_are_patterns(template: Template) -> Iterator[str]:
+    """Five filters of 4,096 characters; JSON whose leaves are lists; of DynamoDB's types, strings.
+
+    invocation-eventfiltering.html and with-ddb-filtering.html in Lambda's Developer Guide: "numeric
+    filtering isn't supported for DynamoDB", and what is no pattern matches nothing, silently.
+    """
+    for name, mapping in resources(template, "AWS::Lambda::EventSourceMapping").items():
+        filters = mapping.get("FilterCriteria", {}).get("Filters", [])
+        if len(filters) > 5:
+            yield f"{name} has {len(filters)} filters"
+        for one in filters:
+            if len(one["Pattern"]) > 4096:
+                yield f"{name} has a filter of {len(one['Pattern'])} characters"
+            yield from (f"{name}: {problem}" for problem in _pattern(json.loads(one["Pattern"])))
+
+
+def _pattern(node: Any) -> Iterator[str]:
+    match node:
+        case {**fields} if fields:
+            for below in fields.values():
+                yield from _pattern(below)
+        case [*leaves] if leaves and all(isinstance(leaf, str | dict) for leaf in leaves):
+            if any("numeric" in leaf for leaf in leaves if isinstance(leaf, dict)):
+                yield f"compares numbers: {leaves}"
+        case _:
+            yield f"is no pattern: {node}"
+
+
+@rule
+def streams_have_the_images_that_filters_look_at(template: Template) -> Iterator[str]:
+    """A record has the images of the stream's view type only, and a filter on others drops it.
+
+    StreamSpecification in DynamoDB's API Reference.
+    """
+    tables = resources(template, "AWS::DynamoDB::Table")
+    for name, mapping in _mappings_of_streams(template).items():
+        (table,) = mentions(mapping["EventSourceArn"])
+        view = tables[table].get("StreamSpecification", {}).get("StreamViewType", "no stream")
+        text = json.dumps(mapping.get("FilterCriteria", {}))
+        for image, views in (("NewImage", "NEW"), ("OldImage", "OLD")):
+            if view == "no stream" or (image in text and views not in view):
+                yield f"{name} filters by {image}, and {table} has {view}"
+
+
+@rule
+def a_stream_has_two_readers_at_most(template: Template) -> Iterator[str]:
+    """More than two processes on one shard are throttled.
+
+    Streams.html in DynamoDB's Developer Guide, and LimitExceededException of GetRecords in its API
+    Reference.
+    """
+    read = [
+        name
+        for mapping in _mappings_of_streams(template).values()
+        for name in mentions(mapping["EventSourceArn"])
+    ]
+    for table in set(read):
+        if read.count(table) > 2:
+            yield f"{table}'s stream has {read.count(table)} readers"
+
+
+@rule
+def who_reads_a_stream_may(template: Template) -> Iterator[str]:
+    """Lambda refuses a mapping whose function's role may not read the stream.
+
+    services-dynamodb-eventsourcemapping.html in Lambda's Developer Guide, and with the stream's ARN
+    as resource iam-policy-example-lamda-process-dynamodb-streams.html in DynamoDB's; for the
+    destination of what is dropped, services-dynamodb-errors.html in Lambda's.
+    """
+    reading = {f"dynamodb:{one}" for one in ("GetRecords", "GetShardIterator")}
+    reading |= {f"dynamodb:{one}" for one in ("DescribeStream", "ListStreams")}
+    functions, roles = (
+        resources(template, type_) for type_ in ("AWS::Lambda::Function", "AWS::IAM::Role")
+    )
+    for name, mapping in _mappings_of_streams(template).items():
+        (role,) = mentions(functions[_function(mapping)]["Role"])
+        needed = {json.dumps(mapping["EventSourceArn"]): reading}
+        if "DestinationConfig" in mapping:
+            destination = mapping["DestinationConfig"]["OnFailure"]["Destination"]
+            needed[json.dumps(destination)] = {"sqs:SendMessage"}
+        for policy in roles[role]["Policies"]:
+            for statement in policy["PolicyDocument"]["Statement"]:
+                for resource in map(json.dumps, as_list(statement["Resource"])):
+                    if resource in needed:
+                        needed[resource] = needed[resource] - set(as_list(statement["Action"]))
+        for resource, lacking in needed.items():
+            if lacking:
+                yield f"{role}, for {name}, lacks {sorted(lacking)} on {resource}"
 
 
 # --- CloudWatch -----------------------------------------------------------------------------------
@@ -552,7 +686,18 @@ def _many_resources(all_: Json) -> None:
     all_ |= {f"Topic{n}": {"Type": "AWS::SNS::Topic", "Properties": {}} for n in range(500)}
 
 
+def _three_readers(all_: Json) -> None:
+    mapping = all_["PublishStatusEventsFunctionChanges"]
+    all_ |= {f"Reader{n}": copy.deepcopy(mapping) for n in range(2)}
+
+
+def _filter(pattern: Json) -> Change:
+    return _set(f"{_STREAM}/FilterCriteria/Filters/0/Pattern", json.dumps(pattern))
+
+
 _ALARM = "FunctionErrorsAlarm/Properties"
+_STREAM = "PublishStatusEventsFunctionChanges/Properties"
+_READER = "PublishStatusEventsRole/Properties/Policies/0/PolicyDocument/Statement"
 _FUNCTION = "SendNotificationFunction/Properties"
 BREAKS: dict[str, list[Change]] = {
     "one_resource_per_statement_of_a_queue": [_all_queues_in_one_policy],
@@ -577,6 +722,32 @@ BREAKS: dict[str, list[Change]] = {
     ],
     "nothing_comes_back_while_it_is_worked_on": [
         _set("RequestsQueue/Properties/VisibilityTimeout", {"Ref": "FunctionTimeoutSeconds"})
+    ],
+    "mappings_of_streams_are_within_their_bounds": [
+        _set(f"{_STREAM}/BatchSize", 10_001),
+        _set(f"{_STREAM}/MaximumRecordAgeInSeconds", 59),
+        _set(f"{_STREAM}/MaximumRecordAgeInSeconds", 86_400),
+        _set(f"{_STREAM}/StartingPosition", "AT_TIMESTAMP"),
+        _set(f"{_STREAM}/ScalingConfig", {"MaximumConcurrency": 2}),
+    ],
+    "filters_of_mappings_are_patterns": [
+        _set(f"{_STREAM}/FilterCriteria/Filters", [{"Pattern": '{"eventName": ["INSERT"]}'}] * 6),
+        _filter({"eventName": ["x" * 4096]}),
+        _filter({"dynamodb": {"NewImage": {"status": {"S": "sent"}}}}),
+        _filter({"dynamodb": {"NewImage": {"status": {"S": []}}}}),
+        _filter({"dynamodb": {"NewImage": {"generation": {"N": [{"numeric": [">", 1]}]}}}}),
+    ],
+    "streams_have_the_images_that_filters_look_at": [
+        _set("LedgerTable/Properties/StreamSpecification/StreamViewType", "OLD_IMAGE"),
+        lambda all_: all_["LedgerTable"]["Properties"].pop("StreamSpecification"),
+    ],
+    "a_stream_has_two_readers_at_most": [_three_readers],
+    "who_reads_a_stream_may": [
+        _set(f"{_READER}/0/Action", ["dynamodb:GetRecords"]),
+        _set(f"{_READER}/0/Resource", {"Fn::GetAtt": ["LedgerTable", "Arn"]}),
+        lambda all_: all_["PublishStatusEventsRole"]["Properties"]["Policies"][0]["PolicyDocument"][
+            "Statement"
+        ].pop(2),
     ],
     "metrics_insights_keeps_to_its_grammar": [_or],
     "alarms_look_back_for_a_day_at_most": [

@@ -16,7 +16,8 @@ ALARMS = [
     "OldestDeadLetterAlarm",
     "OldestRequestAlarm",
     "WaitingRequestsAlarm",
-    "StatusEventsAlarm",
+    "PublishingLateAlarm",
+    "UnpublishedAlarm",
     "ReceiptsLateAlarm",
     "WebhookAlarm",
     "ReceiptsDeadLettersAlarm",
@@ -37,6 +38,7 @@ ALARMS = [
     "PollReceiptsNewVersionErrorsAlarm",
     "GetNotificationNewVersionErrorsAlarm",
     "ForgetRecipientNewVersionErrorsAlarm",
+    "PublishStatusEventsNewVersionErrorsAlarm",
 ]
 
 
@@ -179,7 +181,9 @@ def test_dead_letters_are_not_deleted_unnoticed(template: Template) -> None:
     assert alarm["Threshold"] == kept - 2 * 86_400
 
 
-@pytest.mark.parametrize("queue", ["DeadLettersQueue", "ReceiptsDeadLettersQueue"])
+@pytest.mark.parametrize(
+    "queue", ["DeadLettersQueue", "ReceiptsDeadLettersQueue", "UnpublishedQueue"]
+)
 def test_one_dead_letter_is_enough_also_while_somebody_reads_it(
     template: Template, queue: str
 ) -> None:
@@ -232,6 +236,28 @@ def test_requests_that_wait_are_noticed_for_as_long_as_they_do(template: Templat
     assert alarm["EvaluationPeriods"] * alarm["Period"] >= LONGEST_PATIENCE_SECONDS
 
 
+def test_status_events_that_are_late_are_noticed_long_before_they_are_lost(
+    template: Template,
+) -> None:
+    alarm = template.properties("PublishingLateAlarm")
+    (mapping,) = (
+        resource["Properties"]
+        for resource in template.resources("AWS::Lambda::EventSourceMapping").values()
+        if "MaximumRecordAgeInSeconds" in resource["Properties"]
+    )
+
+    assert (alarm["Namespace"], alarm["MetricName"]) == ("AWS/Lambda", "IteratorAge")
+    assert alarm["Dimensions"] == [
+        {"Name": "FunctionName", "Value": {"Ref": "PublishStatusEventsFunction"}}
+    ]
+    assert (alarm["Statistic"], alarm["ComparisonOperator"]) == ("Maximum", "GreaterThanThreshold")
+    assert alarm["Threshold"] == 300 * 1000
+    assert alarm["DatapointsToAlarm"] == 1
+    assert alarm["Threshold"] / 1000 < mapping["MaximumRecordAgeInSeconds"] / 100
+    dashboard = template.properties("Dashboard")["DashboardBody"]["Fn::Sub"]
+    assert '"IteratorAge"' in dashboard
+
+
 def test_receipts_that_are_asked_for_too_late_are_noticed(template: Template) -> None:
     alarm = template.properties("ReceiptsLateAlarm")
 
@@ -249,7 +275,6 @@ def test_receipts_that_are_asked_for_too_late_are_noticed(template: Template) ->
         ("BotMisconfiguredAlarm", Outcome.MISCONFIGURED),
         ("UnknownOutcomesAlarm", Outcome.UNKNOWN),
         ("CrashesAlarm", Outcome.CRASHED),
-        ("StatusEventsAlarm", "status_event_not_told"),
         ("WebhookAlarm", "webhook_unauthorized"),
     ],
 )
@@ -275,4 +300,6 @@ def test_the_dashboard_shows_every_outcome_and_every_function(template: Template
     for effect in Effect:
         assert f'"{effect}"' in shown
     for function in template.resources("AWS::Lambda::Function"):
-        assert shown.count(f"${{{function}}}") == 3  # duration, errors, throttles
+        graphs = 3  # duration, errors, throttles
+        graphs += function == "PublishStatusEventsFunction"  # how late it is
+        assert shown.count(f"${{{function}}}") == graphs

@@ -1,17 +1,21 @@
 """The functions: how they are fed, what they are told, when a new version of them is published."""
 
+import json
 from dataclasses import asdict, fields
 from typing import Any
 
 import pytest
 
 from notifier import telemetry
+from notifier.aws.outbox import PUBLISHABLE
 from notifier.delivery import CALL_SECONDS, SETTLE_SECONDS
 from notifier.forgetting import HIDDEN_SECONDS
+from notifier.lifecycle import Status
 from notifier.settings import (
     ForgetRecipientSettings,
     GetNotificationSettings,
     PollReceiptsSettings,
+    PublishStatusEventsSettings,
     ReceiveReceiptSettings,
     RecordReceiptSettings,
     SendNotificationSettings,
@@ -26,6 +30,7 @@ SETTINGS: dict[str, Any] = {
     "PollReceiptsFunction": PollReceiptsSettings,
     "GetNotificationFunction": GetNotificationSettings,
     "ForgetRecipientFunction": ForgetRecipientSettings,
+    "PublishStatusEventsFunction": PublishStatusEventsSettings,
 }
 # Nothing in the stack calls these.
 BY_OPERATORS = {"ForgetRecipientFunction"}
@@ -44,6 +49,23 @@ def mappings(template: Template) -> list[dict[str, Any]]:
     found = template.resources("AWS::Lambda::EventSourceMapping").values()
     assert found
     return [mapping["Properties"] for mapping in found]
+
+
+def of_queues(template: Template) -> list[dict[str, Any]]:
+    return [
+        mapping
+        for mapping in mappings(template)
+        if logical_id(mapping["EventSourceArn"]) in template.resources("AWS::SQS::Queue")
+    ]
+
+
+def of_the_stream(template: Template) -> dict[str, Any]:
+    (mapping,) = (
+        mapping
+        for mapping in mappings(template)
+        if mapping["EventSourceArn"] == {"Fn::GetAtt": ["LedgerTable", "StreamArn"]}
+    )
+    return mapping
 
 
 def versions(template: Template) -> set[str]:
@@ -76,13 +98,14 @@ def test_batches_answer_for_each_record(template: Template) -> None:
     """Without it Lambda deletes what failed, or repeats what was sent."""
     for mapping in mappings(template):
         assert mapping["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+    for mapping in of_queues(template):
         assert mapping["BatchSize"] == 10
         assert mapping["MaximumBatchingWindowInSeconds"] == 0
 
 
 def test_polling_is_bounded_at_the_mapping_and_nowhere_else(template: Template) -> None:
     """Pollers that fetch more than may run burn the receive counts of healthy requests."""
-    for mapping in mappings(template):
+    for mapping in of_queues(template):
         assert mapping["ScalingConfig"] == {"MaximumConcurrency": {"Ref": "MaximumConcurrency"}}
         assert "ProvisionedPollerConfig" not in mapping
         assert mapping["MetricsConfig"] == {"Metrics": ["EventCount"]}
@@ -92,11 +115,51 @@ def test_polling_is_bounded_at_the_mapping_and_nowhere_else(template: Template) 
 
 def test_nothing_deletes_or_hides_a_request_unseen(template: Template) -> None:
     """Filters delete what does not match; a function's own dead letters see no polled event."""
-    for mapping in mappings(template):
+    for mapping in of_queues(template):
         assert "FilterCriteria" not in mapping
     for function in functions(template).values():
         assert "DeadLetterConfig" not in function
     assert template.resources("AWS::Lambda::EventInvokeConfig") == {}
+
+
+def test_no_change_of_the_ledger_is_lost_before_the_stream_forgets_it(template: Template) -> None:
+    mapping = of_the_stream(template)
+
+    assert logical_id(mapping["FunctionName"]) == "PublishStatusEventsFunctionAliaslive"
+    assert mapping["StartingPosition"] == "TRIM_HORIZON"
+    assert mapping["MaximumRetryAttempts"] == -1
+    # DynamoDB drops a record after 24 hours, and says so to nobody: Lambda says it, an hour before.
+    assert mapping["MaximumRecordAgeInSeconds"] == 23 * 3600
+    assert logical_id(mapping["DestinationConfig"]["OnFailure"]["Destination"]) == (
+        "UnpublishedQueue"
+    )
+
+
+def test_changes_come_in_order_in_batches_that_wait_for_a_second(template: Template) -> None:
+    mapping = of_the_stream(template)
+
+    assert (mapping["BatchSize"], mapping["MaximumBatchingWindowInSeconds"]) == (100, 1)
+    assert mapping["ParallelizationFactor"] == 1
+    assert "BisectBatchOnFunctionError" not in mapping
+    assert "TumblingWindowInSeconds" not in mapping
+    assert mapping["MetricsConfig"] == {"Metrics": ["EventCount"]}
+
+
+def test_the_stream_hands_over_each_status_that_has_an_event(template: Template) -> None:
+    (only,) = of_the_stream(template)["FilterCriteria"]["Filters"]
+
+    assert json.loads(only["Pattern"]) == {
+        "dynamodb": {
+            "NewImage": {"status": {"S": [status for status in Status if status in PUBLISHABLE]}}
+        }
+    }
+
+
+def test_the_stream_holds_what_was_and_what_is(template: Template) -> None:
+    """The function publishes what is new in the newer image."""
+    assert template.properties("LedgerTable")["StreamSpecification"] == {
+        "StreamViewType": "NEW_AND_OLD_IMAGES"
+    }
 
 
 def test_whatever_calls_a_function_calls_the_alias_that_deployments_move(

@@ -28,10 +28,10 @@ DEFAULTS = {
     "OldestRequestAlarmSeconds": 1800,
     "PenaltySeconds": 120,
     "ProducerAccounts": "",
+    "PublishAllReceipts": "false",
     "PublisherArns": "",
     "Release": "dev",
     "SettleWindowSeconds": 900,
-    "TellEveryReceipt": "false",
 }
 parameter = pytest.mark.parametrize("name", [*DEFAULTS, "AllowedRecipients"])
 

@@ -11,6 +11,7 @@ EVENT_BUS = (
     "arn:${AWS::Partition}:events:${AWS::Region}:${AWS::AccountId}:event-bus/${EventBusName}"
 )
 POLLS = "${LedgerTable.Arn}/index/polls"
+STREAM = "LedgerTable.StreamArn"
 # What is no resource of its own in the template.
 ARNS = {EVENT_BUS, POLLS}
 
@@ -32,7 +33,6 @@ ROLES = {
             "dynamodb:DeleteItem",
         },
         "BotsSecret": {"secretsmanager:GetSecretValue"},
-        EVENT_BUS: {"events:PutEvents"},
         "SendNotificationLogs": {"logs:CreateLogStream", "logs:PutLogEvents"},
     },
     "ReceiveReceiptRole": {
@@ -46,7 +46,6 @@ ROLES = {
         "DeadLettersQueue": {"sqs:SendMessage"},
         "LedgerTable": {"dynamodb:GetItem", "dynamodb:UpdateItem"},
         "IdentitiesTable": {"dynamodb:GetItem", "dynamodb:UpdateItem"},
-        EVENT_BUS: {"events:PutEvents"},
         "RecordReceiptLogs": {"logs:CreateLogStream", "logs:PutLogEvents"},
     },
     "PollReceiptsRole": {
@@ -59,8 +58,18 @@ ROLES = {
     },
     "GetNotificationRole": {
         "LedgerTable": {"dynamodb:GetItem", "dynamodb:UpdateItem"},
-        EVENT_BUS: {"events:PutEvents"},
         "GetNotificationLogs": {"logs:CreateLogStream", "logs:PutLogEvents"},
+    },
+    "PublishStatusEventsRole": {
+        STREAM: {
+            "dynamodb:GetRecords",
+            "dynamodb:GetShardIterator",
+            "dynamodb:DescribeStream",
+            "dynamodb:ListStreams",
+        },
+        EVENT_BUS: {"events:PutEvents"},
+        "UnpublishedQueue": {"sqs:SendMessage"},
+        "PublishStatusEventsLogs": {"logs:CreateLogStream", "logs:PutLogEvents"},
     },
     "ForgetRecipientRole": {
         "LedgerTable": {"dynamodb:Scan", "dynamodb:UpdateItem"},
@@ -85,6 +94,8 @@ def target(resource: Any) -> str:
     match resource:
         case {"Fn::Sub": str(arn)} if arn in ARNS:
             return arn
+        case {"Fn::GetAtt": ["LedgerTable", "StreamArn"]}:
+            return STREAM
         case _:
             return logical_id(resource)
 
@@ -123,7 +134,7 @@ def test_no_role_of_ours_holds_a_wildcard_or_a_managed_policy(template: Template
             for action in as_list(statement["Action"]):
                 assert "*" not in action
             for resource in as_list(statement["Resource"]):
-                assert target(resource) in {EVENT_BUS, POLLS, *template.transformed["Resources"]}
+                assert target(resource) in {STREAM, *ARNS, *template.transformed["Resources"]}
 
 
 def test_every_function_has_a_role_of_its_own_that_only_lambda_takes(template: Template) -> None:
@@ -152,6 +163,18 @@ def test_a_function_may_write_to_its_own_logs_only(template: Template) -> None:
             for resource in as_list(statement["Resource"])
         ]
         assert writable == [group]
+
+
+def test_one_function_alone_publishes_status_events(template: Template) -> None:
+    """Whatever else changes a notification does so in the ledger, and no outage of the bus delays it."""
+    roles = template.resources("AWS::IAM::Role")
+
+    assert [
+        role
+        for role in roles
+        for statement in statements(template, role)
+        if "events:PutEvents" in as_list(statement["Action"])
+    ] == ["PublishStatusEventsRole"]
 
 
 def test_only_blip_gets_in_without_a_signature(template: Template) -> None:

@@ -10,7 +10,13 @@ from tests.template.transformed import Template, as_list, logical_id
 
 FOURTEEN_DAYS = 14 * 24 * 3600
 TWELVE_HOURS = 12 * 3600
-QUEUES = ["RequestsQueue", "DeadLettersQueue", "ReceiptsQueue", "ReceiptsDeadLettersQueue"]
+QUEUES = [
+    "RequestsQueue",
+    "DeadLettersQueue",
+    "ReceiptsQueue",
+    "ReceiptsDeadLettersQueue",
+    "UnpublishedQueue",
+]
 TABLES = ["LedgerTable", "IdentitiesTable"]
 OWN_KEY = {"Fn::If": ["HasKey", {"Ref": "KmsKeyArn"}, {"Ref": "AWS::NoValue"}]}
 
@@ -83,7 +89,11 @@ def test_others_may_only_publish_requests_and_only_those_that_are_named(
 
 def test_visibility_is_six_timeouts_or_more_whatever_the_timeout(template: Template) -> None:
     bounds = template.source["Parameters"]["FunctionTimeoutSeconds"]
-    mappings = template.resources("AWS::Lambda::EventSourceMapping")
+    mappings = {
+        name: mapping
+        for name, mapping in template.resources("AWS::Lambda::EventSourceMapping").items()
+        if logical_id(mapping["Properties"]["EventSourceArn"]) in QUEUES
+    }
     assert mappings
 
     for mapping in mappings.values():

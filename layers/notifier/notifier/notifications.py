@@ -1,12 +1,11 @@
 """What a producer may ask of a notification: how it goes, and to take it back."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from notifier.lifecycle import SENT_OR_LATER, UNDELIVERED, Status
-from notifier.records import Account, StatusEvent
+from notifier.records import Account
 from notifier.request import ledger_key
 
 logger = logging.getLogger(__name__)
@@ -19,10 +18,10 @@ class Ledger(Protocol):
     def cancel(self, bot: str, notification_id: str) -> Account: ...
 
 
-class StatusEvents(Protocol):
-    """Tells upstream systems. Gives back what could not be told."""
+class Refusals(Protocol):
+    """Refused requests, by the id that they bear."""
 
-    def put(self, events: Sequence[StatusEvent]) -> list[StatusEvent]: ...
+    def account(self, bot: str, notification_id: str) -> Account | None: ...
 
 
 class NotKnown(Exception):  # noqa: N818 - an answer like any other
@@ -33,24 +32,21 @@ class TooLate(Exception):  # noqa: N818 - likewise
     """It cannot be taken back, for the reason that the text gives."""
 
 
-class NotTold(Exception):  # noqa: N818 - likewise
-    """It is cancelled, but the status event could not be published: ask again."""
-
-
 @dataclass(frozen=True, slots=True)
 class Notifications:
     """Answers about single notifications."""
 
     ledger: Ledger
-    events: StatusEvents
+    refusals: Refusals
 
     def get(self, bot: str, notification_id: str) -> Account:
-        """Tell how it goes with a notification.
+        """Return how it goes with a notification; where none has the id, what was refused under it.
 
         Raises:
             NotKnown: nothing is known of it.
         """
         account = self.ledger.account(bot, notification_id)
+        account = account or self.refusals.account(bot, notification_id)
         if account is None:
             raise NotKnown(f"bot {bot} has no notification {notification_id}")
         return account
@@ -58,11 +54,10 @@ class Notifications:
     def cancel(self, bot: str, notification_id: str) -> Account:
         """Take a notification back that has not gone out; doing it twice is doing it once.
 
-        Where no request has come yet, upstream hears of it when it comes.
+        Where no request has come yet, the status event follows when it comes.
 
         Raises:
             TooLate: it has gone out, may have, may be doing so, or has ended.
-            NotTold: the status event could not be published; the notification is cancelled.
         """
         account = self.ledger.cancel(bot, notification_id)
         facts = {
@@ -79,23 +74,6 @@ class Notifications:
                 f" {_what_stands_in_the_way(account)}"
             )
         logger.info("cancelled", extra=facts)
-        if account.template is not None:
-            event = StatusEvent(
-                key=ledger_key(bot, notification_id),
-                notification_id=notification_id,
-                bot=bot,
-                status=account.status,
-                generation=account.generation,
-                time=account.updated_at,
-                reason=None,
-                metadata=account.metadata,
-                correlation_id=account.correlation_id,
-            )
-            if self.events.put([event]):
-                raise NotTold(
-                    f"notification {notification_id} of bot {bot} is cancelled, but its status"
-                    " event could not be published: ask again"
-                )
         return account
 
 

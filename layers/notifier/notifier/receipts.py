@@ -7,14 +7,14 @@ twice, late and in any order.
 
 import logging
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
 from notifier.failures import Reason
 from notifier.lifecycle import Status, before
-from notifier.records import NotTold, Receipt, Standing, StatusEvent, Undelivered
+from notifier.records import Receipt, Standing, Undelivered
 from notifier.request import Unusable, parse
 from notifier.turn import Meter
 
@@ -26,25 +26,12 @@ POSTPONED_SECONDS = (300, 900)
 # What WhatsApp said of a message that was sent before, it may have said long ago.
 NEWS_SECONDS = 3600
 
-# What upstream hears of by default: `accepted` and `dispatched` mean nothing to a business.
-TOLD = frozenset(
-    {
-        Status.SENT,
-        Status.RECEIVED,
-        Status.CONSUMED,
-        Status.FAILED,
-        Status.REJECTED,
-        Status.EXPIRED,
-    }
-)
-EVERY = TOLD | {Status.ACCEPTED, Status.DISPATCHED}
-
 
 class Ledger(Protocol):
     """Of the ledger, what receipts need."""
 
     def read(self, key: str) -> Standing | None: ...
-    def advance(self, receipt: Receipt) -> bool | None: ...
+    def advance(self, receipt: Receipt) -> tuple[bool, Standing | None]: ...
     def fail(self, receipt: Receipt, reason: Reason, *, postponed: bool) -> bool: ...
 
 
@@ -84,12 +71,6 @@ class DeadLetters(Protocol):
     ) -> None: ...
 
 
-class StatusEvents(Protocol):
-    """Tells upstream systems. Gives back what could not be told."""
-
-    def put(self, events: Sequence[StatusEvent]) -> list[StatusEvent]: ...
-
-
 class Effect(StrEnum):
     """What a receipt came to; counted."""
 
@@ -109,43 +90,29 @@ class Receipts:
     pacing: Pacing
     requests: Requests
     dead_letters: DeadLetters
-    events: StatusEvents
     meter: Meter
     now: Callable[[], float]
-    told: Collection[Status] = TOLD
     uniform: Callable[[float, float], float] = random.uniform
 
     def record(self, receipt: Receipt) -> Effect:
-        """Do what a receipt asks for.
-
-        Raises:
-            NotTold: its status event could not be published; nothing was recorded.
-        """
-        if receipt.status not in self.told:
-            moved = self.ledger.advance(receipt)
-            if moved is None:
+        """Do what a receipt asks for."""
+        if receipt.status is Status.FAILED:
+            standing = self.ledger.read(receipt.key)
+            if standing is None:
                 return Effect.FOREIGN
-            return Effect.MOVED if moved else Effect.REPEATED
-        standing = self.ledger.read(receipt.key)
+            if receipt.generation == standing.generation and standing.status in before(
+                Status.FAILED
+            ):
+                return self._failed(receipt, standing)
+        moved, standing = self.ledger.advance(receipt)
         if standing is None:
             return Effect.FOREIGN
-        if standing.status not in before(receipt.status):
-            self.ledger.advance(receipt)  # an older generation's goes on the timeline
-            return Effect.REPEATED
-        if receipt.status is Status.FAILED:
-            return self._failed(receipt, standing)
-        self._tell(receipt, standing, None)
-        if not self.ledger.advance(receipt):
-            return Effect.REPEATED
-        if receipt.status is Status.RECEIVED and standing.sent_at:
+        if moved and receipt.status is Status.RECEIVED and standing.sent_at:
             self.meter.took("sent_to_received", self.now() - standing.sent_at)
-        return Effect.MOVED
+        return Effect.MOVED if moved else Effect.REPEATED
 
     def _failed(self, receipt: Receipt, standing: Standing) -> Effect:
         """End a generation that was not delivered: once more later, or dead letter."""
-        if receipt.generation != standing.generation:
-            self.ledger.advance(receipt)
-            return Effect.REPEATED
         if receipt.undelivered is Undelivered.UNREACHABLE:
             self._forget_identity(standing)
         if receipt.undelivered is Undelivered.SPORADIC and self._is_news(standing):
@@ -155,8 +122,6 @@ class Receipts:
         once_more = receipt.undelivered in {Undelivered.LATER, Undelivered.SPORADIC}
         if once_more and not _is_second_try(standing):
             return self._postpone(receipt, standing)
-        # In this order: an event told twice has the same id, a dead letter put twice is two.
-        self._tell(receipt, standing, Reason.UNDELIVERED)
         if receipt.undelivered is Undelivered.NUMBER_DOWN and self._is_news(standing):
             self.pacing.number_down(standing.bot, receipt.detail)
         self._dead_letter(receipt, standing)
@@ -215,21 +180,6 @@ class Receipts:
                 "code": receipt.code,
             },
         )
-
-    def _tell(self, receipt: Receipt, standing: Standing, reason: Reason | None) -> None:
-        event = StatusEvent(
-            key=receipt.key,
-            notification_id=standing.notification_id,
-            bot=standing.bot,
-            status=receipt.status,
-            generation=receipt.generation,
-            time=self.now(),
-            reason=reason,
-            metadata=standing.metadata,
-            correlation_id=standing.correlation_id,
-        )
-        if self.events.put([event]):
-            raise NotTold(receipt.key)
 
 
 def _is_second_try(standing: Standing) -> bool:

@@ -149,7 +149,7 @@ class Account:
 
     Attributes:
         attempts: how often it was claimed to be sent in this generation.
-        timeline: status, generation and time of each change.
+        timeline: the changes of status, oldest first, with receipts that came too late to be one.
         template: its name; None where no request has come yet, or the recipient was forgotten.
         recipient: the masked number; None likewise.
     """
@@ -159,13 +159,43 @@ class Account:
     status: Status
     generation: int
     attempts: int
-    timeline: tuple[tuple[Status, int, float], ...]
+    timeline: "tuple[Change, ...]"
     created_at: float | None
     updated_at: float
     template: str | None = None
     recipient: str | None = None
     reason: Reason | None = None
     code: int | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+    correlation_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change of status, as it stands on a notification's timeline.
+
+    Attributes:
+        reason: why it ended without delivery; None where it did not.
+    """
+
+    status: Status
+    generation: int
+    at: float
+    reason: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A request that was refused, though its id is readable: it has no place of its own.
+
+    Attributes:
+        record_id: SQS's message id.
+        reason: `invalid` or `id_conflict`.
+        metadata: the request's, where it is valid.
+    """
+
+    record_id: str
+    reason: Reason
     metadata: dict[str, str] = field(default_factory=dict)
     correlation_id: str | None = None
 
@@ -313,10 +343,6 @@ class ClaimLost(Exception):  # noqa: N818 - no error: somebody else has the noti
         self.forgotten = forgotten
 
 
-class NotTold(Exception):  # noqa: N818 - no error of ours: the receipt comes again
-    """The status event could not be published, so nothing was recorded."""
-
-
 class Undelivered(StrEnum):
     """What follows when a receipt says that a message failed."""
 
@@ -355,7 +381,7 @@ class StatusEvent:
 
     Attributes:
         key: the notification; with generation, status and reason it names the event.
-        time: when it changed.
+        time: when it changed. With these four it is one entry of the ledger.
     """
 
     key: str
@@ -367,6 +393,36 @@ class StatusEvent:
     reason: Reason | None
     metadata: dict[str, str]
     correlation_id: str | None = None
+
+    @property
+    def entry(self) -> tuple[Status, int, float, Reason | None]:
+        """What tells it from the other events of its notification."""
+        return (self.status, self.generation, self.time, self.reason)
+
+
+class Publication(StrEnum):
+    """What became of an event that was put on the bus."""
+
+    TAKEN = "taken"
+    REFUSED = "refused"  # for its own sake, and would be for ever
+    NOT_NOW = "not now"  # the bus is throttled or away, or lets nobody in
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerWrite:
+    """One write of the ledger, from its stream.
+
+    Attributes:
+        key: of the item.
+        sequence_number: its place in the stream.
+        events: the status events that it adds, in their order.
+        problem: why it cannot be understood; empty if it can.
+    """
+
+    key: str
+    sequence_number: str
+    events: tuple[StatusEvent, ...] = ()
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,6 @@ class SendNotificationSettings:
     requests_queue_url: str
     dead_letters_queue_url: str
     bots_secret_arn: str
-    event_bus: str
     penalty_seconds: int
     breaker_wait_seconds: int
     backoff_base_seconds: int
@@ -39,7 +38,6 @@ class SendNotificationSettings:
     identity_negative_ttl_seconds: int
     allowed_recipients: str
     ledger_restored_at: str
-    tell_every_receipt: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +56,15 @@ class RecordReceiptSettings:
     identities_table: str
     requests_queue_url: str
     dead_letters_queue_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class PublishStatusEventsSettings:
+    """Of the function PublishStatusEvents."""
+
     event_bus: str
-    tell_every_receipt: bool
+    unpublished_queue_url: str
+    publish_all_receipts: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,6 @@ class GetNotificationSettings:
     """Of the function GetNotification."""
 
     ledger_table: str
-    event_bus: str
 
 
 @dataclass(frozen=True, slots=True)

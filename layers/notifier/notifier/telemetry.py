@@ -12,7 +12,8 @@
 
     oldest_request         how old a request is that has to come back
     receipts_late          for how long the longest due question about receipts had been due
-    status_event_not_told  changes of status that EventBridge did not take
+    changed_to_published   from a change of status until EventBridge had taken its event
+    status_event_unpublished   events that can never be published; their keys are on a queue
 
 and every outcome of `delivery`, every effect of `receipts`, `webhook_…` and
 `receipts_polled`.

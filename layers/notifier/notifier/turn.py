@@ -2,6 +2,7 @@
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import suppress
 from threading import Lock
 from typing import Any, Protocol
 
@@ -102,17 +103,29 @@ class Slots:
             PutOff: the bot is still, or the first free slot too far away.
         """
         with self._lock:
-            now = self._clock.now()
-            while self._free and self._free[0] < now - SLOT_GRACE_SECONDS:
-                self._free.popleft()
-            if not self._free:
-                reservation = self._reserve(max(1, self._expected), after)
-                if not reservation.slots:
-                    wait, why = reservation.come_back_in, reservation.why
-                    raise PutOff(wait, why, for_slot=why is None)
-                self._free.extend(_usable(reservation.slots, self._clock.now()))
+            self._fill(after)
             self._expected = max(0, self._expected - 1)
             return self._free.popleft()
+
+    def reserve_ahead(self) -> None:
+        """Reserve what is expected before it is taken.
+
+        Raises:
+            PutOff: as `take` does.
+        """
+        with self._lock:
+            self._fill(0)
+
+    def _fill(self, after: float) -> None:
+        now = self._clock.now()
+        while self._free and self._free[0] < now - SLOT_GRACE_SECONDS:
+            self._free.popleft()
+        if not self._free:
+            reservation = self._reserve(max(1, self._expected), after)
+            if not reservation.slots:
+                wait, why = reservation.come_back_in, reservation.why
+                raise PutOff(wait, why, for_slot=why is None)
+            self._free.extend(_usable(reservation.slots, self._clock.now()))
 
     def wait(self, go_on: Callable[[], None], after: float = 0) -> None:
         """Wait for a slot, and for another one if this machine was too slow to use it.
@@ -241,6 +254,11 @@ class Turn:
             self._slots_of(bot, "messages", known=known).expect_one_more()
             if not known:
                 self._slots_of(bot, "commands", known=known).expect_one_more()
+
+    def reserve_ahead(self, bot: Bot) -> None:
+        """Reserve a slot for one known recipient while it is claimed. A failure shows later."""
+        with suppress(Exception):
+            self._slots_of(bot, "messages", known=True).reserve_ahead()
 
     def wait_for_slot(self, bot: Bot, plan: Plan, *, known: bool, after: float) -> None:
         """Wait for this notification's place in the bot's plan.

@@ -10,7 +10,7 @@ from uuid import UUID, uuid5
 from botocore.exceptions import BotoCoreError, ClientError
 
 from notifier.failures import crash_facts
-from notifier.records import StatusEvent
+from notifier.records import Publication, StatusEvent
 
 if TYPE_CHECKING:
     from mypy_boto3_events import EventBridgeClient
@@ -19,7 +19,20 @@ logger = logging.getLogger(__name__)
 
 SOURCE = "blip-notifier"
 DETAIL_TYPE = "Notification Status Changed"
-MOST_ENTRIES = 10
+# What EventBridge answers for one entry while it takes none: it is throttled or broken, or the role
+# or the bus's policy lets nobody in. Any other code is about the event itself. Source: the API
+# reference of PutEventsResultEntry.
+_NOT_NOW = {
+    "ThrottlingException",
+    "InternalFailure",
+    "InternalException",
+    "AccessDeniedException",
+    "NotAuthorizedForSourceException",
+    "NotAuthorizedForDetailTypeException",
+    "InvalidAccountIdException",
+}
+# What it answers to a call whose entries it cannot take, as for one above its size.
+_WRONG_CALL = {"ValidationException", "RequestEntityTooLargeException"}
 _NAMESPACE = UUID("2f9b8a0c-9d0e-4f0c-9a4e-7b4f6c1f1f55")
 
 
@@ -38,36 +51,41 @@ class EventBridgeStatusEvents:
         self._bus = bus
         self._stack = stack
 
-    def put(self, events: Sequence[StatusEvent]) -> list[StatusEvent]:
-        """Publish them; give back those that were not taken."""
-        left: list[StatusEvent] = []
-        for start in range(0, len(events), MOST_ENTRIES):
-            some = events[start : start + MOST_ENTRIES]
-            try:
-                answer = self._eventbridge.put_events(
-                    Entries=[
-                        {
-                            "EventBusName": self._bus,
-                            "Source": SOURCE,
-                            "DetailType": DETAIL_TYPE,
-                            "Detail": json.dumps(detail(event, self._stack), ensure_ascii=False),
-                        }
-                        for event in some
-                    ]
-                )
-            except (BotoCoreError, ClientError) as error:
-                logger.error("status events not published", extra=crash_facts(error))
-                left.extend(some)
-            else:
-                refused = [
-                    event
-                    for event, entry in zip(some, answer["Entries"], strict=True)
-                    if "ErrorCode" in entry
+    def put(self, events: Sequence[StatusEvent]) -> list[Publication]:
+        """Publish up to ten events with one call; return what became of each."""
+        try:
+            answer = self._eventbridge.put_events(
+                Entries=[
+                    {
+                        "EventBusName": self._bus,
+                        "Source": SOURCE,
+                        "DetailType": DETAIL_TYPE,
+                        "Detail": json.dumps(detail(event, self._stack), ensure_ascii=False),
+                    }
+                    for event in events
                 ]
-                if refused:
-                    logger.error("status events refused", extra={"count": len(refused)})
-                left.extend(refused)
-        return left
+            )
+        except (BotoCoreError, ClientError) as error:
+            if not _is_refusal(error):
+                logger.error("status events not published", extra=crash_facts(error))
+                return [Publication.NOT_NOW] * len(events)
+            if len(events) > 1:  # one of them is to blame
+                return [outcome for event in events for outcome in self.put([event])]
+            logger.error("status event refused", extra=crash_facts(error))
+            return [Publication.REFUSED]
+        return [_outcome(entry.get("ErrorCode")) for entry in answer["Entries"]]
+
+
+def _is_refusal(error: BotoCoreError | ClientError) -> bool:
+    """Return whether EventBridge refuses a call for what is in it."""
+    return isinstance(error, ClientError) and error.response["Error"]["Code"] in _WRONG_CALL
+
+
+def _outcome(code: str | None) -> Publication:
+    if code is None:
+        return Publication.TAKEN
+    logger.error("status event refused", extra={"code": code})
+    return Publication.NOT_NOW if code in _NOT_NOW else Publication.REFUSED
 
 
 def detail(event: StatusEvent, stack: str) -> dict[str, object]:

@@ -19,18 +19,24 @@
     postponed      the generation that was put back because of a rate limit
     redrives       how often the request had been put back when this generation began
     reason, code   why it ended without delivery
-    timeline       a list of [status, generation, time]
+    timeline       the changes of status: a list of [status, generation, time, reason]
+    late           receipts of an older generation that changed nothing, in the same form
     poll_bot, poll_since, poll_at  of a message whose receipts are asked for: whose, sent when,
                    to be asked next when
     created_at, updated_at
     expires_at     epoch seconds, time to live
     forgotten      the recipient was; only the key, status, generation and times are left
+    restored_at    when it was copied back from a backup
+
+A write that adds to the timeline is a status event: the table's stream carries it to the function
+PublishStatusEvents (`outbox.py`). The same table holds refused requests (`refusals.py`).
 
 Other times are epoch milliseconds. DynamoDB sweeps expired items late, so every condition looks
 at `expires_at` itself.
 """
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -42,6 +48,7 @@ from notifier.lifecycle import UNDELIVERED, Status, before
 from notifier.phone import mask
 from notifier.records import (
     Account,
+    Change,
     Claim,
     ClaimLost,
     Control,
@@ -90,6 +97,8 @@ _RESTART = f"""{_CLAIMED}
     generation = :generation, attempts = :one, redrives = :redrives, expires_at = :expires_at
 REMOVE reason, code, in_flight_until, denials, control, control_at, poll_bot, poll_at, poll_since
 """
+# Of an id whose item has outlived its time, what was before is another notification's.
+_AS_NEW = f"{_RESTART.rstrip()}, timeline, late"
 # What sending would need is kept no more. It lives anew until no copy can be on a queue.
 _CANCEL = """
 SET #status = :status, #id = :id, bot = :bot, generation = :generation, updated_at = :now,
@@ -102,7 +111,7 @@ _FORGET = """
 SET #status = :status, forgotten = :forgotten, updated_at = :now, expires_at = :expires_at
 REMOVE #id, bot, content_hash, #request, template, recipient, metadata, correlation_id, attempts,
     redrives, #token, lease_until, in_flight_until, denials, control, control_at, postponed,
-    reason, code, timeline, poll_bot, poll_since, poll_at, created_at
+    reason, code, timeline, late, poll_bot, poll_since, poll_at, created_at
 """
 _AS_FOUND = (
     "#status = :found_status AND generation = :found_generation AND updated_at = :found_update"
@@ -243,11 +252,28 @@ class DynamoDbLedger:
         redriven = found["status"] in UNDELIVERED and found["generation"] == asked_generation
         if lapsed or redriven:
             _, found = self._table.update(
-                notification.key, _RESTART, _AS_FOUND, values | _as_found(found)
+                notification.key,
+                _AS_NEW if lapsed else _RESTART,
+                _AS_FOUND,
+                values | _as_found(found),
             )
             if found.get("token") == token:
                 return _claim(found)
         return _standing(found)
+
+    def complete_cancelled(self, notification: Notification) -> None:
+        """Add to what was cancelled in advance what its status event needs, now that it is here."""
+        self._table.update(
+            notification.key,
+            "SET template = :template, metadata = :metadata, correlation_id = :correlation_id",
+            f"#status = :cancelled AND attribute_not_exists(template) AND {_NOT_FORGOTTEN}",
+            {
+                ":cancelled": Status.CANCELLED,
+                ":template": notification.request.template.name,
+                ":metadata": notification.request.metadata,
+                ":correlation_id": notification.request.correlation_id,
+            },
+        )
 
     def release_unsent(self, claim: Claim) -> None:
         """Give back what was claimed and surely not sent, after a failure of AWS."""
@@ -285,7 +311,7 @@ class DynamoDbLedger:
         Raises:
             ClaimLost: somebody else has the notification; nothing may be sent.
         """
-        _, found = self._table.update(
+        held, found = self._table.update(
             claim.key,
             "SET #status = :status, lease_until = :lease_until, updated_at = :now",
             "#token = :token AND #status IN (:claimed, :status)",
@@ -296,10 +322,11 @@ class DynamoDbLedger:
                 ":lease_until": milliseconds(lease_until),
                 ":now": milliseconds(self._now()),
             },
+            returning=False,
         )
-        if found.get("token") != claim.token:
+        if not held:
             raise ClaimLost(claim.key, forgotten="forgotten" in found)
-        return _claim(found)
+        return replace(claim, status=Status.SENDING)
 
     def settle_sent(self, claim: Claim, poll_at: float | None) -> None:
         """Record that BLiP took it. That is a fact, whoever holds the claim by now.
@@ -336,6 +363,7 @@ class DynamoDbLedger:
             _HELD,
             change=", reason = :reason, code = :code, attempts = :attempts",
             values={":reason": reason, ":code": code, ":attempts": claim.attempts},
+            reason=reason,
         )
 
     def question(self, standing: Standing, lease_until: float) -> Claim | None:
@@ -384,13 +412,15 @@ class DynamoDbLedger:
             }
         self._table.update(claim.key, change, "#token = :token", values)
 
-    def advance(self, receipt: Receipt) -> bool | None:
-        """Move the status forward as far as the receipt says; tell whether it moved.
-
-        None: the ledger holds nothing of it.
+    def advance(self, receipt: Receipt) -> tuple[bool, Standing | None]:
+        """Move the status forward as far as the receipt says.
 
         That the person has it is true whatever the generation, and final. Everything else counts
-        for the current generation only; of an older one it is kept on the timeline.
+        for the current generation only; of an older one it is kept beside the timeline.
+
+        Returns:
+            Whether it moved, and the notification as it stands now; None if the ledger does not
+            know it, or its recipient was forgotten.
         """
         status = receipt.status
         earlier = _named(before(status))
@@ -412,15 +442,19 @@ class DynamoDbLedger:
             condition,
             values,
         )
-        if not moved and found.get("generation", 0) > receipt.generation:
-            self._note(receipt)
-        return moved if found else None
+        if not found or "forgotten" in found:
+            return False, None
+        if not moved and found["generation"] > receipt.generation:
+            self._keep_late(receipt)
+        return moved, _standing(found)
 
     def fail(self, receipt: Receipt, reason: Reason, *, postponed: bool) -> bool:
         """Record that a message was not delivered; what follows from it is done already."""
         values: dict[str, Any] = _named(before(Status.FAILED))
         condition = f"#status IN ({', '.join(values)}) AND generation = :generation"
-        values |= self._event(Status.FAILED, receipt.generation)
+        # Put back it has not ended: without a reason it is no status event.
+        ended = None if postponed else reason
+        values |= self._event(Status.FAILED, receipt.generation, ended)
         values |= {
             ":generation": receipt.generation,
             ":reason": reason,
@@ -471,19 +505,26 @@ class DynamoDbLedger:
             values,
         )
 
-    def _note(self, receipt: Receipt) -> None:
+    def _keep_late(self, receipt: Receipt) -> None:
         """Keep what came too late to change anything, but not without end."""
         event = self._event(receipt.status, receipt.generation)
         self._table.update(
             receipt.key,
-            "SET timeline = list_append(timeline, :event)",
-            "size(timeline) < :most",
-            {":event": event[":event"], ":most": 100},
+            "SET late = list_append(if_not_exists(late, :none), :event)",
+            f"(attribute_not_exists(late) OR size(late) < :most) AND {_NOT_FORGOTTEN}",
+            {":event": event[":event"], ":none": [], ":most": 100},
         )
 
-    def _event(self, status: Status, generation: int) -> dict[str, Any]:
+    def _event(
+        self, status: Status, generation: int, reason: Reason | None = None
+    ) -> dict[str, Any]:
         now = milliseconds(self._now())
-        return {":status": status, ":now": now, ":none": [], ":event": [[status, generation, now]]}
+        return {
+            ":status": status,
+            ":now": now,
+            ":none": [],
+            ":event": [[status, generation, now, reason]],
+        }
 
     def _settle(
         self,
@@ -493,19 +534,21 @@ class DynamoDbLedger:
         *,
         change: str = "",
         values: dict[str, Any] | None = None,
+        reason: Reason | None = None,
     ) -> None:
         standing: dict[str, Any] = {":generation": claim.generation}
         if ":token" in condition:
             standing[":token"] = claim.token
-        _, found = self._table.update(
+        held, found = self._table.update(
             claim.key,
             "SET #status = :status, updated_at = :now,"
             f" timeline = list_append(if_not_exists(timeline, :none), :event){change}"
             " REMOVE #token, lease_until",
             condition,
-            self._event(status, claim.generation) | standing | (values or {}),
+            self._event(status, claim.generation, reason) | standing | (values or {}),
+            returning=False,
         )
-        if found.get("status") not in {status, *_LATER.get(status, ())}:
+        if not held and found.get("status") not in {status, *_LATER.get(status, ())}:
             # The claim ended while we worked: what the ledger holds is newer than we are.
             logger.warning(
                 "not settled",
@@ -561,8 +604,10 @@ def _account(bot: str, notification_id: str, item: Item) -> Account:
         generation=item["generation"],
         attempts=item.get("attempts", 0),
         timeline=tuple(
-            (Status(status), generation, at / 1000)
-            for status, generation, at in item.get("timeline", [])
+            Change(Status(status), generation, at / 1000, Reason(reason) if reason else None)
+            for status, generation, at, reason in sorted(
+                [*item.get("timeline", ()), *item.get("late", ())], key=lambda entry: entry[2]
+            )
         ),
         created_at=item["created_at"] / 1000 if "created_at" in item else None,
         updated_at=item["updated_at"] / 1000,
@@ -616,7 +661,7 @@ def _standing(item: Item) -> Standing:
 
 def _sent_at(item: Item) -> float:
     """Find on the timeline when BLiP took this generation's message."""
-    for status, generation, at in item.get("timeline", ()):
+    for status, generation, at, _ in item.get("timeline", ()):
         if status == Status.SENT and generation == item["generation"]:
             return float(at) / 1000
     return 0.0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from notifier.failures import Reason, crash_facts
-from notifier.records import DeadLetter, QueuedRequest
+from notifier.records import DeadLetter, LedgerWrite, QueuedRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -123,6 +123,24 @@ class RequestsQueue:
                 _warn_of_refused("letters not put back", answer)
                 taken += [batch[int(entry["Id"])] for entry in answer.get("Successful", [])]
         return taken
+
+
+class UnpublishedQueue:
+    """Keeps the keys of ledger items of which a status event could not be published."""
+
+    def __init__(self, sqs: "SQSClient", url: str) -> None:
+        self._sqs = sqs
+        self._url = url
+
+    def put(self, write: LedgerWrite, problem: str) -> bool:
+        """Keep one; return whether SQS took it."""
+        body = {"key": write.key, "sequence_number": write.sequence_number, "problem": problem}
+        try:
+            self._sqs.send_message(QueueUrl=self._url, MessageBody=json.dumps(body))
+        except (BotoCoreError, ClientError) as error:
+            logger.error("unpublished key not kept", extra=crash_facts(error))
+            return False
+        return True
 
 
 class RequestsInFlight:

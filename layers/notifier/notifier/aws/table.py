@@ -40,7 +40,7 @@ class Table:
         answer = self._dynamodb.get_item(
             TableName=self._name, Key={"key": {"S": key}}, ConsistentRead=True
         )
-        return _item(answer.get("Item", {}))
+        return item_of(answer.get("Item", {}))
 
     def get_many(self, keys: list[str]) -> tuple[list[Item], set[str]]:
         """Read what there is under these keys, in any order, perhaps a moment old.
@@ -55,7 +55,7 @@ class Table:
             left: Any = {self._name: {"Keys": [{"key": {"S": key}} for key in some]}}
             for _ in range(READ_TRIES):
                 answer = self._dynamodb.batch_get_item(RequestItems=left)
-                items.extend(_item(item) for item in answer["Responses"].get(self._name, []))
+                items.extend(item_of(item) for item in answer["Responses"].get(self._name, []))
                 left = answer.get("UnprocessedKeys")
                 if not left:
                     break
@@ -88,7 +88,7 @@ class Table:
             **start,
         )
         last: Any = answer.get("LastEvaluatedKey", {})
-        items = [_item(item) for item in answer["Items"]]
+        items = [item_of(item) for item in answer["Items"]]
         return items, answer["ScannedCount"], last.get("key", {}).get("S")
 
     def delete(self, key: str) -> None:
@@ -104,7 +104,7 @@ class Table:
             Limit=most,
             **_values(values),
         )
-        return [_item(item) for item in answer["Items"]]
+        return [item_of(item) for item in answer["Items"]]
 
     def update(
         self,
@@ -112,6 +112,8 @@ class Table:
         update: str,
         condition: str,
         values: dict[str, Any],
+        *,
+        returning: bool = True,
     ) -> tuple[bool, Item]:
         """Write if the condition holds, or always if there is none.
 
@@ -121,7 +123,8 @@ class Table:
         caller for whom that matters tells it from a refusal by a token in the item.
 
         Returns:
-            Whether it held, and the item: as it stands now, or as it stood in the way.
+            Whether it held, and the item: as it stands now, or as it stood in the way. Without
+            `returning` an empty one if it held: reading what nobody asks for is a tenth of a call.
         """
         try:
             answer = self._dynamodb.update_item(
@@ -129,14 +132,14 @@ class Table:
                 Key={"key": {"S": key}},
                 **_expressions(update, condition),
                 **_values(values),
-                ReturnValues="ALL_NEW",
+                ReturnValues="ALL_NEW" if returning else "NONE",
                 ReturnValuesOnConditionCheckFailure="ALL_OLD",
             )
         except ClientError as error:
             if error.response["Error"]["Code"] != "ConditionalCheckFailedException":
                 raise
-            return False, _item(cast("Item", error.response.get("Item", {})))
-        return True, _item(answer["Attributes"])
+            return False, item_of(cast("Item", error.response.get("Item", {})))
+        return True, item_of(answer.get("Attributes", {}))
 
 
 @cache
@@ -159,7 +162,8 @@ def _values(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _item(attributes: dict[str, Any]) -> Item:
+def item_of(attributes: dict[str, Any]) -> Item:
+    """Return an item as plain values, from DynamoDB's typed ones."""
     return {name: _deserialize(value) for name, value in attributes.items()}
 
 

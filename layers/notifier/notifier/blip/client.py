@@ -114,8 +114,9 @@ class BlipClient:
     ) -> None:
         """Make the client; `call_seconds` is all that one call may take."""
         self._call_seconds = call_seconds
+        self._transport = transport or Transport(max_connections)
         self._http = httpx.Client(
-            transport=transport or Transport(max_connections),
+            transport=self._transport,
             timeout=httpx.Timeout(call_seconds, connect=CONNECT_SECONDS, pool=CONNECT_SECONDS),
             headers={"Accept": "application/json", "Content-Type": "application/json"},
             # One client serves every bot: a cookie that one got has no business with another.
@@ -126,6 +127,11 @@ class BlipClient:
     def close(self) -> None:
         """Close every connection."""
         self._http.close()
+
+    def is_connected(self, bot: Bot) -> bool:
+        """Return whether a call for this bot needs no new connection."""
+        transport = self._transport
+        return isinstance(transport, Transport) and transport.is_connected(bot.base_url)
 
     def look_up(self, bot: Bot, phone: str, on_connected: Callable[[], None]) -> str:
         """Give the WhatsApp identity of a phone number in E.164.

@@ -187,6 +187,8 @@ def _addresses(host: str, port: int) -> list[str]:
 class Transport(httpx.HTTPTransport):
     """httpx's own transport over connections that keep the deadline. Retries nothing."""
 
+    _pool: httpcore.ConnectionPool
+
     def __init__(self, max_connections: int) -> None:
         ssl_context = httpx.create_ssl_context()  # reads a long file: once is enough
         super().__init__(verify=ssl_context)
@@ -196,4 +198,14 @@ class Transport(httpx.HTTPTransport):
             max_keepalive_connections=max_connections,
             keepalive_expiry=MAX_IDLE_SECONDS,
             network_backend=_Backend(),
+        )
+
+    def is_connected(self, url: str) -> bool:
+        """Return whether a call to this URL needs no new connection."""
+        origin = httpcore.URL(url).origin
+        return any(
+            connection.is_idle()
+            and connection.can_handle_request(origin)
+            and not connection.has_expired()
+            for connection in self._pool.connections
         )

@@ -17,17 +17,17 @@ from aws_lambda_powertools.event_handler.openapi.exceptions import RequestValida
 from aws_lambda_powertools.event_handler.openapi.params import Path, Query
 from pydantic import BaseModel, Field
 
-from notifier.aws.events import EventBridgeStatusEvents
 from notifier.aws.ledger import DynamoDbLedger
+from notifier.aws.refusals import DynamoDbRefusals
 from notifier.aws.table import Table
 from notifier.bots import NAME_PATTERN
 from notifier.failures import Reason
 from notifier.lifecycle import Status
-from notifier.notifications import Notifications, NotKnown, NotTold, TooLate
+from notifier.notifications import Notifications, NotKnown, TooLate
 from notifier.records import Account
 from notifier.request import ID_PATTERN
 from notifier.runtime import AWS, SystemClock, boto3
-from notifier.settings import GetNotificationSettings, stack
+from notifier.settings import GetNotificationSettings
 
 if TYPE_CHECKING:
     from aws_lambda_powertools.event_handler.openapi.types import OpenAPIResponse
@@ -52,11 +52,13 @@ class Change(BaseModel):
         status: what it became.
         generation: which round of sending, one more with each redrive; 0 before the first.
         time: when, in UTC.
+        reason: why it ended without delivery; else null.
     """
 
     status: Status
     generation: int
     time: Moment
+    reason: Reason | None
 
 
 class NotificationAnswer(BaseModel):
@@ -106,7 +108,6 @@ class GetNotification:
             NotFoundError: HTTPStatus.NOT_FOUND,
             NotKnown: HTTPStatus.NOT_FOUND,
             TooLate: HTTPStatus.CONFLICT,
-            NotTold: HTTPStatus.SERVICE_UNAVAILABLE,
         }
         for kind, status in problems.items():
             self.resolver.exception_handler(kind)(partial(_problem, status))
@@ -129,7 +130,6 @@ class GetNotification:
                 {
                     400: "The id or the bot cannot be one.",
                     409: "Too late: it has gone out, may have, may be doing so, or has ended.",
-                    503: "It is cancelled, but upstream could not be told: ask again.",
                 },
             ),
         )(self._cancel)
@@ -186,8 +186,13 @@ def _told(account: Account) -> NotificationAnswer:
         attempts=account.attempts,
         generation=account.generation,
         timeline=[
-            Change(status=status, generation=generation, time=_moment(at))
-            for status, generation, at in account.timeline
+            Change(
+                status=change.status,
+                generation=change.generation,
+                time=_moment(change.at),
+                reason=change.reason,
+            )
+            for change in account.timeline
         ],
         template=account.template,
         recipient=account.recipient,
@@ -204,10 +209,6 @@ def _moment(epoch_seconds: float) -> str:
 
 def get_notification(settings: GetNotificationSettings) -> GetNotification:
     """Build what the function needs."""
-    ledger = DynamoDbLedger(
-        Table(boto3.client("dynamodb", config=AWS), settings.ledger_table), SystemClock.now
-    )
-    events = EventBridgeStatusEvents(
-        boto3.client("events", config=AWS), settings.event_bus, stack()
-    )
-    return GetNotification(Notifications(ledger, events))
+    table = Table(boto3.client("dynamodb", config=AWS), settings.ledger_table)
+    ledger = DynamoDbLedger(table, SystemClock.now)
+    return GetNotification(Notifications(ledger, DynamoDbRefusals(table, SystemClock.now)))

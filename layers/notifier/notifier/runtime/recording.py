@@ -1,4 +1,4 @@
-"""Builds the function RecordReceipt: receipts queue -> ledger, status events, dead letters."""
+"""Builds the function RecordReceipt: receipts queue -> ledger, dead letters."""
 
 import json
 import logging
@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from notifier import telemetry
-from notifier.aws.events import EventBridgeStatusEvents
 from notifier.aws.identities import DynamoDbIdentities
 from notifier.aws.ledger import DynamoDbLedger
 from notifier.aws.pacing import DynamoDbPacing
@@ -16,10 +15,10 @@ from notifier.aws.queues import DeadLettersQueue, RequestsQueue
 from notifier.aws.table import Table
 from notifier.blip.receipts import receipt
 from notifier.failures import crash_facts
-from notifier.receipts import EVERY, TOLD, Effect, Receipts
-from notifier.records import NotTold, Receipt
+from notifier.receipts import Effect, Receipts
+from notifier.records import Receipt
 from notifier.runtime import AWS, SIDE_BY_SIDE, BatchCrashed, SystemClock, boto3
-from notifier.settings import RecordReceiptSettings, stack
+from notifier.settings import RecordReceiptSettings
 
 logger = logging.getLogger(__name__)
 
@@ -82,9 +81,6 @@ class RecordReceipt:
         for record_id, about in receipts:
             try:
                 effects.append(self._receipts.record(about))
-            except NotTold:
-                self._meter.count("status_event_not_told")
-                failed.append(record_id)
             except Exception as crash:  # noqa: BLE001 - whatever it was, it hurts this one only
                 facts = {"key": about.key, "record_id": record_id, **crash_facts(crash)}
                 logger.error("receipt not recorded", extra=facts)
@@ -108,11 +104,7 @@ def record_receipt(settings: RecordReceiptSettings) -> RecordReceipt:
         pacing=DynamoDbPacing(identities_table, clock.now),
         requests=RequestsQueue(sqs, settings.requests_queue_url),
         dead_letters=DeadLettersQueue(sqs, settings.dead_letters_queue_url, clock.now),
-        events=EventBridgeStatusEvents(
-            boto3.client("events", config=AWS), settings.event_bus, stack()
-        ),
         meter=meter,
         now=clock.now,
-        told=EVERY if settings.tell_every_receipt else TOLD,
     )
     return RecordReceipt(receipts, meter, ThreadPoolExecutor(SIDE_BY_SIDE))

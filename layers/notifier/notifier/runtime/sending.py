@@ -6,7 +6,6 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from notifier import telemetry
-from notifier.aws.events import EventBridgeStatusEvents
 from notifier.aws.identities import DynamoDbIdentities
 from notifier.aws.ledger import DynamoDbLedger
 from notifier.aws.pacing import DynamoDbPacing
@@ -16,13 +15,14 @@ from notifier.aws.queues import (
     RequestsQueue,
     queued_request,
 )
+from notifier.aws.refusals import DynamoDbRefusals
 from notifier.aws.secrets import SecretsManagerBots
 from notifier.aws.table import Table
 from notifier.blip.client import BlipClient
 from notifier.delivery import CALL_SECONDS, Delivery, Outcome, Policy, Verdict
-from notifier.receipts import EVERY, TOLD, Receipts
+from notifier.receipts import Receipts
 from notifier.runtime import AWS, SIDE_BY_SIDE, BatchCrashed, SystemClock, boto3
-from notifier.settings import SendNotificationSettings, stack
+from notifier.settings import SendNotificationSettings
 
 if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.typing import LambdaContext
@@ -89,7 +89,8 @@ def send_notification(settings: SendNotificationSettings) -> SendNotification:
     dynamodb = boto3.client("dynamodb", config=AWS)
     sqs = boto3.client("sqs", config=AWS)
     secrets_manager = boto3.client("secretsmanager", config=AWS)
-    ledger = DynamoDbLedger(Table(dynamodb, settings.ledger_table), clock.now)
+    ledger_table = Table(dynamodb, settings.ledger_table)
+    ledger = DynamoDbLedger(ledger_table, clock.now)
     identities_table = Table(dynamodb, settings.identities_table)
     identities = DynamoDbIdentities(
         identities_table,
@@ -100,13 +101,11 @@ def send_notification(settings: SendNotificationSettings) -> SendNotification:
     pacing = DynamoDbPacing(identities_table, clock.now)
     requests = RequestsQueue(sqs, settings.requests_queue_url)
     dead_letters = DeadLettersQueue(sqs, settings.dead_letters_queue_url, clock.now)
-    events = EventBridgeStatusEvents(
-        boto3.client("events", config=AWS), settings.event_bus, stack()
-    )
     blip = BlipClient(SIDE_BY_SIDE, CALL_SECONDS)
     threads = ThreadPoolExecutor(SIDE_BY_SIDE)
     delivery = Delivery(
         ledger=ledger,
+        refusals=DynamoDbRefusals(ledger_table, clock.now),
         identities=identities,
         pacing=pacing,
         secrets=SecretsManagerBots(secrets_manager, settings.bots_secret_arn, clock.now),
@@ -118,12 +117,9 @@ def send_notification(settings: SendNotificationSettings) -> SendNotification:
             pacing=pacing,
             requests=requests,
             dead_letters=dead_letters,
-            events=events,
             meter=meter,
             now=clock.now,
-            told=EVERY if settings.tell_every_receipt else TOLD,
         ),
-        events=events,
         in_flight=RequestsInFlight(sqs, settings.requests_queue_url, clock.now),
         meter=meter,
         clock=clock,

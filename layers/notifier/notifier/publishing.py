@@ -1,0 +1,133 @@
+"""Publishes changes of status: the ledger's stream to the event bus.
+
+The ledger is the only truth about what was sent, and its stream a queue of what changed: each write
+once, in order by notification, for a day. What is published twice has the same `event_id`.
+
+Nothing that one record does may stop those after it: what cannot be understood, and what the bus
+refuses for its own sake, goes by its key to a queue with an alarm. Only a bus that does not answer
+stops them all, until it does.
+"""
+
+import logging
+import random
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from notifier.lifecycle import SENT_OR_LATER, UNDELIVERED, Status
+from notifier.records import LedgerWrite, Publication, StatusEvent
+
+if TYPE_CHECKING:
+    from notifier.turn import Clock, Meter  # which imports pydantic, for nothing here
+
+logger = logging.getLogger(__name__)
+
+# `accepted` and `dispatched` mean nothing to a business.
+DEFAULT_PUBLISHED = UNDELIVERED | {
+    Status.SENT,
+    Status.RECEIVED,
+    Status.CONSUMED,
+    Status.CANCELLED,
+}
+ALL_PUBLISHED = DEFAULT_PUBLISHED | SENT_OR_LATER
+
+# What EventBridge takes in one call.
+CALL_EVENTS = 10
+# How often a bus that does not take an event is tried before the batch comes back, and the longest
+# wait before each.
+WAITS_SECONDS = (0.2, 0.5, 1.0, 2.0, 4.0)
+# What one call may take, with boto3's own tries, and writing to the queue after it.
+CALL_SECONDS = 20.0
+
+
+class StatusEvents(Protocol):
+    """The event bus. Returns what became of each event."""
+
+    def put(self, events: Sequence[StatusEvent]) -> list[Publication]: ...
+
+
+class Unpublished(Protocol):
+    """Keeps the keys of what cannot be published. Returns whether it has taken one."""
+
+    def put(self, write: LedgerWrite, problem: str) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Publisher:
+    """Publishes what the ledger's writes add, one batch at a time."""
+
+    events: StatusEvents
+    unpublished: Unpublished
+    meter: "Meter"
+    clock: "Clock"
+    published: Collection[Status] = DEFAULT_PUBLISHED
+    uniform: Callable[[float, float], float] = random.uniform
+
+    def publish(self, writes: Sequence[LedgerWrite], deadline: float) -> str | None:
+        """Publish a batch of writes of one shard, in their order by notification.
+
+        Args:
+            writes: the batch.
+            deadline: when the sandbox will be stopped, in epoch seconds.
+
+        Returns:
+            The sequence number from which the batch has to come again; None if it is done.
+        """
+        for write in writes:
+            if write.problem and not self._set_aside(write, write.problem):
+                return writes[0].sequence_number
+        pending = dict(
+            enumerate(
+                (write, event)
+                for write in writes
+                for event in write.events
+                if event.status in self.published
+            )
+        )
+        waits = iter(WAITS_SECONDS)
+        while pending:
+            call = _call(pending)
+            done = self._put([pending[position] for position in call])
+            for position in [one for one, is_done in zip(call, done, strict=True) if is_done]:
+                del pending[position]
+            if all(done):
+                continue
+            wait = next(waits, None)
+            if wait is None or self.clock.now() + wait + CALL_SECONDS > deadline:
+                first, _ = next(iter(pending.values()))
+                return first.sequence_number
+            self.clock.sleep(self.uniform(wait / 2, wait))
+        return None
+
+    def _put(self, call: Sequence[tuple[LedgerWrite, StatusEvent]]) -> list[bool]:
+        """Publish some events with one call; return which of them are done."""
+        done = []
+        outcomes = self.events.put([event for _, event in call])
+        for (write, event), outcome in zip(call, outcomes, strict=True):
+            if outcome is Publication.REFUSED:
+                done.append(self._set_aside(write, "the event bus refuses it"))
+                continue
+            if outcome is Publication.TAKEN:
+                self.meter.took("changed_to_published", self.clock.now() - event.time)
+            done.append(outcome is Publication.TAKEN)
+        return done
+
+    def _set_aside(self, write: LedgerWrite, problem: str) -> bool:
+        """Keep the key of a write that can never be published; return whether that was possible."""
+        facts = {"key": write.key, "sequence_number": write.sequence_number, "problem": problem}
+        logger.error("not publishable", extra=facts)
+        self.meter.count("status_event_unpublished")
+        return self.unpublished.put(write, problem)
+
+
+def _call(pending: Mapping[int, tuple[LedgerWrite, StatusEvent]]) -> list[int]:
+    """Choose the next events for one call, by position.
+
+    Of each notification the earliest only: EventBridge may take an event and refuse the one before.
+    """
+    call: dict[str, int] = {}
+    for position, (_, event) in pending.items():
+        call.setdefault(event.key, position)
+        if len(call) == CALL_EVENTS:
+            break
+    return list(call.values())
