@@ -517,3 +517,56 @@ def test_the_function_as_lambda_calls_it(
     assert metrics["receipt_foreign"] == [1.0]
     assert metrics["receipt_comes_back"] == [1.0]
     assert item(stack, key)["status"] == "received"
+
+
+# --- Of whose bot ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bots", [["clinic"], ["clinic", "shop"]])
+@pytest.mark.parametrize("event", ["accepted", "dispatched", "received", "consumed", "failed"])
+def test_the_secret_of_another_bot_changes_nothing(
+    receipts: ReceiptsStack,
+    stack: Stack,
+    key: str,
+    event: str,
+    bots: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before = item(stack, key)
+    counted: list[str] = []
+    monkeypatch.setattr(telemetry, "count", counted.extend)
+
+    # 131042 would stop the whole number.
+    assert receipts.record(a_receipt(key, event, 131042, bots=bots)) == []
+
+    assert item(stack, key) == before
+    assert stack.aws.dead_letters() == []
+    assert counted == ["webhook_unauthorized"]
+    (warning,) = [one for one in caplog.records if "secret of another bot" in one.getMessage()]
+    assert (vars(warning)["key"], vars(warning)["bot"]) == (key, "default")
+
+
+def test_the_secret_of_another_bot_leaves_no_trace_of_an_older_generation(
+    receipts: ReceiptsStack, stack: Stack, key: str
+) -> None:
+    body = item(stack, key)["request"]
+    receipts.record(a_receipt(key, "failed", 131_056))
+    stack.deliver(body, generation=1)
+    before = item(stack, key)
+    assert before["generation"] == "2"
+
+    receipts.record(a_receipt(key, "accepted", bots=["clinic"]))
+    assert item(stack, key) == before
+    receipts.record(a_receipt(key, "accepted", bots=["default"]))
+    assert item(stack, key) != before
+
+
+@pytest.mark.parametrize("bots", [["default"], ["clinic", "default"]])
+@pytest.mark.parametrize("event", ["accepted", "received", "failed"])
+def test_the_bots_own_secret_is_as_good_as_that_of_all(
+    receipts: ReceiptsStack, stack: Stack, key: str, event: str, bots: list[str]
+) -> None:
+    assert receipts.record(a_receipt(key, event, 131026, bots=bots)) == []
+
+    assert item(stack, key)["status"] == event

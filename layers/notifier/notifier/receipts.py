@@ -79,6 +79,8 @@ class Effect(StrEnum):
     FOREIGN = "receipt_foreign"
     DEAD_LETTER = "receipt_dead_letter"
     POSTPONED = "receipt_postponed"
+    # Counted with those that the webhook refuses by itself, and rings the same alarm.
+    OTHER_BOT = "webhook_unauthorized"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,8 @@ class Receipts:
             standing = self.ledger.read(receipt.key)
             if standing is None:
                 return Effect.FOREIGN
+            if not receipt.may_be_of(standing.bot):
+                return self._other_bot(receipt, standing)
             if receipt.generation == standing.generation and standing.status in before(
                 Status.FAILED
             ):
@@ -107,9 +111,20 @@ class Receipts:
         moved, standing = self.ledger.advance(receipt)
         if standing is None:
             return Effect.FOREIGN
+        if not receipt.may_be_of(standing.bot):
+            return self._other_bot(receipt, standing)
         if moved and receipt.status is Status.RECEIVED and standing.sent_at:
             self.meter.took("sent_to_received", self.now() - standing.sent_at)
         return Effect.MOVED if moved else Effect.REPEATED
+
+    def _other_bot(self, receipt: Receipt, standing: Standing) -> Effect:
+        """Drop a receipt that was shown with the secret of another bot.
+
+        With that secret its holder must not end notifications of this bot: ids can be guessed.
+        """
+        facts = {"key": receipt.key, "bot": standing.bot, "shown": receipt.bots}
+        logger.warning("receipt with the secret of another bot", extra=facts)
+        return Effect.OTHER_BOT
 
     def _failed(self, receipt: Receipt, standing: Standing) -> Effect:
         """End a generation that was not delivered: once more later, or dead letter."""

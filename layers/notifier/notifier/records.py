@@ -365,6 +365,7 @@ class Receipt:
         undelivered: for `failed`: what follows.
         code: for `failed`: BLiP's or WhatsApp's reason code.
         detail: for `failed`: the code's meaning, in a sentence.
+        bots: those whose secret was shown with it at the webhook; empty if it may be of any bot.
     """
 
     key: str
@@ -373,6 +374,11 @@ class Receipt:
     undelivered: Undelivered = Undelivered.FOR_GOOD
     code: int | None = None
     detail: str = ""
+    bots: tuple[str, ...] = ()
+
+    def may_be_of(self, bot: str) -> bool:
+        """Return whether a bot's messages may be reported on with the secret that was shown."""
+        return not self.bots or bot in self.bots
 
 
 @dataclass(frozen=True, slots=True)

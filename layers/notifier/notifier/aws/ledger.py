@@ -416,7 +416,8 @@ class DynamoDbLedger:
         """Move the status forward as far as the receipt says.
 
         That the person has it is true whatever the generation, and final. Everything else counts
-        for the current generation only; of an older one it is kept beside the timeline.
+        for the current generation only; of an older one it is kept beside the timeline. A receipt
+        that cannot be of the notification's bot changes nothing.
 
         Returns:
             Whether it moved, and the notification as it stands now; None if the ledger does not
@@ -435,6 +436,10 @@ class DynamoDbLedger:
             condition += " AND generation = :generation"
             values[":generation"] = receipt.generation
             change = " REMOVE #token, lease_until"
+        if receipt.bots:
+            bots = {f":bot{number}": bot for number, bot in enumerate(receipt.bots)}
+            condition += f" AND bot IN ({', '.join(bots)})"
+            values |= bots
         moved, found = self._table.update(
             receipt.key,
             "SET #status = :status, updated_at = :now,"
@@ -444,9 +449,11 @@ class DynamoDbLedger:
         )
         if not found or "forgotten" in found:
             return False, None
-        if not moved and found["generation"] > receipt.generation:
+        standing = _standing(found)
+        late = standing.generation > receipt.generation and receipt.may_be_of(standing.bot)
+        if late and not moved:
             self._keep_late(receipt)
-        return moved, _standing(found)
+        return moved, standing
 
     def fail(self, receipt: Receipt, reason: Reason, *, postponed: bool) -> bool:
         """Record that a message was not delivered; what follows from it is done already."""

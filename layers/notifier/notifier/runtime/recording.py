@@ -5,6 +5,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from notifier import telemetry
@@ -50,7 +51,8 @@ class RecordReceipt:
         by_key: dict[str, list[tuple[str, Receipt]]] = defaultdict(list)
         for record in event["Records"]:
             try:
-                about = receipt(json.loads(record["body"]))
+                document = json.loads(record["body"])
+                about = receipt(document)
             except (ValueError, RecursionError):
                 logger.error("not JSON", extra={"record_id": record["messageId"]})
                 failed.append(record["messageId"])
@@ -58,6 +60,7 @@ class RecordReceipt:
             if about is None:
                 effects.append(Effect.FOREIGN)
             else:
+                about = replace(about, bots=tuple(document.get("bots", ())))
                 by_key[about.key].append((record["messageId"], about))
         for recorded, left, crashes in self._threads.map(self._record, by_key.values()):
             effects.extend(recorded)
