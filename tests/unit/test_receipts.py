@@ -597,6 +597,7 @@ def test_effects_are_named_as_they_are_counted() -> None:
         "receipt_foreign",
         "receipt_dead_letter",
         "receipt_postponed",
+        "webhook_unauthorized",
     ]
 
 

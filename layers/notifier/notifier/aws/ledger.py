@@ -259,6 +259,8 @@ class DynamoDbLedger:
             )
             if found.get("token") == token:
                 return _claim(found)
+            if not found:  # DynamoDB has swept it meanwhile
+                return self._claim_as(token, notification, status, lease_until)
         return _standing(found)
 
     def complete_cancelled(self, notification: Notification) -> None:
