@@ -41,9 +41,9 @@ class Deployed:
     """The resources of a stack, as CloudFormation would name them."""
 
     aws: Aws
+    webhook_secret: str = ""
     all_receipts: str = "false"
     page: int = 1000
-    webhook_secret: str = ""
 
     def client(self, service: str) -> Any:
         if service == "lambda":
