@@ -829,9 +829,20 @@ def test_a_client_whose_connection_has_idled_is_not_connected(
 
 
 def test_a_client_is_not_connected_once_the_server_has_hung_up(client: BlipClient) -> None:
-    with answering(TAKEN, close=True) as server:
+    hang_up = threading.Event()
+
+    def script(connection: socket.socket) -> None:
+        server.request(connection)
+        connection.sendall(TAKEN)
+        hang_up.wait(SURELY_SECONDS)
+
+    server = Server(script)
+    with server:
         assert send(client, server.bot) is None
-        while any(thread.is_alive() for thread in server.threads[1:]):
+        assert client.is_connected(server.bot)
+
+        hang_up.set()
+        while server.closed == 0:
             time.sleep(0.005)
 
         assert not client.is_connected(server.bot)
