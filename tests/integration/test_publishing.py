@@ -299,7 +299,7 @@ def test_no_try_begins_that_might_outlast_the_sandbox(receipts: ReceiptsStack, b
     records = several(1)
     bus.call_code = lambda _: "ThrottlingException"
 
-    assert receipts.publish_records(records, seconds=20) == records
+    assert receipts.publish_records(records, seconds=20.05) == records  # one call and a wait
 
     assert len(bus.calls) == 1
 
@@ -335,12 +335,11 @@ def test_what_cannot_even_be_set_aside_comes_again(receipts: ReceiptsStack, bus:
     receipts.aws.sqs.delete_queue(QueueUrl=receipts.unpublished_url)
     records = [sent(1), sent(2), poison(3)]
 
-    assert receipts.publish_records(records) == records
-    assert receipts.publish_records(records[:2]) == records[1:2]
+    assert receipts.publish_records(records) == records[1:]
 
     receipts.aws.sqs.create_queue(QueueName="unpublished")
     assert receipts.publish_records(records) == []
-    assert [letter["sequence_number"] for letter in receipts.unpublished()] == ["3", "2"]
+    assert [letter["sequence_number"] for letter in receipts.unpublished()] == ["2", "3"]
 
 
 # --- The handler ----------------------------------------------------------------------------------

@@ -97,19 +97,17 @@ class Publisher:
             )
         )
         waits = iter(WAITS_SECONDS)
-        while pending:
+        while pending and self.clock.now() + CALL_SECONDS < deadline:
             call = _call(pending)
             done = self._put([pending[position] for position in call], problems)
             for position in [one for one, is_done in zip(call, done, strict=True) if is_done]:
                 del pending[position]
-            if all(done):
-                continue
-            wait = next(waits, None)
-            if wait is None or self.clock.now() + wait + CALL_SECONDS > deadline:
-                first, _ = next(iter(pending.values()))
-                return first.sequence_number
-            self.clock.sleep(self.uniform(wait / 2, wait))
-        return None
+            if not all(done):
+                wait = next(waits, None)
+                if wait is None:
+                    break
+                self.clock.sleep(self.uniform(wait / 2, wait))
+        return next((write.sequence_number for write, _ in pending.values()), None)
 
     def _put(
         self, call: Sequence[tuple[LedgerWrite, StatusEvent]], problems: dict[str, str]
