@@ -6,26 +6,35 @@ to one suite, and compares their items. Items have the attributes that the table
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
+from itertools import count
 from threading import RLock
 from typing import Any
 from uuid import uuid4
 
+from boto3.dynamodb.types import TypeSerializer
+
 from notifier.aws.identities import DynamoDbIdentities
 from notifier.aws.ledger import DynamoDbLedger
+from notifier.aws.outbox import ledger_write
 from notifier.aws.pacing import DynamoDbPacing
+from notifier.aws.refusals import DynamoDbRefusals
 from notifier.bots import Bot, Bots, BrokenBot, parse_bots
 from notifier.delivery import Delivery, Policy, Verdict
 from notifier.failures import Failure, Reason
+from notifier.lifecycle import Status
+from notifier.publishing import DEFAULT_PUBLISHED, Publisher
 from notifier.receipts import Receipts
 from notifier.records import (
     BotState,
     DeadLetter,
     Identity,
+    LedgerWrite,
     Notification,
     Plan,
+    Publication,
     QueuedRequest,
     Receipt,
     Reservation,
@@ -445,25 +454,62 @@ class FakeRequests:
         return taken
 
 
+_typed = TypeSerializer().serialize
+
+
+def stream_record(key: str, number: int, before: Item, after: Item) -> Item:
+    """Return a write as Lambda's event of the ledger's stream has it; an empty item is none."""
+    images = {
+        name: {attribute: _typed(value) for attribute, value in ({"key": key} | item).items()}
+        for name, item in (("OldImage", before), ("NewImage", after))
+        if item
+    }
+    return {"dynamodb": {"Keys": {"key": {"S": key}}, "SequenceNumber": str(number)} | images}
+
+
 class FakeStatusEvents:
-    """Takes every event, unless `refuses` says otherwise."""
+    """The event bus; takes every event, and keeps what upstream hears in `told`.
+
+    Attributes:
+        outcome: what becomes of an event.
+        calls: the events of each call.
+    """
 
     def __init__(self) -> None:
         self.told: list[StatusEvent] = []
-        self.refuses: Callable[[StatusEvent], bool] = lambda _: False
+        self.calls: list[list[StatusEvent]] = []
+        self.outcome: Callable[[StatusEvent], Publication] = lambda _: Publication.TAKEN
 
-    def put(self, events: Sequence[StatusEvent]) -> list[StatusEvent]:
-        refused = [event for event in events if self.refuses(event)]
-        self.told += [event for event in events if event not in refused]
-        return refused
+    def put(self, events: Sequence[StatusEvent]) -> list[Publication]:
+        self.calls.append(list(events))
+        outcomes = [self.outcome(event) for event in events]
+        taken = zip(events, outcomes, strict=True)
+        self.told += [event for event, outcome in taken if outcome is Publication.TAKEN]
+        return outcomes
+
+
+class FakeUnpublished:
+    """The queue of what cannot be published; it takes a key unless it is `down`."""
+
+    def __init__(self) -> None:
+        self.down = False
+        self.kept: list[tuple[str, str, str]] = []
+
+    def put(self, write: LedgerWrite, problem: str) -> bool:
+        if not self.down:
+            self.kept.append((write.key, write.sequence_number, problem))
+        return not self.down
 
 
 @dataclass
 class World:
     """Everything that sandboxes share. `sandbox()` makes one more of them.
 
+    Each write of the ledger is published at once, as its stream would have it in the end.
+
     Attributes:
         bots: the secret's content; a text stands for itself.
+        published: the statuses that upstream wants to hear of.
     """
 
     clock: Clock = field(default_factory=Clock)
@@ -472,6 +518,8 @@ class World:
     dead_letters: FakeDeadLetters = field(default_factory=FakeDeadLetters)
     requests: FakeRequests = field(default_factory=FakeRequests)
     events: FakeStatusEvents = field(default_factory=FakeStatusEvents)
+    unpublished: FakeUnpublished = field(default_factory=FakeUnpublished)
+    published: Collection[Status] = DEFAULT_PUBLISHED
     meter: FakeMeter = field(default_factory=FakeMeter)
     bots: Any = field(default_factory=lambda: {"default": {"key": KEY, "namespace": "ns"}})
     in_flight: int = 0
@@ -480,6 +528,19 @@ class World:
     def __post_init__(self) -> None:
         self.blip = FakeBlip(self.clock)
         self.dead_letters.now = self.requests.now = self.clock.now
+        self.ledger_table.on_write = self._publish
+        self._writes = count(1)
+
+    def _publish(self, key: str, before: Item, after: Item) -> None:
+        write = ledger_write(stream_record(key, next(self._writes), before, after))
+        assert not write.problem
+        assert self.publisher().publish([write], float("inf")) is None
+
+    def publisher(self) -> Publisher:
+        """Build what the function on the ledger's stream uses."""
+        return Publisher(
+            self.events, self.unpublished, self.meter, self.clock, self.published, uniform=max
+        )
 
     def sandbox(
         self,
@@ -552,19 +613,18 @@ class Sandbox:
             self.pacing,
             world.requests,
             world.dead_letters,
-            world.events,
             world.meter,
             now,
         )
         self.delivery = Delivery(
             ledger=self.ledger,
+            refusals=DynamoDbRefusals(world.ledger_table, now),
             identities=self.identities,
             pacing=self.pacing,
             secrets=self.secrets,
             blip=world.blip,
             dead_letters=world.dead_letters,
             receipts=self.receipts,
-            events=world.events,
             in_flight=lambda: world.in_flight,
             meter=world.meter,
             clock=world.clock,

@@ -76,7 +76,6 @@ class Aws:
             "requests_queue_url": self.requests_url,
             "dead_letters_queue_url": self.dead_letters_url,
             "bots_secret_arn": self.secret,
-            "event_bus": "default",
             "penalty_seconds": 120,
             "breaker_wait_seconds": 600,
             "backoff_base_seconds": 5,
@@ -88,7 +87,6 @@ class Aws:
             "identity_ttl_seconds": 518_400,
             "identity_negative_ttl_seconds": 86_400,
             "allowed_recipients": "+",
-            "tell_every_receipt": False,
             "ledger_restored_at": "1970-01-01T00:00:00Z",
         }
         return SendNotificationSettings(**(values | self.overrides))  # type: ignore[arg-type] # by name, above

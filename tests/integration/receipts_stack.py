@@ -97,8 +97,6 @@ class ReceiptsStack:
             "identities_table": "identities",
             "requests_queue_url": self.aws.requests_url,
             "dead_letters_queue_url": self.aws.dead_letters_url,
-            "event_bus": "default",
-            "tell_every_receipt": False,
         }
         return record_receipt(RecordReceiptSettings(**(values | self.overrides)))
 

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import pairwise
@@ -397,7 +396,7 @@ def test_a_claim_that_was_lost_between_look_up_and_send_sends_nothing(world: Wor
         ("not JSON", "malformed"),
         ("[]", "malformed"),
         ("{}", "invalid"),
-        ('{"id": "a", "to": "+55"}', "invalid"),
+        ('{"id": "a/b", "to": "+55"}', "invalid"),
     ],
 )
 def test_what_cannot_be_understood_is_a_dead_letter(world: World, body: str, reason: str) -> None:
@@ -1111,26 +1110,6 @@ def test_nobody_is_looked_up_while_a_number_is_down(
     sandbox.deliver(request(), request(to=OTHER_PHONE))
 
     assert (world.blip.look_ups, world.blip.sent) == ([], [])
-
-
-def test_a_settled_unknown_that_cannot_be_told_is_no_crash(world: World) -> None:
-    body = request()
-    world.blip.before_send = raises(Unknown("no answer"))
-    sandbox = world.sandbox()
-    sandbox.deliver(body)
-    key = world.entry(body)["key"]
-    world.blip.stored[key] = [Receipt(key, 1, Status.RECEIVED)]
-    world.events.refuses = lambda _: True
-    world.clock.advance(1000)
-
-    (verdict,) = sandbox.deliver(body)
-
-    assert (outcome(verdict), world.entry(body)["status"]) == ("unsettled", "unknown")
-    assert verdict.come_back_in is not None
-    assert world.meter.counts["status_event_not_told"] == 1
-
-    world.events.refuses = lambda _: False
-    assert outcome(sandbox.deliver(body)[0]) == "settled"
 
 
 def test_bots_that_hang_keep_no_other_waiting(world: World) -> None:
@@ -2382,43 +2361,6 @@ def test_who_has_waited_long_for_a_slot_waits_longer(
     assert verdict.come_back_in == pytest.approx(20 + longer, abs=0.1)
 
 
-@pytest.mark.parametrize(("receives", "most"), [(1, 30), (2, 60), (3, 120), (9, 900), (999, 900)])
-def test_what_cannot_be_told_is_tried_less_and_less_often(
-    world: World, receives: int, most: float
-) -> None:
-    world.events.refuses = lambda _: True
-
-    (verdict,) = world.sandbox(uniform=Spread()).deliver(
-        replace(world.queued(request()), receives=receives)
-    )
-
-    assert verdict.come_back_in == most
-    assert world.meter.counts["status_event_not_told"] == 1
-
-
-@pytest.mark.parametrize("kind", ["invalid", "id_conflict"])
-def test_a_letter_that_leaves_no_mark_is_put_once_however_often_its_event_is_refused(
-    world: World, kind: str
-) -> None:
-    sandbox, first = world.sandbox(uniform=Spread()), request(id="order-1")
-    sandbox.deliver(first)
-    world.events.told.clear()
-    world.events.refuses = lambda _: True
-    bad = request(id="order-1", to=OTHER_PHONE) if kind == "id_conflict" else request(to="123")
-
-    for _ in range(3):
-        (verdict,) = sandbox.deliver(bad)
-        assert (outcome(verdict), verdict.come_back_in) == ("put_off", 30)
-    assert world.dead_letters.letters == []
-    assert world.meter.counts["status_event_not_told"] == 3
-
-    world.events.refuses = lambda _: False
-    (verdict,) = sandbox.deliver(bad)
-    assert (outcome(verdict), verdict.come_back_in) == ("dead_letter", None)
-    assert len(world.dead_letters.letters) == 1
-    assert [event.reason for event in world.events.told] == [kind]
-
-
 def test_a_letter_that_cannot_be_put_comes_back_alone(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -2592,16 +2534,6 @@ def test_for_the_settle_window(world: World, passed: float, wait: float) -> None
     assert spread.asked == [(0, 1)]
 
 
-def test_for_an_event_that_could_not_be_told(world: World) -> None:
-    world.events.refuses = lambda _: True
-    spread = Spread()
-
-    (verdict,) = world.sandbox(uniform=spread).deliver(request())
-
-    assert (outcome(verdict), verdict.come_back_in) == ("sent", 30)
-    assert spread.asked == [(5, 30)]
-
-
 def test_a_batch_that_has_little_time_left_holds_still_until_a_second_before_its_end(
     world: World,
 ) -> None:
@@ -2650,29 +2582,17 @@ def test_a_crash_before_the_send_hurts_one_record_and_loses_nothing(
     assert len(world.blip.sent) == 3
 
 
-def test_an_event_that_could_not_be_told_is_told_later(world: World) -> None:
-    world.events.refuses = lambda _: True
+def test_a_mere_repetition_is_not_told_again(world: World) -> None:
     body = request()
-    (verdict,) = world.sandbox().deliver(body)
-    assert outcome(verdict) == "sent"
-    assert verdict.come_back_in is not None
+    world.sandbox().deliver(body)
+    for receives in (1, 2):
+        (verdict,) = world.sandbox().deliver(world.queued(body, receives=receives))
+        assert (outcome(verdict), verdict.come_back_in) == ("duplicate", None)
 
-    world.events.refuses = lambda _: False
-    (verdict,) = world.sandbox().deliver(world.queued(body, receives=2))
-
-    assert (outcome(verdict), verdict.come_back_in) == ("duplicate", None)
     assert [(event.notification_id, event.status) for event in world.events.told] == [
         (body["id"], Status.SENT)
     ]
     assert len(world.blip.sent) == 1
-
-
-def test_a_mere_repetition_is_not_told_again(world: World) -> None:
-    body = request()
-    world.sandbox().deliver(body)
-    world.sandbox().deliver(body)
-
-    assert len(world.events.told) == 1
 
 
 # --- Whatever happens -----------------------------------------------------------------------------
@@ -2793,13 +2713,21 @@ def test_what_was_cancelled_is_acknowledged_whatever_comes(
         sandbox.deliver(body)
     cancelled(world, body)
     before = world.entry(body)
+    assert len(world.events.told) == (not in_advance)
 
-    (verdict,) = sandbox.deliver(world.queued(body | changes, generation=generation, age=age))
+    for _ in range(2):
+        again = world.queued(body | changes, generation=generation, age=age)
+        (verdict,) = sandbox.deliver(again)
+        assert (verdict.outcome, verdict.come_back_in) == (Outcome.CANCELLED, None)
 
-    assert (verdict.outcome, verdict.come_back_in) == (Outcome.CANCELLED, None)
-    assert verdict.event is not None
-    assert (verdict.event.status, verdict.event.reason) == (Status.CANCELLED, None)
-    assert world.entry(body) == before
+    # Upstream hears of it once, however often its request comes.
+    (event,) = world.events.told
+    assert (event.status, event.reason) == (Status.CANCELLED, None)
+    assert event.metadata == {"order": "981"}
+    what_its_event_needs = {"template": "order_shipped", "correlation_id": None}
+    assert world.entry(body) == before | {"metadata": {"order": "981"}} | (
+        what_its_event_needs if in_advance else {}
+    )
     assert world.blip.taken == []
     assert world.dead_letters.letters == []
 
@@ -2826,9 +2754,11 @@ def test_nobody_hears_of_what_was_forgotten(world: World) -> None:
         "forgotten": True,
     }
 
+    before = world.entry(body)
+
     (verdict,) = world.sandbox().deliver(body)
 
     assert (verdict.outcome, verdict.come_back_in) == (Outcome.CANCELLED, None)
-    assert verdict.event is None
+    assert world.entry(body) == before
     assert world.events.told == []
     assert world.blip.look_ups == []

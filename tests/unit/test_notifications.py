@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from notifier.aws.ledger import DynamoDbLedger
+from notifier.aws.refusals import DynamoDbRefusals
 from notifier.failures import Transient
 from notifier.lifecycle import SENT_OR_LATER, Status
-from notifier.notifications import Notifications, NotKnown, NotTold, TooLate
+from notifier.notifications import Notifications, NotKnown, TooLate
 from notifier.request import ledger_key
 from tests.fakes import World, a_request, raises
 
@@ -22,9 +23,8 @@ class Asked:
 
     @property
     def notifications(self) -> Notifications:
-        return Notifications(
-            DynamoDbLedger(self.world.ledger_table, self.world.clock.now), self.world.events
-        )
+        table, now = self.world.ledger_table, self.world.clock.now
+        return Notifications(DynamoDbLedger(table, now), DynamoDbRefusals(table, now))
 
     def cancel(self, request: dict[str, Any]) -> Status:
         return self.notifications.cancel(request.get("bot", "default"), request["id"]).status
@@ -77,19 +77,6 @@ def test_what_is_cancelled_in_advance_is_told_when_its_request_comes(asked: Aske
     assert event.metadata == {"order": "981"}
     assert asked.world.blip.look_ups == []
     assert asked.world.blip.taken == []
-
-
-def test_what_could_not_be_told_is_told_when_asked_again(asked: Asked) -> None:
-    request = a_request()
-    asked.world.blip.before_send = raises(Transient("503"))
-    asked.world.sandbox().deliver(request)
-    asked.world.events.refuses = lambda _: True
-    with pytest.raises(NotTold, match="is cancelled, but its status event"):
-        asked.cancel(request)
-    asked.world.events.refuses = lambda _: False
-
-    assert asked.cancel(request) is Status.CANCELLED
-    assert [event.status for event in asked.world.events.told] == [Status.CANCELLED]
 
 
 @pytest.mark.parametrize(

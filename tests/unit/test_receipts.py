@@ -18,8 +18,9 @@ from notifier.aws.events import detail
 from notifier.blip.receipts import FAILED, Envelope, failure_code, kind, receipt, reduced
 from notifier.failures import Reason
 from notifier.lifecycle import Status
-from notifier.receipts import TOLD, Effect, Receipts
-from notifier.records import NotTold, Receipt, StatusEvent, Undelivered
+from notifier.publishing import ALL_PUBLISHED
+from notifier.receipts import Effect, Receipts
+from notifier.records import Receipt, StatusEvent, Undelivered
 from notifier.request import ledger_key, message_id
 from tests.fakes import Item, Sandbox, World, a_request
 
@@ -377,7 +378,6 @@ class Case:
             pacing=mortal(self.sandbox.pacing),
             requests=mortal(self.world.requests),
             dead_letters=mortal(self.world.dead_letters),
-            events=mortal(self.world.events),
             meter=self.world.meter,
             now=self.world.clock.now,
             uniform=lambda low, high: (low + high) / 2,
@@ -411,7 +411,11 @@ class Case:
         ]
 
     def timeline(self) -> list[tuple[str, int]]:
-        return [(status, generation) for status, generation, _ in self.item["timeline"]]
+        return [(status, generation) for status, generation, _, _ in self.item["timeline"]]
+
+    def late(self) -> list[tuple[str, int]]:
+        """What is kept of an older generation."""
+        return [(status, generation) for status, generation, _, _ in self.item.get("late", ())]
 
 
 def a_receipt(status: str, code: int | None = None, generation: int = 1) -> Receipt:
@@ -546,7 +550,7 @@ def test_received_cancels_a_generation_that_was_begun(status: str) -> None:
     assert case.told[-1] == ("received", 1, None)
 
 
-def test_an_older_generation_only_goes_on_the_timeline() -> None:
+def test_what_an_older_generation_did_is_kept_and_is_no_event() -> None:
     case = Case()
     case.record("failed", 131049)
     assert case.send(generation=1) == "sent"
@@ -557,16 +561,17 @@ def test_an_older_generation_only_goes_on_the_timeline() -> None:
         assert case.record(status, code, generation=1) is Effect.REPEATED
 
     after = case.item
-    late = [("accepted", 1), ("dispatched", 1), ("failed", 1)]
-    assert case.timeline()[-3:] == late
-    assert {**after, "timeline": None} == {**before, "timeline": None}
+    assert case.late() == [("accepted", 1), ("dispatched", 1), ("failed", 1)]
+    assert {**after, "late": None} == {**before, "late": None}
     assert case.told == told
+    assert [event.generation for event in case.world.events.told] == [1, 1, 2]
     assert len(case.world.dead_letters.letters) == 1
 
     # That the person has the first one, too, is no news when the second one has arrived.
     case.record("received", generation=2)
     assert case.record("received", generation=1) is Effect.REPEATED
-    assert case.timeline()[-2:] == [("received", 2), ("received", 1)]
+    assert (case.timeline()[-1], case.late()[-1]) == (("received", 2), ("received", 1))
+    assert case.told == [*told, ("received", 2, None)]
 
 
 def test_a_receipt_may_come_before_the_answer_to_the_send() -> None:
@@ -857,16 +862,6 @@ def test_what_whatsapp_said_of_an_old_message_says_nothing_of_the_number_now() -
     assert "broken" not in case.bot
 
 
-def test_a_receipt_that_cannot_be_told_opens_no_breaker_again_and_again() -> None:
-    case = Case()
-    case.world.events.refuses = lambda _: True
-
-    with pytest.raises(NotTold):
-        case.record("failed", 131042)
-
-    assert "broken" not in case.bot
-
-
 # --- Effects come first ---------------------------------------------------------------------------
 
 
@@ -934,27 +929,6 @@ def event_id(event: StatusEvent) -> object:
     return detail(event, "stack")["event_id"]
 
 
-@pytest.mark.parametrize(
-    ("status", "code"), [("received", None), ("consumed", None), ("failed", 131049), ("failed", 86)]
-)
-def test_what_cannot_be_told_is_not_recorded(status: str, code: int | None) -> None:
-    case = Case()
-    before = case.item
-    case.world.events.refuses = lambda _: True
-
-    for _ in range(3):
-        with pytest.raises(NotTold, match=KEY):
-            case.record(status, code)
-    assert case.item == before
-    assert case.world.dead_letters.letters == []
-
-    case.world.events.refuses = lambda _: False
-    case.record(status, code)
-    assert case.item["status"] == status
-    assert len(case.told) == 1
-    assert len(case.world.dead_letters.letters) == (status == "failed")
-
-
 def test_a_notification_that_the_ledger_does_not_hold_is_foreign() -> None:
     case = Case()
     key = ledger_key("default", "somebody else's")
@@ -968,7 +942,7 @@ def test_a_notification_that_the_ledger_does_not_hold_is_foreign() -> None:
 
 def test_upstream_hears_of_accepted_and_dispatched_if_it_wants_to() -> None:
     case = Case()
-    case.receipts = replace(case.receipts, told=TOLD | {Status.ACCEPTED, Status.DISPATCHED})
+    case.world.published = ALL_PUBLISHED
 
     for status in ("dispatched", "accepted", "received"):
         case.record(status)

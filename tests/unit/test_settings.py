@@ -7,7 +7,9 @@ import pytest
 
 from notifier import settings
 from notifier.settings import (
+    GetNotificationSettings,
     PollReceiptsSettings,
+    PublishStatusEventsSettings,
     ReceiveReceiptSettings,
     RecordReceiptSettings,
     SendNotificationSettings,
@@ -19,6 +21,8 @@ KINDS = (
     ReceiveReceiptSettings,
     RecordReceiptSettings,
     PollReceiptsSettings,
+    PublishStatusEventsSettings,
+    GetNotificationSettings,
 )
 EXAMPLES: dict[Any, str] = {str: "a text", int: "7", bool: "true"}
 COMPLETE: dict[str, str | None] = {
@@ -57,13 +61,15 @@ def test_a_number_that_is_none_is_named(value: str) -> None:
 
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("false", False)])
 def test_a_switch_is_true_or_false(text: str, *, value: bool) -> None:
-    assert read(TELL_EVERY_RECEIPT=text).tell_every_receipt is value
+    of_publishing = read(PublishStatusEventsSettings, PUBLISH_ALL_RECEIPTS=text)
+
+    assert of_publishing.publish_all_receipts is value
 
 
 @pytest.mark.parametrize("text", ["yes", "True", "0", " true"])
 def test_a_switch_that_is_neither_is_named(text: str) -> None:
-    with pytest.raises(SettingsError, match=r"^TELL_EVERY_RECEIPT is neither true nor false$"):
-        read(TELL_EVERY_RECEIPT=text)
+    with pytest.raises(SettingsError, match=r"^PUBLISH_ALL_RECEIPTS is neither true nor false$"):
+        read(PublishStatusEventsSettings, PUBLISH_ALL_RECEIPTS=text)
 
 
 def test_everything_that_is_wrong_is_told_at_once() -> None:
