@@ -31,8 +31,14 @@ _NOT_NOW = {
     "NotAuthorizedForDetailTypeException",
     "InvalidAccountIdException",
 }
-# What it answers to a call whose entries it cannot take, as for one above its size.
-_WRONG_CALL = {"ValidationException", "RequestEntityTooLargeException"}
+# What it answers to a call whose entries it cannot take, as for one above its size. 413 is the
+# HTTP status, which botocore takes for the code where the answer has no body.
+_WRONG_CALL = {
+    "ValidationException",
+    "ValidationError",
+    "RequestEntityTooLargeException",
+    "413",
+}
 _NAMESPACE = UUID("2f9b8a0c-9d0e-4f0c-9a4e-7b4f6c1f1f55")
 
 
