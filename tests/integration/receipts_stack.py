@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,14 @@ import boto3
 import pytest
 
 from functions import upkeep
-from notifier.runtime import BatchCrashed, polling, receiving, recording, sending
+from notifier.runtime import BatchCrashed, polling, publishing, receiving, recording, sending
 from notifier.runtime.polling import PollReceipts, poll_receipts
+from notifier.runtime.publishing import PublishStatusEvents, publish_status_events
 from notifier.runtime.receiving import ReceiveReceipt, receive_receipt
 from notifier.runtime.recording import RecordReceipt, record_receipt
 from notifier.settings import (
     PollReceiptsSettings,
+    PublishStatusEventsSettings,
     ReceiveReceiptSettings,
     RecordReceiptSettings,
 )
@@ -66,7 +68,7 @@ class SimulatedClock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimulatedClock:
     simulated = SimulatedClock()
-    for module in (sending, receiving, recording, polling, upkeep):
+    for module in (sending, receiving, recording, publishing, polling, upkeep):
         monkeypatch.setattr(module, "SystemClock", simulated)
     return simulated
 
@@ -83,8 +85,9 @@ class ReceiptsStack:
     events: "EventBridgeClient"
     queue_url: str
     listener_url: str
+    unpublished_url: str
     webhook_secret: str
-    overrides: dict[str, Any] = field(default_factory=dict)
+    publish_all_receipts: bool = False
 
     @cached_property
     def webhook(self) -> ReceiveReceipt:
@@ -92,13 +95,21 @@ class ReceiptsStack:
 
     @cached_property
     def recorder(self) -> RecordReceipt:
-        values: dict[str, Any] = {
-            "ledger_table": "ledger",
-            "identities_table": "identities",
-            "requests_queue_url": self.aws.requests_url,
-            "dead_letters_queue_url": self.aws.dead_letters_url,
-        }
-        return record_receipt(RecordReceiptSettings(**(values | self.overrides)))
+        return record_receipt(
+            RecordReceiptSettings(
+                "ledger", "identities", self.aws.requests_url, self.aws.dead_letters_url
+            )
+        )
+
+    @cached_property
+    def publisher(self) -> PublishStatusEvents:
+        return publish_status_events(
+            PublishStatusEventsSettings("default", self.unpublished_url, self.publish_all_receipts)
+        )
+
+    @cached_property
+    def stream(self) -> "Stream":
+        return Stream(boto3.client("dynamodbstreams"))
 
     @cached_property
     def poller(self) -> PollReceipts:
@@ -149,8 +160,16 @@ class ReceiptsStack:
         """Take all receipts off their queue."""
         return [json.loads(body) for body in self._take(self.queue_url)]
 
+    def publish(self, records: list[Json], seconds: float = 60) -> list[str]:
+        """Publish a batch of the ledger's stream; the sequence number that it has to come from."""
+        context: Any = SimpleNamespace(get_remaining_time_in_millis=lambda: seconds * 1000)
+        answer = self.publisher.handle({"Records": records}, context)
+        return [failure["itemIdentifier"] for failure in answer["batchItemFailures"]]
+
     def told(self) -> list[Json]:
-        """Take what the listener has heard: EventBridge's events whole."""
+        """Publish what the ledger's stream has, and take what the listener has heard, whole."""
+        while records := self.stream.read():
+            assert self.publish(records) == []
         return [json.loads(body) for body in self._take(self.listener_url)]
 
     def _take(self, url: str) -> list[str]:
@@ -162,6 +181,27 @@ class ReceiptsStack:
                 bodies.append(message["Body"])
                 self.aws.sqs.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
         return bodies
+
+
+class Stream:
+    """The ledger's stream, from its beginning."""
+
+    def __init__(self, streams: Any) -> None:
+        self._streams = streams
+        (stream,) = streams.list_streams(TableName="ledger")["Streams"]
+        description = streams.describe_stream(StreamArn=stream["StreamArn"])["StreamDescription"]
+        self._iterator = streams.get_shard_iterator(
+            StreamArn=stream["StreamArn"],
+            ShardId=description["Shards"][0]["ShardId"],
+            ShardIteratorType="TRIM_HORIZON",
+        )["ShardIterator"]
+
+    def read(self) -> list[Json]:
+        """Take the next records; none if there are no more."""
+        answer = self._streams.get_records(ShardIterator=self._iterator)
+        self._iterator = answer["NextShardIterator"]
+        records: list[Any] = answer["Records"]
+        return records
 
 
 @pytest.fixture
@@ -191,6 +231,7 @@ def receipts(aws: "Aws") -> Iterator[ReceiptsStack]:
     )
     queue_url = aws.sqs.create_queue(QueueName="receipts")["QueueUrl"]
     listener_url = aws.sqs.create_queue(QueueName="listener")["QueueUrl"]
+    unpublished_url = aws.sqs.create_queue(QueueName="unpublished")["QueueUrl"]
     events = boto3.client("events")
     events.put_rule(
         Name="upstream",
@@ -203,7 +244,7 @@ def receipts(aws: "Aws") -> Iterator[ReceiptsStack]:
         Rule="upstream", Targets=[{"Id": "queue", "Arn": attributes["Attributes"]["QueueArn"]}]
     )
     secret = aws.secrets_manager.create_secret(Name="webhook", SecretString=SECRET)["ARN"]
-    stack = ReceiptsStack(aws, events, queue_url, listener_url, secret)
+    stack = ReceiptsStack(aws, events, queue_url, listener_url, unpublished_url, secret)
     yield stack
     built = vars(stack)
     if "recorder" in built:

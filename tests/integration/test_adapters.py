@@ -26,6 +26,7 @@ from notifier.aws.identities import DynamoDbIdentities, UnreadError, forgotten_k
 from notifier.aws.ledger import DynamoDbLedger
 from notifier.aws.pacing import DynamoDbPacing
 from notifier.aws.queues import DeadLettersQueue, ReceiptsQueue, RequestsQueue, queued_request
+from notifier.aws.refusals import DynamoDbRefusals
 from notifier.aws.secrets import SecretsManagerBots
 from notifier.aws.table import Table
 from notifier.bots import Bot, Bots, BotsSecretError, BrokenBot
@@ -34,6 +35,7 @@ from notifier.lifecycle import SENT_OR_LATER, UNDELIVERED, Status
 from notifier.records import (
     Account,
     BotState,
+    Change,
     Claim,
     ClaimLost,
     Control,
@@ -80,6 +82,7 @@ class Backend(Protocol):
 
     def ledger(self) -> Any: ...
     def identities(self, *, uniform: Callable[[float, float], float] = max) -> Any: ...
+    def refusals(self) -> Any: ...
     def pacing(self) -> Any: ...
     def secrets(self) -> Any: ...
     def letters(self) -> Any: ...
@@ -104,6 +107,9 @@ class Fakes:
 
     def ledger(self) -> DynamoDbLedger:
         return DynamoDbLedger(self._tables["ledger"], self.clock.now)
+
+    def refusals(self) -> DynamoDbRefusals:
+        return DynamoDbRefusals(self._tables["ledger"], self.clock.now)
 
     def identities(self, *, uniform: Callable[[float, float], float] = max) -> FakeIdentities:
         return FakeIdentities(
@@ -155,6 +161,9 @@ class RealOnes:
 
     def ledger(self, dynamodb: Any = None) -> DynamoDbLedger:
         return DynamoDbLedger(self.table("ledger", dynamodb), self.clock.now)
+
+    def refusals(self, dynamodb: Any = None) -> DynamoDbRefusals:
+        return DynamoDbRefusals(self.table("ledger", dynamodb), self.clock.now)
 
     def identities(
         self, *, uniform: Callable[[float, float], float] = max, dynamodb: Any = None
@@ -265,7 +274,7 @@ def bring_to(backend: Backend, notification: Notification, status: Status) -> No
         case _:
             ledger.settle_sent(taken, None)
             if status is not Status.SENT:
-                assert ledger.advance(Receipt(notification.key, 1, status))
+                assert ledger.advance(Receipt(notification.key, 1, status))[0]
     assert entry(backend, notification)["status"] == status
 
 
@@ -486,8 +495,11 @@ def test_after_its_time_to_live_an_id_is_free_again(
     backend: Backend, asked: int | None, generation: int
 ) -> None:
     """DynamoDB's sweep comes up to two days late: the condition itself looks at the clock."""
+    old_receipt = ["accepted", 1, 0, None]
     for status in sorted(set(Status) - {Status.CANCELLED}):
-        bring_to(backend, a_notification(id=status), status)
+        before = a_notification(id=status)
+        bring_to(backend, before, status)
+        backend.change("ledger", before.key, late=[old_receipt], postponed=1)
     backend.clock.advance(45 * DAY)
     for status in sorted(set(Status) - {Status.CANCELLED}):
         other = of_generation(a_notification(id=status, to="+5531988887777"), asked)
@@ -498,6 +510,8 @@ def test_after_its_time_to_live_an_id_is_free_again(
         item = entry(backend, other)
         assert item["content_hash"] == other.content_hash
         assert item["expires_at"] == round(backend.clock.now() + 45 * DAY)
+        # What was before is another notification's.
+        assert not {"timeline", "late", "postponed"} & set(item)
 
 
 @pytest.mark.parametrize("status", [Status.RETRYING, Status.CLAIMED])
@@ -595,7 +609,7 @@ def lose(backend: Backend, notification: Notification, how: str) -> None:
             bring = claimed(backend, notification)
             backend.ledger().end(bring, Status.FAILED, Reason.EXPIRED, None)
         case _:
-            assert backend.ledger().advance(Receipt(notification.key, 1, Status.RECEIVED))
+            assert backend.ledger().advance(Receipt(notification.key, 1, Status.RECEIVED))[0]
 
 
 LOSSES = ["claimed by another", "sent by another", "given up by another", "received"]
@@ -655,7 +669,7 @@ def test_sent_ends_the_claim(backend: Backend) -> None:
     item = entry(backend, notification)
     assert item["status"] == "sent"
     assert item["attempts"] == 1
-    assert item["timeline"] == [["sent", 1, round(backend.clock.now() * 1000)]]
+    assert item["timeline"] == [["sent", 1, round(backend.clock.now() * 1000), None]]
     assert not {"token", "lease_until", "poll_at"} & set(item)
     # What a redrive after a failed receipt would need.
     assert item["request"] == notification.queued.body
@@ -691,7 +705,7 @@ def test_that_blip_took_it_is_a_fact_whoever_has_the_claim_by_now(backend: Backe
 def test_a_receipt_that_was_faster_stays(backend: Backend, status: Status) -> None:
     notification = a_notification()
     taken = claimed(backend, notification, Status.SENDING)
-    assert backend.ledger().advance(Receipt(notification.key, 1, status))
+    assert backend.ledger().advance(Receipt(notification.key, 1, status))[0]
     before = entry(backend, notification)
 
     backend.ledger().settle_sent(taken, None)
@@ -741,7 +755,8 @@ def test_an_end_has_its_reason(
 
     item = entry(backend, notification)
     assert (item["status"], item["reason"], item["code"]) == (status, reason, code)
-    assert item["timeline"][-1][:2] == [status, 1]
+    now = round(backend.clock.now() * 1000)
+    assert item["timeline"] == [[status, 1, now, reason]]
     assert "token" not in item
     standing = backend.ledger().read(notification.key)
     assert standing.reason is reason
@@ -822,7 +837,7 @@ def test_receipts_move_the_status_forward_only(backend: Backend) -> None:
     receipts = [Status.DISPATCHED, Status.ACCEPTED, Status.DISPATCHED, Status.CONSUMED]
     receipts += [Status.RECEIVED]
 
-    moves = [ledger.advance(Receipt(notification.key, 1, status)) for status in receipts]
+    moves = [ledger.advance(Receipt(notification.key, 1, status))[0] for status in receipts]
 
     assert moves == [True, False, False, True, False]
     item = entry(backend, notification)
@@ -835,16 +850,16 @@ def test_a_delivery_of_an_older_generation_ends_it_all(backend: Backend) -> None
     bring_to(backend, notification, Status.FAILED)
     claimed(backend, of_generation(notification, 1))
 
-    assert not ledger.advance(Receipt(notification.key, 1, Status.ACCEPTED))
+    assert not ledger.advance(Receipt(notification.key, 1, Status.ACCEPTED))[0]
     assert entry(backend, notification)["status"] == "claimed"
-    assert ledger.advance(Receipt(notification.key, 1, Status.RECEIVED))
+    assert ledger.advance(Receipt(notification.key, 1, Status.RECEIVED))[0]
     assert entry(backend, notification)["status"] == "received"
     assert isinstance(claim(backend, of_generation(notification, 1)), Standing)
 
 
 def test_a_receipt_about_nothing_leaves_nothing(backend: Backend) -> None:
     for status in (Status.ACCEPTED, Status.RECEIVED):
-        assert not backend.ledger().advance(Receipt("foreign", 1, status))
+        assert not backend.ledger().advance(Receipt("foreign", 1, status))[0]
     assert not backend.ledger().fail(
         Receipt("foreign", 1, Status.FAILED), Reason.UNDELIVERED, postponed=False
     )
@@ -890,11 +905,41 @@ def test_a_notification_that_has_not_come_yet_is_cancelled_in_advance(backend: B
         "generation": 0,
         "attempts": 0,
         "metadata": {},
-        "timeline": [["cancelled", 0, round(now * 1000)]],
+        "timeline": [["cancelled", 0, round(now * 1000), None]],
         "created_at": round(now * 1000),
         "updated_at": round(now * 1000),
         "expires_at": round(now + 45 * DAY),
     }
+
+
+def test_what_was_cancelled_in_advance_gets_what_its_event_needs_when_its_request_comes(
+    backend: Backend,
+) -> None:
+    notification, ledger = a_notification(metadata={"a": "b"}, correlation_id="c"), backend.ledger()
+    cancel(backend, notification)
+    cancelled = entry(backend, notification)
+    backend.clock.advance(5)
+
+    ledger.complete_cancelled(notification)
+    # Another one under the same id changes nothing.
+    ledger.complete_cancelled(a_notification(metadata={}, to="+5531988887777"))
+
+    request = {"template": "order_shipped", "metadata": {"a": "b"}, "correlation_id": "c"}
+    assert entry(backend, notification) == cancelled | request
+
+
+def test_only_what_is_cancelled_is_completed(backend: Backend) -> None:
+    notification, other = a_notification(), a_notification(id="order-2")
+    bring_to(backend, notification, Status.SENT)
+    sent = entry(backend, notification)
+
+    for each in (notification, other):
+        backend.ledger().complete_cancelled(
+            replace(each, request=a_notification(metadata={"a": "b"}).request)
+        )
+
+    assert entry(backend, notification) == sent
+    assert entry(backend, other) == {}
 
 
 def test_what_waits_for_its_next_attempt_is_cancelled(backend: Backend) -> None:
@@ -906,7 +951,7 @@ def test_what_waits_for_its_next_attempt_is_cancelled(backend: Backend) -> None:
 
     assert (account.status, account.generation) == (Status.CANCELLED, 1)
     assert (account.template, account.metadata) == ("order_shipped", {"order": "981"})
-    assert [status for status, *_ in account.timeline] == [Status.RETRYING, Status.CANCELLED]
+    assert [each.status for each in account.timeline] == [Status.RETRYING, Status.CANCELLED]
     item = entry(backend, notification)
     assert "request" not in item
     assert item["expires_at"] == round(backend.clock.now() + 45 * DAY)
@@ -997,8 +1042,8 @@ def test_that_the_person_has_it_is_true_of_what_was_cancelled_too(backend: Backe
     cancel(backend, notification)
 
     for status in (Status.ACCEPTED, Status.DISPATCHED, Status.FAILED):
-        assert not ledger.advance(Receipt(notification.key, 1, status))
-    assert ledger.advance(Receipt(notification.key, 1, Status.RECEIVED))
+        assert not ledger.advance(Receipt(notification.key, 1, status))[0]
+    assert ledger.advance(Receipt(notification.key, 1, Status.RECEIVED))[0]
     assert entry(backend, notification)["status"] == "received"
 
 
@@ -1019,8 +1064,8 @@ def test_of_a_notification_all_is_told_but_number_and_parameters(backend: Backen
         generation=1,
         attempts=2,
         timeline=(
-            (Status.RETRYING, 1, taken_at),
-            (Status.REJECTED, 1, backend.clock.now()),
+            Change(Status.RETRYING, 1, taken_at),
+            Change(Status.REJECTED, 1, backend.clock.now(), Reason.REJECTED),
         ),
         created_at=taken_at,
         updated_at=backend.clock.now(),
@@ -1101,10 +1146,11 @@ def test_of_what_is_forgotten_only_a_tombstone_is_left(backend: Backend, status:
     assert (account.status, account.template, account.recipient) == (Status.CANCELLED, None, None)
     assert cancel(backend, notification).status is Status.CANCELLED
     for receipt in (Status.ACCEPTED, Status.RECEIVED, Status.CONSUMED, Status.FAILED):
-        assert not ledger.advance(Receipt(notification.key, 1, receipt))
+        assert not ledger.advance(Receipt(notification.key, 1, receipt))[0]
     failed = Receipt(notification.key, 1, Status.FAILED)
     assert not ledger.fail(failed, Reason.UNDELIVERED, postponed=True)
     assert ledger.held("+5531999998888", None).held == []
+    ledger.complete_cancelled(notification)
     assert entry(backend, notification) == tombstone
     found = claim(backend, of_generation(notification, 1))
     assert isinstance(found, Standing)
@@ -1139,7 +1185,7 @@ def test_to_forget_what_is_not_there_leaves_nothing(backend: Backend) -> None:
 def test_fake_and_real_ledger_cannot_be_told_apart(real: RealOnes) -> None:
     """Random stories, the same for both: every answer and every item is compared."""
     fakes = Fakes()
-    rng = random.Random(20311122)
+    rng = random.Random(20311144)
     contents: list[dict[str, Any]] = [{"id": "a"}, {"id": "a", "to": "+5531988887777"}, {"id": "b"}]
     claims: list[tuple[Claim, Claim]] = []
     seen: Counter[str] = Counter()
@@ -1163,6 +1209,8 @@ def test_fake_and_real_ledger_cannot_be_told_apart(real: RealOnes) -> None:
         taken = rng.choice(claims) if claims else None
         move = rng.choice(["claim", "claim", "claim to send", *MOVES] if taken else ["claim"])
 
+        waiting = fakes.item("ledger", notification.key)
+
         ours = act(fakes.ledger(), move, notification, taken and taken[0], receipt, until)
         theirs = act(real.ledger(), move, notification, taken and taken[1], receipt, until)
 
@@ -1174,6 +1222,9 @@ def test_fake_and_real_ledger_cannot_be_told_apart(real: RealOnes) -> None:
         if isinstance(ours, Claim):
             claims.append((ours, theirs))
         seen[f"{move}: {type(ours).__name__}"] += 1
+        seen["completed"] += (
+            move == "complete" and fakes.item("ledger", notification.key) != waiting
+        )
 
     # The stories were not all the same.
     assert seen["claim: Claim"] > 5
@@ -1181,10 +1232,11 @@ def test_fake_and_real_ledger_cannot_be_told_apart(real: RealOnes) -> None:
     assert seen["start: str"] > 2
     assert seen["question: Claim"] > 0
     assert seen["cancel: Account"] > 2
+    assert seen["completed"] > 0
 
 
-MOVES = ["question", "advance", "fail", "start", "sent", "unknown", "release", "give back"]
-MOVES += ["end", "deny", "put back", "cancel", "forget"]
+MOVES = ["question", "advance", "fail", "postpone", "start", "sent", "unknown", "release"]
+MOVES += ["give back", "end", "deny", "put back", "cancel", "complete", "forget"]
 
 
 def act(
@@ -1206,6 +1258,8 @@ def act(
         case "advance":
             return ledger.advance(receipt)
         case "fail":
+            return ledger.fail(receipt, Reason.UNDELIVERED, postponed=False)
+        case "postpone":
             return ledger.fail(receipt, Reason.UNDELIVERED, postponed=True)
         case "start":
             try:
@@ -1226,6 +1280,8 @@ def act(
             return ledger.deny(taken)
         case "forget":
             return ledger.forget(notification.key)
+        case "complete":
+            return ledger.complete_cancelled(notification)
         case "cancel":
             return ledger.cancel(notification.request.bot, notification.request.id)
         case _:

@@ -72,7 +72,7 @@ class Asked:
 @pytest.fixture
 def asked(aws: Aws, receipts: ReceiptsStack) -> Asked:  # noqa: ARG001 - the event bus
     assert aws
-    return Asked(get_notification(GetNotificationSettings("ledger", "default")))
+    return Asked(get_notification(GetNotificationSettings("ledger")))
 
 
 def test_the_whole_story_is_told_but_no_number_and_no_parameter(
@@ -217,22 +217,6 @@ def test_what_was_sent_cannot_be_taken_back(asked: Asked, stack: Stack) -> None:
     assert asked("order-1")[1]["status"] == "sent"
 
 
-def test_who_could_not_be_told_is_told_with_the_next_question(
-    asked: Asked, stack: Stack, receipts: ReceiptsStack, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    request = a_request(id="order-1")
-    stack.blip.add_fault(path="messages", status=400, code=51, times=1)
-    stack.deliver(request)
-    refused = {"FailedEntryCount": 1, "Entries": [{"ErrorCode": "InternalFailure"}]}
-    events = asked.function._notifications.events._eventbridge  # type: ignore[attr-defined]
-    with monkeypatch.context() as patch:
-        patch.setattr(events, "put_events", lambda **_: refused)
-        assert asked.cancel("order-1")[0] == 503
-
-    assert asked.cancel("order-1")[0] == 200
-    assert len(receipts.told()) == 1
-
-
 def test_a_table_that_does_not_answer_is_an_error_of_the_function(asked: Asked, aws: Aws) -> None:
     aws.dynamodb.delete_table(TableName="ledger")
 
@@ -260,7 +244,6 @@ def test_the_function_as_lambda_calls_it(
 ) -> None:
     assert asked
     monkeypatch.setenv("LEDGER_TABLE", "ledger")
-    monkeypatch.setenv("EVENT_BUS", "default")
     stack.deliver(a_request(id="order-981-shipped"))
     handler = runpy.run_path(str(ROOT / "functions/get_notification/app.py"))["handler"]
     event = json.loads(SAMPLE.read_text(encoding="utf-8"))

@@ -9,14 +9,11 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from botocore.exceptions import ClientError, EndpointConnectionError
 from jsonschema import Draft202012Validator, FormatChecker
 
 from notifier import telemetry
-from notifier.aws.events import EventBridgeStatusEvents
 from notifier.bots import Bot
-from notifier.lifecycle import Status
-from notifier.records import StatusEvent
+from notifier.records import Receipt
 from notifier.request import ledger_key
 from notifier.runtime import BatchCrashed
 from tests.integration.conftest import Stack, a_request
@@ -104,76 +101,15 @@ def test_a_dead_letter_is_told_with_its_reason(receipts: ReceiptsStack, key: str
 
 
 def test_accepted_and_dispatched_are_told_if_the_stack_is_told_to(
-    receipts: ReceiptsStack, key: str
+    receipts: ReceiptsStack, stack: Stack
 ) -> None:
-    receipts.overrides["tell_every_receipt"] = True
+    receipts.publish_all_receipts = True
+    key = sent(stack)
 
     receipts.record(*(a_receipt(key, event) for event in ("accepted", "dispatched", "received")))
 
     told = [event["detail"]["status"] for event in receipts.told()]
-    assert told == ["accepted", "dispatched", "received"]
-
-
-def test_many_are_told_ten_at_a_time_and_what_is_refused_is_named(
-    receipts: ReceiptsStack, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told = [
-        StatusEvent(ledger_key("b", str(n)), f"order-{n}", "b", Status.SENT, 1, 1.0, None, {})
-        for n in range(23)
-    ]
-    receipts.aws.calls.clear()
-
-    assert EventBridgeStatusEvents(receipts.events, "default", "stack").put(told) == []
-
-    sizes = [len(call["Entries"]) for name, call in receipts.aws.calls if name == "PutEvents"]
-    assert sizes == [10, 10, 3]
-    heard = [event["detail"]["id"] for event in receipts.told()]
-    assert sorted(heard) == sorted(event.notification_id for event in told)
-
-    def put_events(Entries: list[Json]) -> Json:  # noqa: N803 - as boto3 names it
-        ids = [json.loads(entry["Detail"])["id"] for entry in Entries]
-        if "order-11" in ids:
-            raise EndpointConnectionError(endpoint_url="events")
-        return {"Entries": [{"ErrorCode": "x"} if one == "order-3" else {} for one in ids]}
-
-    monkeypatch.setattr(receipts.events, "put_events", put_events)
-    left = EventBridgeStatusEvents(receipts.events, "default", "stack").put(told)
-    assert left == [told[3], *told[10:20]]
-
-
-@pytest.mark.parametrize("problem", ["raises", "refuses"])
-@pytest.mark.parametrize(("event", "code"), [("received", None), ("failed", 131_049)])
-def test_what_cannot_be_told_comes_back_and_is_not_recorded(
-    receipts: ReceiptsStack,
-    stack: Stack,
-    key: str,
-    monkeypatch: pytest.MonkeyPatch,
-    problem: str,
-    event: str,
-    code: int | None,
-) -> None:
-    def put_events(**call: Any) -> Json:
-        if problem == "raises":
-            raise ClientError({"Error": {"Code": "InternalException"}}, "PutEvents")
-        return {
-            "FailedEntryCount": 1,
-            "Entries": [{"ErrorCode": "Throttled"} for _ in call["Entries"]],
-        }
-
-    events: Any = receipts.recorder._receipts.events
-
-    with monkeypatch.context() as patched:
-        patched.setattr(events._eventbridge, "put_events", put_events)
-        back = receipts.record(a_receipt(key, event, code), a_receipt(key, "accepted"))
-
-    assert back == [json.dumps(a_receipt(key, event, code))]
-    assert item(stack, key)["status"] == "accepted"
-    assert stack.aws.dead_letters() == []
-
-    assert receipts.record(*back) == []
-    assert item(stack, key)["status"] == event
-    assert len(receipts.told()) == 1
-    assert len(stack.aws.dead_letters()) == (event == "failed")
+    assert told == ["sent", "accepted", "dispatched", "received"]
 
 
 # --- Dead letters and next generations ------------------------------------------------------------
@@ -349,7 +285,7 @@ def test_a_receipt_before_the_settle_stands(
     assert found["status"] == "received"
     assert not found.keys() & {"token", "lease_until", "request"}
     told = [event["detail"]["status"] for event in receipts.told()]
-    assert sorted(told) == ["received", "sent"]
+    assert told == ["sent", "received"]
 
 
 def test_a_failure_before_the_settle_stands(
@@ -459,14 +395,14 @@ def test_lambda_hears_of_a_batch_only_if_all_of_it_crashed(
 ) -> None:
     keys = [sent(stack, to=f"+55319999988{number:02}") for number in range(2)]
     records = [{"messageId": key, "body": json.dumps(a_receipt(key, "received"))} for key in keys]
-    read = receipts.recorder._receipts.ledger.read
+    advance = receipts.recorder._receipts.ledger.advance
 
-    def broken(key: str) -> Any:
-        if key in keys[:dying]:
+    def broken(receipt: Receipt) -> Any:
+        if receipt.key in keys[:dying]:
             raise OSError("the release is broken")
-        return read(key)
+        return advance(receipt)
 
-    monkeypatch.setattr(receipts.recorder._receipts.ledger, "read", broken)
+    monkeypatch.setattr(receipts.recorder._receipts.ledger, "advance", broken)
 
     if dying == 2:
         with pytest.raises(BatchCrashed):
@@ -517,8 +453,6 @@ def test_the_function_as_lambda_calls_it(
         "IDENTITIES_TABLE": "identities",
         "REQUESTS_QUEUE_URL": stack.aws.requests_url,
         "DEAD_LETTERS_QUEUE_URL": stack.aws.dead_letters_url,
-        "EVENT_BUS": "default",
-        "TELL_EVERY_RECEIPT": "false",
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)

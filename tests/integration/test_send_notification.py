@@ -18,6 +18,7 @@ import pytest
 
 from notifier import delivery, telemetry
 from notifier.aws.ledger import DynamoDbLedger
+from notifier.request import ledger_key
 from notifier.runtime import BatchCrashed, SystemClock, sending
 from notifier.runtime.sending import SendNotification
 from tests.integration.conftest import Record, Stack, a_request
@@ -246,7 +247,10 @@ def test_invalid(stack: Stack) -> None:
     assert field["field"] == "to"
     assert "99999" not in json.dumps(letter["failure"])
     assert letter["failure"]["template"] == "order_shipped"
-    assert stack.aws.ledger() == []
+    (item,) = stack.aws.ledger()
+    assert item["key"] == f"{ledger_key('default', 'order-1')}:refused"
+    assert (item["id"], item["bot"], item["status"]) == ("order-1", "default", "rejected")
+    assert "99999" not in json.dumps(item)
     assert stack.blip.requests == []
 
 
@@ -282,7 +286,9 @@ def test_id_conflict(stack: Stack) -> None:
     letter = the_letter(stack, json.dumps(other), "id_conflict")
     assert letter["notification_id"] == body["id"]
     assert "generation" not in letter
-    assert_ended(stack, body, "sent")
+    ended = {item["key"]: item["status"] for item in stack.aws.ledger()}
+    key = ledger_key("default", body["id"])
+    assert ended == {key: "sent", f"{key}:refused": "rejected"}
     assert len(stack.blip.inbox()) == 1
 
 
@@ -522,7 +528,6 @@ def test_what_a_batch_of_ten_known_recipients_costs(stack: Stack) -> None:
         "BatchGetItem": 1,
         "UpdateItem ledger": 20,
         "UpdateItem identities": 1,
-        "PutEvents": 1,
     }
 
 
@@ -531,7 +536,7 @@ def test_what_a_batch_of_ten_new_recipients_costs(stack: Stack) -> None:
     cost = cost_of_ten(stack, known=False)
 
     reserved = cost.pop("UpdateItem identities") - 20
-    assert cost == {"BatchGetItem": 1, "UpdateItem ledger": 30, "PutEvents": 1}
+    assert cost == {"BatchGetItem": 1, "UpdateItem ledger": 30}
     # One for all look-ups, and one for all sends; one more wherever a thread came late.
     assert 2 <= reserved <= 6
 
