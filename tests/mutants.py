@@ -16,7 +16,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 COPY = ROOT / ".mutants"
 
-MODULES = ["lifecycle", "failures", "turn", "delivery", "receipts"]
+MODULES = [
+    "lifecycle",
+    "failures",
+    "turn",
+    "delivery",
+    "receipts",
+    "publishing",
+    "aws/outbox",
+    "aws/refusals",
+]
 TESTS = [
     "test_lifecycle",
     "test_failures",
@@ -25,6 +34,8 @@ TESTS = [
     "test_told",
     "test_forgetting",
     "test_receipts",
+    "test_publishing",
+    "test_notifications",
 ]
 LEAST_KILLED = 85
 

@@ -160,11 +160,11 @@ def aws(
                 BillingMode="PAY_PER_REQUEST",
                 KeySchema=[{"AttributeName": "key", "KeyType": "HASH"}],
                 AttributeDefinitions=[{"AttributeName": "key", "AttributeType": "S"}],
-                StreamSpecification={
-                    "StreamEnabled": table == "ledger",
-                    **({"StreamViewType": "NEW_AND_OLD_IMAGES"} if table == "ledger" else {}),
-                },
             )
+        dynamodb.update_table(
+            TableName="ledger",
+            StreamSpecification={"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"},
+        )
         sqs = boto3.client("sqs")
         secrets_manager = boto3.client("secretsmanager")
         yield Aws(

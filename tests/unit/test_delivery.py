@@ -1,8 +1,10 @@
 """The story of a notification and of a batch: what follows from what, on fakes and a fake clock."""
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import pairwise
@@ -2359,6 +2361,119 @@ def test_who_has_waited_long_for_a_slot_waits_longer(
 
     assert outcome(verdict) == "put_off"
     assert verdict.come_back_in == pytest.approx(20 + longer, abs=0.1)
+
+
+def refused(kind: str) -> list[Request]:
+    """Two different bodies under one id, which both are refused."""
+    if kind == "id_conflict":
+        return [request(id="order-1", to=f"+55119888877{number:02}") for number in range(2)]
+    return [request(id="order-1", to=f"123{number}") for number in range(2)]
+
+
+REFUSED = f"{ledger_key('default', 'order-1')}:refused"
+
+
+@pytest.mark.parametrize("kind", ["invalid", "id_conflict"])
+def test_one_message_is_refused_with_one_letter_however_often_it_comes(
+    world: World, kind: str
+) -> None:
+    first = request(id="order-1")
+    world.sandbox().deliver(first)
+    before = world.entry(first)
+    world.events.told.clear()
+    message = world.queued(refused(kind)[0])
+
+    for receives in (1, 2, 3):
+        (verdict,) = world.sandbox().deliver(replace(message, receives=receives))
+        assert (outcome(verdict), verdict.come_back_in) == ("dead_letter", None)
+
+    (letter,) = world.dead_letters.letters
+    assert letter.reason == kind
+    (event,) = world.events.told
+    assert (event.reason, event.generation, event.key) == (kind, 0, before["key"])
+    assert [refusal[0] for refusal in world.ledger_table.get(REFUSED)["refusals"]] == [
+        message.record_id
+    ]
+    assert world.entry(first) == before
+
+
+@pytest.mark.parametrize("kind", ["invalid", "id_conflict"])
+def test_another_body_under_the_same_id_is_a_letter_of_its_own(world: World, kind: str) -> None:
+    world.sandbox().deliver(request(id="order-1"))
+    world.events.told.clear()
+    bodies = refused(kind)
+
+    for body in bodies:
+        world.sandbox().deliver(body)
+        world.clock.advance(1)
+
+    letters = [json.loads(letter.body) for letter in world.dead_letters.letters]
+    assert letters == bodies
+    assert [event.reason for event in world.events.told] == [kind, kind]
+
+
+@pytest.mark.parametrize("kind", ["invalid", "id_conflict"])
+def test_a_redriven_letter_that_is_still_wrong_is_a_letter_of_its_own(
+    world: World, kind: str
+) -> None:
+    """SQS gives what is put back another message id."""
+    world.sandbox().deliver(request(id="order-1"))
+    body = refused(kind)[0]
+    world.sandbox().deliver(body)
+
+    world.sandbox().deliver(replace(world.queued(body), redrives=1))
+
+    redrives = [letter.failure["redrives"] for letter in world.dead_letters.letters]
+    assert redrives == [0, 1]
+    assert len(world.ledger_table.get(REFUSED)["refusals"]) == 2
+
+
+@pytest.mark.parametrize("kind", ["invalid", "id_conflict"])
+def test_the_letter_comes_before_the_refusal_so_that_a_crash_repeats_it(
+    world: World, kind: str
+) -> None:
+    world.sandbox().deliver(request(id="order-1"))
+    world.events.told.clear()
+    message = world.queued(refused(kind)[0])
+    held = []
+
+    def crash() -> None:
+        held.append(world.ledger_table.get(REFUSED))
+        if len(held) == 1:
+            raise RuntimeError("SQS does not answer")
+
+    world.dead_letters.before_put = crash
+    (verdict,) = world.sandbox().deliver(message)
+    assert outcome(verdict) == "crashed"
+    assert world.events.told == []
+
+    (verdict,) = world.sandbox().deliver(message)
+    assert outcome(verdict) == "dead_letter"
+
+    assert held == [{}, {}]
+    assert len(world.dead_letters.letters) == 1
+    assert [event.reason for event in world.events.told] == [kind]
+
+
+@pytest.mark.parametrize("kind", ["invalid", "id_conflict"])
+def test_two_that_are_refused_at_once_are_two(world: World, kind: str) -> None:
+    world.sandbox().deliver(request(id="order-1"))
+
+    verdicts = world.sandbox().deliver(*refused(kind))
+
+    assert [outcome(verdict) for verdict in verdicts] == ["dead_letter"] * 2
+    assert len(world.dead_letters.letters) == 2
+    kept = {refusal[0] for refusal in world.ledger_table.get(REFUSED)["refusals"]}
+    assert kept == {verdict.queued.record_id for verdict in verdicts}
+
+
+def test_what_has_no_readable_id_leaves_only_its_letter(world: World) -> None:
+    for _ in range(2):
+        world.sandbox().deliver("{}")
+
+    assert len(world.dead_letters.letters) == 2
+    assert world.ledger_table.items == {}
+    assert world.events.told == []
 
 
 def test_a_letter_that_cannot_be_put_comes_back_alone(

@@ -8,7 +8,7 @@ import pytest
 
 from notifier.aws.ledger import DynamoDbLedger
 from notifier.aws.refusals import DynamoDbRefusals
-from notifier.failures import Transient
+from notifier.failures import Reason, Transient
 from notifier.lifecycle import SENT_OR_LATER, Status
 from notifier.notifications import Notifications, NotKnown, TooLate
 from notifier.request import ledger_key
@@ -125,3 +125,37 @@ def test_every_answer_is_logged_with_id_and_bot(
         ("cancelled", other["id"], "default", ledger_key("default", other["id"])),
         ("not cancelled", sent["id"], "default", ledger_key("default", sent["id"])),
     ]
+
+
+def test_where_no_notification_has_the_id_what_was_refused_under_it_is_told(asked: Asked) -> None:
+    world, good = asked.world, a_request(id="order-1")
+    world.sandbox().deliver({"id": "order-1", "correlation_id": "trace-1"})
+    world.clock.advance(1)
+    world.sandbox().deliver(good | {"to": "123"})
+
+    account = asked.notifications.get("default", "order-1")
+
+    assert (account.status, account.reason) == (Status.REJECTED, Reason.INVALID)
+    assert [(each.status, each.reason, each.generation) for each in account.timeline] == [
+        (Status.REJECTED, Reason.INVALID, 0)
+    ] * 2
+    assert (account.generation, account.attempts, account.template) == (0, 0, None)
+    with pytest.raises(NotKnown):
+        asked.notifications.get("clinic", "order-1")
+    # A notification comes first, whatever was refused before it or is after it.
+    world.sandbox().deliver(good)
+    world.sandbox().deliver(good | {"to": "123"})
+    assert asked.notifications.get("default", "order-1").status is Status.SENT
+
+
+def test_what_was_refused_can_still_be_cancelled_in_advance(asked: Asked) -> None:
+    good = a_request(id="order-1")
+    asked.world.sandbox().deliver(good | {"to": "123"})
+
+    assert asked.cancel(good) is Status.CANCELLED
+    asked.world.sandbox().deliver(good)
+
+    assert asked.world.blip.taken == []
+    assert asked.notifications.get("default", "order-1").status is Status.CANCELLED
+    told = [(event.status, event.generation) for event in asked.world.events.told]
+    assert told == [(Status.REJECTED, 0), (Status.CANCELLED, 0)]

@@ -12,6 +12,7 @@ from notifier.aws.outbox import PUBLISHABLE, ledger_write, status_events
 from notifier.failures import Reason, Rejected, Throttled, Transient
 from notifier.lifecycle import SENT_OR_LATER, Status
 from notifier.publishing import ALL_PUBLISHED, DEFAULT_PUBLISHED
+from notifier.receipts import Effect
 from notifier.records import LedgerWrite, Publication, Receipt, StatusEvent, Undelivered
 from notifier.request import ledger_key
 from tests.fakes import Item, World, a_notification, a_request, raises, stream_record
@@ -354,9 +355,12 @@ def test_of_a_rate_limit_only_the_second_end(world: World) -> None:
 def test_of_a_rate_limit_that_overtakes_the_answer_that_it_was_sent(world: World) -> None:
     world.know(REQUEST["to"])
     sandbox = world.sandbox()
-    later = Receipt(KEY, 1, Status.FAILED, Undelivered.LATER, 131056)
-    world.blip.before_send = lambda _: sandbox.receipts.record(later) and None
 
+    def overtake(_: object) -> None:
+        later = Receipt(KEY, 1, Status.FAILED, Undelivered.LATER, 131056)
+        assert sandbox.receipts.record(later) is Effect.POSTPONED
+
+    world.blip.before_send = overtake
     sandbox.deliver(REQUEST)
 
     assert heard(world) == [("sent", 1, None)]
