@@ -11,6 +11,7 @@ from notifier.aws.refusals import DynamoDbRefusals
 from notifier.failures import Reason, Transient
 from notifier.lifecycle import SENT_OR_LATER, Status
 from notifier.notifications import Notifications, NotKnown, TooLate
+from notifier.records import Account, Change, Refusal
 from notifier.request import ledger_key
 from tests.fakes import World, a_request, raises
 
@@ -146,6 +147,72 @@ def test_where_no_notification_has_the_id_what_was_refused_under_it_is_told(aske
     world.sandbox().deliver(good)
     world.sandbox().deliver(good | {"to": "123"})
     assert asked.notifications.get("default", "order-1").status is Status.SENT
+
+
+def refuse(world: World, *messages: str, **changes: Any) -> None:
+    refusals = DynamoDbRefusals(world.ledger_table, world.clock.now)
+    for message in messages:
+        facts = {"record_id": message, "reason": Reason.INVALID} | changes
+        refusals.keep("clinic", "order-1", Refusal(**facts))
+        world.clock.advance(1)
+
+
+def test_of_what_was_refused_the_last_refusal_is_told_and_when_the_others_were(
+    asked: Asked,
+) -> None:
+    began = asked.world.clock.now()
+    refuse(asked.world, "message-1", "message-2")
+    refuse(asked.world, "message-3", metadata={"order": "982"}, correlation_id="trace-1")
+
+    assert asked.notifications.get("clinic", "order-1") == Account(
+        notification_id="order-1",
+        bot="clinic",
+        status=Status.REJECTED,
+        generation=0,
+        attempts=0,
+        timeline=tuple(
+            Change(Status.REJECTED, 0, began + number, Reason.INVALID) for number in range(3)
+        ),
+        created_at=began,
+        updated_at=began + 2,
+        reason=Reason.INVALID,
+        metadata={"order": "982"},
+        correlation_id="trace-1",
+    )
+    asked.world.clock.advance(14 * 86_400 - 2)
+    assert asked.notifications.get("clinic", "order-1").updated_at == began + 2
+    asked.world.clock.advance(1)
+    with pytest.raises(NotKnown):
+        asked.notifications.get("clinic", "order-1")
+
+
+def test_a_refusal_that_comes_between_is_not_lost(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list is full, and another sandbox refuses one between reading it and writing it."""
+    world = asked.world
+    refuse(world, *(f"message-{number}" for number in range(10)))
+    update = world.ledger_table.update
+    between = ["between 1", "between 2"]
+
+    def overtaken(*call: Any) -> Any:
+        answer = update(*call)
+        if not answer[0] and between:
+            world.clock.advance(1)
+            refuse(world, between.pop())
+        return answer
+
+    monkeypatch.setattr(world.ledger_table, "update", overtaken)
+
+    refuse(world, "the last")
+
+    key = f"{ledger_key('clinic', 'order-1')}:refused"
+    kept = [refusal[0] for refusal in world.ledger_table.get(key)["refusals"]]
+    assert kept == [
+        *(f"message-{number}" for number in range(3, 10)),
+        *("between 1", "between 2", "the last"),
+    ]
+    assert len(world.events.told) == 13
 
 
 def test_what_was_refused_can_still_be_cancelled_in_advance(asked: Asked) -> None:
