@@ -6,9 +6,10 @@ to one suite, and compares their items. Items have the attributes that the table
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
+from itertools import count
 from threading import RLock
 from typing import Any
 from uuid import uuid4
@@ -23,13 +24,17 @@ from notifier.aws.refusals import DynamoDbRefusals
 from notifier.bots import Bot, Bots, BrokenBot, parse_bots
 from notifier.delivery import Delivery, Policy, Verdict
 from notifier.failures import Failure, Reason
+from notifier.lifecycle import Status
+from notifier.publishing import DEFAULT_PUBLISHED, Publisher
 from notifier.receipts import Receipts
 from notifier.records import (
     BotState,
     DeadLetter,
     Identity,
+    LedgerWrite,
     Notification,
     Plan,
+    Publication,
     QueuedRequest,
     Receipt,
     Reservation,
@@ -492,8 +497,11 @@ class LedgerStream:
 class World:
     """Everything that sandboxes share. `sandbox()` makes one more of them.
 
+    Each write of the ledger is published at once, as its stream would have it in the end.
+
     Attributes:
         bots: the secret's content; a text stands for itself.
+        published: the statuses that upstream wants to hear of.
     """
 
     clock: Clock = field(default_factory=Clock)

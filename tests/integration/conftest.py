@@ -166,6 +166,10 @@ def aws(
                 AttributeDefinitions=[{"AttributeName": "key", "AttributeType": "S"}],
                 **stream,
             )
+        dynamodb.update_table(
+            TableName="ledger",
+            StreamSpecification={"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"},
+        )
         sqs = boto3.client("sqs")
         secrets_manager = boto3.client("secretsmanager")
         yield Aws(

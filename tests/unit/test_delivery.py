@@ -1,5 +1,6 @@
 """The story of a notification and of a batch: what follows from what, on fakes and a fake clock."""
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -396,7 +397,7 @@ def test_a_claim_that_was_lost_between_look_up_and_send_sends_nothing(world: Wor
         ("not JSON", "malformed"),
         ("[]", "malformed"),
         ("{}", "invalid"),
-        ('{"id": "a", "to": "+55"}', "invalid"),
+        ('{"id": "a/b", "to": "+55"}', "invalid"),
     ],
 )
 def test_what_cannot_be_understood_is_a_dead_letter(world: World, body: str, reason: str) -> None:
@@ -2708,6 +2709,7 @@ def test_what_was_cancelled_is_acknowledged_whatever_comes(
         sandbox.deliver(body)
     cancelled(world, body)
     before = world.entry(body)
+    assert len(world.events.told) == (not in_advance)
 
     for _ in range(2):
         coming = world.queued(body | changes, generation=generation, age=age)
@@ -2744,6 +2746,8 @@ def test_nobody_hears_of_what_was_forgotten(world: World) -> None:
         "expires_at": round(world.clock.now()) + DAY,
         "forgotten": True,
     }
+
+    before = world.entry(body)
 
     (verdict,) = world.sandbox().deliver(body)
 

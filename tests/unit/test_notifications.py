@@ -151,3 +151,103 @@ def test_every_answer_is_logged_with_id_and_bot(
         ("cancelled", other["id"], "default", ledger_key("default", other["id"])),
         ("not cancelled", sent["id"], "default", ledger_key("default", sent["id"])),
     ]
+
+
+def test_where_no_notification_has_the_id_what_was_refused_under_it_is_told(asked: Asked) -> None:
+    world, good = asked.world, a_request(id="order-1")
+    world.sandbox().deliver({"id": "order-1", "correlation_id": "trace-1"})
+    world.clock.advance(1)
+    world.sandbox().deliver(good | {"to": "123"})
+
+    account = asked.notifications.get("default", "order-1")
+
+    assert (account.status, account.reason) == (Status.REJECTED, Reason.INVALID)
+    assert [(each.status, each.reason, each.generation) for each in account.timeline] == [
+        (Status.REJECTED, Reason.INVALID, 0)
+    ] * 2
+    assert (account.generation, account.attempts, account.template) == (0, 0, None)
+    with pytest.raises(NotKnown):
+        asked.notifications.get("clinic", "order-1")
+    # A notification comes first, whatever was refused before it or is after it.
+    world.sandbox().deliver(good)
+    world.sandbox().deliver(good | {"to": "123"})
+    assert asked.notifications.get("default", "order-1").status is Status.SENT
+
+
+def refuse(world: World, *messages: str, **changes: Any) -> None:
+    refusals = DynamoDbRefusals(world.ledger_table, world.clock.now)
+    for message in messages:
+        facts = {"record_id": message, "reason": Reason.INVALID} | changes
+        refusals.keep("clinic", "order-1", Refusal(**facts))
+        world.clock.advance(1)
+
+
+def test_of_what_was_refused_the_last_refusal_is_told_and_when_the_others_were(
+    asked: Asked,
+) -> None:
+    began = asked.world.clock.now()
+    refuse(asked.world, "message-1", "message-2")
+    refuse(asked.world, "message-3", metadata={"order": "982"}, correlation_id="trace-1")
+
+    assert asked.notifications.get("clinic", "order-1") == Account(
+        notification_id="order-1",
+        bot="clinic",
+        status=Status.REJECTED,
+        generation=0,
+        attempts=0,
+        timeline=tuple(
+            Change(Status.REJECTED, 0, began + number, Reason.INVALID) for number in range(3)
+        ),
+        created_at=began,
+        updated_at=began + 2,
+        reason=Reason.INVALID,
+        metadata={"order": "982"},
+        correlation_id="trace-1",
+    )
+    asked.world.clock.advance(14 * 86_400 - 2)
+    assert asked.notifications.get("clinic", "order-1").updated_at == began + 2
+    asked.world.clock.advance(1)
+    with pytest.raises(NotKnown):
+        asked.notifications.get("clinic", "order-1")
+
+
+def test_a_refusal_that_comes_between_is_not_lost(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list is full, and another sandbox refuses one between reading it and writing it."""
+    world = asked.world
+    refuse(world, *(f"message-{number}" for number in range(10)))
+    update = world.ledger_table.update
+    between = ["between 1", "between 2"]
+
+    def overtaken(*call: Any) -> Any:
+        answer = update(*call)
+        if not answer[0] and between:
+            world.clock.advance(1)
+            refuse(world, between.pop())
+        return answer
+
+    monkeypatch.setattr(world.ledger_table, "update", overtaken)
+
+    refuse(world, "the last")
+
+    key = f"{ledger_key('clinic', 'order-1')}:refused"
+    kept = [refusal[0] for refusal in world.ledger_table.get(key)["refusals"]]
+    assert kept == [
+        *(f"message-{number}" for number in range(3, 10)),
+        *("between 1", "between 2", "the last"),
+    ]
+    assert len(world.events.told) == 13
+
+
+def test_what_was_refused_can_still_be_cancelled_in_advance(asked: Asked) -> None:
+    good = a_request(id="order-1")
+    asked.world.sandbox().deliver(good | {"to": "123"})
+
+    assert asked.cancel(good) is Status.CANCELLED
+    asked.world.sandbox().deliver(good)
+
+    assert asked.world.blip.taken == []
+    assert asked.notifications.get("default", "order-1").status is Status.CANCELLED
+    told = [(event.status, event.generation) for event in asked.world.events.told]
+    assert told == [(Status.REJECTED, 0), (Status.CANCELLED, 0)]

@@ -561,6 +561,7 @@ def test_an_older_generation_is_kept_beside_the_timeline() -> None:
     assert late == [("accepted", 1), ("dispatched", 1), ("failed", 1)]
     assert after == before
     assert case.told == told
+    assert [event.generation for event in case.world.events.told] == [1, 1, 2]
     assert len(case.world.dead_letters.letters) == 1
 
     # That the person has the first one, too, is no news when the second one has arrived.

@@ -7,6 +7,7 @@ import pytest
 
 from notifier import settings
 from notifier.settings import (
+    GetNotificationSettings,
     PollReceiptsSettings,
     PublishStatusEventsSettings,
     ReceiveReceiptSettings,

@@ -57,6 +57,11 @@ def logged(caplog: pytest.LogCaptureFixture, message: str) -> dict[str, Any]:
     return {name: fact for name, fact in vars(record).items() if name not in ordinary}
 
 
+def to_the_millisecond(world: World) -> Any:
+    """The time now, as the ledger holds it."""
+    return pytest.approx(world.clock.now(), abs=0.001)
+
+
 def an_event(status: Status, reason: Reason | None = None, **changes: Any) -> StatusEvent:
     facts: dict[str, Any] = {
         "key": KEY,
@@ -145,6 +150,7 @@ def test_of_what_is_no_request_at_all_upstream_hears_nothing(world: World) -> No
     deliver(world, "not JSON")
 
     assert world.events.told == []
+    assert world.ledger_table.items == {}
 
 
 def test_of_other_content_under_the_same_id(world: World) -> None:
@@ -376,7 +382,9 @@ def test_of_what_was_sent_nothing_is_told_if_its_record_comes_again(
     sandbox.deliver(REQUEST)
     if receipt is not None:
         sandbox.ledger.advance(Receipt(KEY, 1, receipt))
-    world.events.told.clear()
+    told = [an_event(Status.SENT)]
+    told += [an_event(receipt)] if receipt is Status.CONSUMED else []
+    assert world.events.told == told
 
     deliver(world, receives=2)
 

@@ -60,9 +60,9 @@ def status_events(item: Item) -> list[StatusEvent]:
             taken.add(generation)
             if status is not Status.SENT:
                 events.append(_event(item, Status.SENT, generation, at))
-        is_end = status is not Status.FAILED or reason is not None
-        has_come = "template" in item
-        if is_end and has_come and status in PUBLISHABLE:
+        is_put_back = status is Status.FAILED and reason is None
+        waits_for_request = status is Status.CANCELLED and "template" not in item
+        if status in PUBLISHABLE and not (is_put_back or waits_for_request):
             events.append(_event(item, status, generation, at, reason))
     return events
 
