@@ -463,34 +463,51 @@ class FakeRequests:
         return taken
 
 
-class LedgerStream:
-    """The ledger's stream, read at once as the function PublishStatusEvents reads it.
+_typed = TypeSerializer().serialize
+
+
+def stream_record(key: str, number: int, before: Item, after: Item) -> Item:
+    """Return a write as Lambda's event of the ledger's stream has it; an empty item is none."""
+    images = {
+        name: {attribute: _typed(value) for attribute, value in ({"key": key} | item).items()}
+        for name, item in (("OldImage", before), ("NewImage", after))
+        if item
+    }
+    return {"dynamodb": {"Keys": {"key": {"S": key}}, "SequenceNumber": str(number)} | images}
+
+
+class FakeStatusEvents:
+    """The event bus; takes every event, and keeps what upstream hears in `told`.
 
     Attributes:
-        told: every status event that the writes so far stand for, `accepted` and `dispatched` too.
+        outcome: what becomes of an event.
+        calls: the events of each call.
     """
 
     def __init__(self) -> None:
         self.told: list[StatusEvent] = []
-        self._serialize = TypeSerializer().serialize
+        self.calls: list[list[StatusEvent]] = []
+        self.outcome: Callable[[StatusEvent], Publication] = lambda _: Publication.TAKEN
 
-    def written(self, key: str, before: Item, after: Item) -> None:
-        """Take in a write, as DynamoDB puts it on the stream; called by the table."""
-        if before == after:
-            return
-        images = [
-            {name: self._serialize(value) for name, value in item.items()}
-            for item in (before, after)
-        ]
-        change = {
-            "Keys": {"key": {"S": key}},
-            "SequenceNumber": str(len(self.told)),
-            "OldImage": images[0],
-            "NewImage": images[1],
-        }
-        write = ledger_write({"dynamodb": {name: part for name, part in change.items() if part}})
-        assert not write.problem
-        self.told += write.events
+    def put(self, events: Sequence[StatusEvent]) -> list[Publication]:
+        self.calls.append(list(events))
+        outcomes = [self.outcome(event) for event in events]
+        taken = zip(events, outcomes, strict=True)
+        self.told += [event for event, outcome in taken if outcome is Publication.TAKEN]
+        return outcomes
+
+
+class FakeUnpublished:
+    """The queue of what cannot be published; it takes a key unless it is `down`."""
+
+    def __init__(self) -> None:
+        self.down = False
+        self.kept: list[tuple[str, str, str]] = []
+
+    def put(self, write: LedgerWrite, problem: str) -> bool:
+        if not self.down:
+            self.kept.append((write.key, write.sequence_number, problem))
+        return not self.down
 
 
 @dataclass
@@ -509,7 +526,9 @@ class World:
     identities_table: FakeTable = field(default_factory=FakeTable)
     dead_letters: FakeDeadLetters = field(default_factory=FakeDeadLetters)
     requests: FakeRequests = field(default_factory=FakeRequests)
-    events: LedgerStream = field(default_factory=LedgerStream)
+    events: FakeStatusEvents = field(default_factory=FakeStatusEvents)
+    unpublished: FakeUnpublished = field(default_factory=FakeUnpublished)
+    published: Collection[Status] = DEFAULT_PUBLISHED
     meter: FakeMeter = field(default_factory=FakeMeter)
     bots: Any = field(default_factory=lambda: {"default": {"key": KEY, "namespace": "ns"}})
     in_flight: int = 0
@@ -518,7 +537,19 @@ class World:
     def __post_init__(self) -> None:
         self.blip = FakeBlip(self.clock)
         self.dead_letters.now = self.requests.now = self.clock.now
-        self.ledger_table.on_write = self.events.written
+        self.ledger_table.on_write = self._publish
+        self._writes = count(1)
+
+    def _publish(self, key: str, before: Item, after: Item) -> None:
+        write = ledger_write(stream_record(key, next(self._writes), before, after))
+        assert not write.problem
+        assert self.publisher().publish([write], float("inf")) is None
+
+    def publisher(self) -> Publisher:
+        """Build what the function on the ledger's stream uses."""
+        return Publisher(
+            self.events, self.unpublished, self.meter, self.clock, self.published, uniform=max
+        )
 
     def sandbox(
         self,

@@ -13,6 +13,7 @@ import boto3
 import pytest
 from moto import mock_aws
 from moto.dynamodb.responses import DynamoHandler
+from moto.sqs.models import SQSBackend
 
 from notifier import turn
 from notifier.runtime import BatchCrashed
@@ -123,14 +124,33 @@ class Aws:
 
 @pytest.fixture
 def one_call_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DynamoDB's conditional writes are atomic; moto's are not when several threads make them."""
-    lock, answer = RLock(), DynamoHandler.call_action
+    """Let several threads call moto: neither its conditional writes nor its queues are atomic.
 
-    def locked(self: DynamoHandler) -> Any:
-        with lock:
-            return answer(self)
+    A long poll ends at once, or it would keep all other calls waiting.
+    """
+    lock = RLock()
 
-    monkeypatch.setattr(DynamoHandler, "call_action", locked)
+    def locked(owner: type, name: str) -> None:
+        answer = getattr(owner, name)
+
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if name == "receive_message":
+                queue, count, _, *rest = args
+                args = (queue, count, 0, *rest)
+            with lock:
+                return answer(self, *args, **kwargs)
+
+        monkeypatch.setattr(owner, name, call)
+
+    locked(DynamoHandler, "call_action")
+    for name in (
+        "receive_message",
+        "send_message",
+        "delete_message",
+        "change_message_visibility",
+        "get_queue_attributes",
+    ):
+        locked(SQSBackend, name)
 
 
 @pytest.fixture(scope="session")

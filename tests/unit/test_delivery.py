@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import pairwise
@@ -409,7 +410,7 @@ def test_what_cannot_be_understood_is_a_dead_letter(world: World, body: str, rea
     assert letter.generation is None
     assert letter.failure["phase"] == "contract"
     assert letter.failure["possibly_sent"] is False
-    assert all(key.endswith(":refused") for key in world.ledger_table.items)
+    assert world.ledger_table.items == {}
 
 
 def test_an_invalid_request_with_a_readable_id_is_told_to_upstream(world: World) -> None:
@@ -2362,6 +2363,119 @@ def test_who_has_waited_long_for_a_slot_waits_longer(
     assert verdict.come_back_in == pytest.approx(20 + longer, abs=0.1)
 
 
+def refused(kind: str) -> list[Request]:
+    """Two different bodies under one id, which both are refused."""
+    if kind == "id_conflict":
+        return [request(id="order-1", to=f"+55119888877{number:02}") for number in range(2)]
+    return [request(id="order-1", to=f"123{number}") for number in range(2)]
+
+
+REFUSED = f"{ledger_key('default', 'order-1')}:refused"
+
+
+@pytest.mark.parametrize("kind", ["invalid", "id_conflict"])
+def test_one_message_is_refused_with_one_letter_however_often_it_comes(
+    world: World, kind: str
+) -> None:
+    first = request(id="order-1")
+    world.sandbox().deliver(first)
+    before = world.entry(first)
+    world.events.told.clear()
+    message = world.queued(refused(kind)[0])
+
+    for receives in (1, 2, 3):
+        (verdict,) = world.sandbox().deliver(replace(message, receives=receives))
+        assert (outcome(verdict), verdict.come_back_in) == ("dead_letter", None)
+
+    (letter,) = world.dead_letters.letters
+    assert letter.reason == kind
+    (event,) = world.events.told
+    assert (event.reason, event.generation, event.key) == (kind, 0, before["key"])
+    assert [refusal[0] for refusal in world.ledger_table.get(REFUSED)["refusals"]] == [
+        message.record_id
+    ]
+    assert world.entry(first) == before
+
+
+@pytest.mark.parametrize("kind", ["invalid", "id_conflict"])
+def test_another_body_under_the_same_id_is_a_letter_of_its_own(world: World, kind: str) -> None:
+    world.sandbox().deliver(request(id="order-1"))
+    world.events.told.clear()
+    bodies = refused(kind)
+
+    for body in bodies:
+        world.sandbox().deliver(body)
+        world.clock.advance(1)
+
+    letters = [json.loads(letter.body) for letter in world.dead_letters.letters]
+    assert letters == bodies
+    assert [event.reason for event in world.events.told] == [kind, kind]
+
+
+@pytest.mark.parametrize("kind", ["invalid", "id_conflict"])
+def test_a_redriven_letter_that_is_still_wrong_is_a_letter_of_its_own(
+    world: World, kind: str
+) -> None:
+    """SQS gives what is put back another message id."""
+    world.sandbox().deliver(request(id="order-1"))
+    body = refused(kind)[0]
+    world.sandbox().deliver(body)
+
+    world.sandbox().deliver(replace(world.queued(body), redrives=1))
+
+    redrives = [letter.failure["redrives"] for letter in world.dead_letters.letters]
+    assert redrives == [0, 1]
+    assert len(world.ledger_table.get(REFUSED)["refusals"]) == 2
+
+
+@pytest.mark.parametrize("kind", ["invalid", "id_conflict"])
+def test_the_letter_comes_before_the_refusal_so_that_a_crash_repeats_it(
+    world: World, kind: str
+) -> None:
+    world.sandbox().deliver(request(id="order-1"))
+    world.events.told.clear()
+    message = world.queued(refused(kind)[0])
+    held = []
+
+    def crash() -> None:
+        held.append(world.ledger_table.get(REFUSED))
+        if len(held) == 1:
+            raise RuntimeError("SQS does not answer")
+
+    world.dead_letters.before_put = crash
+    (verdict,) = world.sandbox().deliver(message)
+    assert outcome(verdict) == "crashed"
+    assert world.events.told == []
+
+    (verdict,) = world.sandbox().deliver(message)
+    assert outcome(verdict) == "dead_letter"
+
+    assert held == [{}, {}]
+    assert len(world.dead_letters.letters) == 1
+    assert [event.reason for event in world.events.told] == [kind]
+
+
+@pytest.mark.parametrize("kind", ["invalid", "id_conflict"])
+def test_two_that_are_refused_at_once_are_two(world: World, kind: str) -> None:
+    world.sandbox().deliver(request(id="order-1"))
+
+    verdicts = world.sandbox().deliver(*refused(kind))
+
+    assert [outcome(verdict) for verdict in verdicts] == ["dead_letter"] * 2
+    assert len(world.dead_letters.letters) == 2
+    kept = {refusal[0] for refusal in world.ledger_table.get(REFUSED)["refusals"]}
+    assert kept == {verdict.queued.record_id for verdict in verdicts}
+
+
+def test_what_has_no_readable_id_leaves_only_its_letter(world: World) -> None:
+    for _ in range(2):
+        world.sandbox().deliver("{}")
+
+    assert len(world.dead_letters.letters) == 2
+    assert world.ledger_table.items == {}
+    assert world.events.told == []
+
+
 def test_a_letter_that_cannot_be_put_comes_back_alone(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -2586,9 +2700,14 @@ def test_a_crash_before_the_send_hurts_one_record_and_loses_nothing(
 def test_a_mere_repetition_is_not_told_again(world: World) -> None:
     body = request()
     world.sandbox().deliver(body)
-    world.sandbox().deliver(body)
+    for receives in (1, 2):
+        (verdict,) = world.sandbox().deliver(world.queued(body, receives=receives))
+        assert (outcome(verdict), verdict.come_back_in) == ("duplicate", None)
 
-    assert len(world.events.told) == 1
+    assert [(event.notification_id, event.status) for event in world.events.told] == [
+        (body["id"], Status.SENT)
+    ]
+    assert len(world.blip.sent) == 1
 
 
 # --- Whatever happens -----------------------------------------------------------------------------
@@ -2712,15 +2831,18 @@ def test_what_was_cancelled_is_acknowledged_whatever_comes(
     assert len(world.events.told) == (not in_advance)
 
     for _ in range(2):
-        coming = world.queued(body | changes, generation=generation, age=age)
-        (verdict,) = sandbox.deliver(coming)
+        again = world.queued(body | changes, generation=generation, age=age)
+        (verdict,) = sandbox.deliver(again)
         assert (verdict.outcome, verdict.come_back_in) == (Outcome.CANCELLED, None)
 
+    # Upstream hears of it once, however often its request comes.
     (event,) = world.events.told
     assert (event.status, event.reason) == (Status.CANCELLED, None)
     assert event.metadata == {"order": "981"}
-    needed = {"template": "order_shipped", "metadata": event.metadata, "correlation_id": None}
-    assert world.entry(body) == before | (needed if in_advance else {})
+    what_its_event_needs = {"template": "order_shipped", "correlation_id": None}
+    assert world.entry(body) == before | {"metadata": {"order": "981"}} | (
+        what_its_event_needs if in_advance else {}
+    )
     assert world.blip.taken == []
     assert world.dead_letters.letters == []
 
@@ -2752,5 +2874,7 @@ def test_nobody_hears_of_what_was_forgotten(world: World) -> None:
     (verdict,) = world.sandbox().deliver(body)
 
     assert (verdict.outcome, verdict.come_back_in) == (Outcome.CANCELLED, None)
+    assert world.entry(body) == before
+    assert world.ledger_table.writes == 1  # the claim, which did not hold
     assert world.events.told == []
     assert world.blip.look_ups == []

@@ -11,6 +11,7 @@ from notifier.aws.refusals import DynamoDbRefusals
 from notifier.failures import Reason, Transient
 from notifier.lifecycle import SENT_OR_LATER, Status
 from notifier.notifications import Notifications, NotKnown, TooLate
+from notifier.records import Account, Change, Refusal
 from notifier.request import ledger_key
 from tests.fakes import World, a_request, raises
 
@@ -44,32 +45,6 @@ def test_what_is_known_is_told(asked: Asked) -> None:
     assert (account.status, account.metadata) == (Status.SENT, {"order": "981"})
     with pytest.raises(NotKnown, match=f"^bot clinic has no notification {request['id']}$"):
         asked.notifications.get("clinic", request["id"])
-
-
-def test_request_that_was_refused_shows_its_reasons(asked: Asked) -> None:
-    asked.world.sandbox().deliver({"id": "order-1"})
-    asked.world.clock.advance(60)
-    asked.world.sandbox().deliver({"id": "order-1", "to": "123"})
-
-    account = asked.notifications.get("default", "order-1")
-
-    assert (account.status, account.reason, account.generation) == (
-        Status.REJECTED,
-        Reason.INVALID,
-        0,
-    )
-    assert [(change.status, change.reason) for change in account.timeline] == [
-        (Status.REJECTED, Reason.INVALID)
-    ] * 2
-
-
-def test_notification_comes_before_what_was_refused_under_its_id(asked: Asked) -> None:
-    request = a_request(id="order-1")
-    asked.world.sandbox().deliver({"id": "order-1"})
-    asked.world.sandbox().deliver(request)
-    asked.world.sandbox().deliver(request | {"metadata": {"order": "982"}})
-
-    assert asked.notifications.get("default", "order-1").status is Status.SENT
 
 
 def test_what_waits_is_cancelled_and_upstream_hears_of_it(asked: Asked) -> None:

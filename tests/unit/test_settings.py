@@ -22,6 +22,7 @@ KINDS = (
     RecordReceiptSettings,
     PollReceiptsSettings,
     PublishStatusEventsSettings,
+    GetNotificationSettings,
 )
 EXAMPLES: dict[Any, str] = {str: "a text", int: "7", bool: "true"}
 COMPLETE: dict[str, str | None] = {
@@ -60,9 +61,9 @@ def test_a_number_that_is_none_is_named(value: str) -> None:
 
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("false", False)])
 def test_a_switch_is_true_or_false(text: str, *, value: bool) -> None:
-    assert (
-        read(PublishStatusEventsSettings, PUBLISH_ALL_RECEIPTS=text).publish_all_receipts is value
-    )
+    of_publishing = read(PublishStatusEventsSettings, PUBLISH_ALL_RECEIPTS=text)
+
+    assert of_publishing.publish_all_receipts is value
 
 
 @pytest.mark.parametrize("text", ["yes", "True", "0", " true"])
