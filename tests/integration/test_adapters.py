@@ -1056,11 +1056,17 @@ def test_what_was_cancelled_is_claimed_by_nobody(
 
 
 def test_an_id_that_has_outlived_its_time_is_cancelled_in_advance(backend: Backend) -> None:
-    notification = a_notification()
+    notification, never_seen = a_notification(metadata={"a": "b"}), a_notification(id="order-2")
     bring_to(backend, notification, Status.CONSUMED)
+    backend.change("ledger", notification.key, late=[["accepted", 1, 0, None]], postponed=1)
     backend.clock.advance(46 * DAY)
 
     assert cancel(backend, notification).status is Status.CANCELLED
+
+    # What was before is another notification's.
+    cancel(backend, never_seen)
+    names = {"key": notification.key, "id": "order-1"}
+    assert entry(backend, notification) == entry(backend, never_seen) | names
 
 
 def test_that_the_person_has_it_is_true_of_what_was_cancelled_too(backend: Backend) -> None:

@@ -107,6 +107,15 @@ SET #status = :status, #id = :id, bot = :bot, generation = :generation, updated_
     timeline = list_append(if_not_exists(timeline, :none), :event)
 REMOVE #token, lease_until, #request, reason, code, in_flight_until, postponed
 """
+# Of an id whose item has outlived its time: as if nothing had been there before.
+_CANCEL_AS_NEW = """
+SET #status = :status, #id = :id, bot = :bot, generation = :generation, updated_at = :now,
+    attempts = :zero, metadata = :empty, created_at = :now, expires_at = :expires_at,
+    timeline = list_append(:none, :event)
+REMOVE #token, lease_until, #request, reason, code, in_flight_until, postponed, content_hash,
+    template, recipient, correlation_id, redrives, denials, control, control_at, late, poll_bot,
+    poll_since, poll_at
+"""
 _FORGET = """
 SET #status = :status, forgotten = :forgotten, updated_at = :now, expires_at = :expires_at
 REMOVE #id, bot, content_hash, #request, template, recipient, metadata, correlation_id, attempts,
@@ -162,9 +171,15 @@ class DynamoDbLedger:
 
         moved, found = self._table.update(key, _CANCEL, _NOTHING, values(0))
         if not moved and _has_not_gone_out(found, now):
+            lapsed = found["expires_at"] <= round(now)
             _, found = self._table.update(
-                key, _CANCEL, _AS_FOUND, values(found["generation"]) | _as_found(found)
+                key,
+                _CANCEL_AS_NEW if lapsed else _CANCEL,
+                _AS_FOUND,
+                values(0 if lapsed else found["generation"]) | _as_found(found),
             )
+            if not found:  # DynamoDB has swept it meanwhile
+                return self.cancel(bot, notification_id)
         return _account(bot, notification_id, found)
 
     def held(self, recipient: str, after: str | None) -> Page:
