@@ -63,20 +63,22 @@ class DynamoDbRefusals:
             ":now": milliseconds(now),
             ":expires_at": round(now) + KEPT_SECONDS,
         }
-        kept, found = self._table.update(
-            key,
-            _ONE_MORE,
-            "attribute_not_exists(refusals) OR size(refusals) < :most",
-            values | {":none": [], ":one": [own], ":most": MOST_REFUSALS},
-        )
+        kept = False
         while not kept:
-            full = found["refusals"]
             kept, found = self._table.update(
                 key,
-                _INSTEAD,
-                "refusals = :found",
-                values | {":refusals": [*full[1:], own], ":found": full},
+                _ONE_MORE,
+                "attribute_not_exists(refusals) OR size(refusals) < :most",
+                values | {":none": [], ":one": [own], ":most": MOST_REFUSALS},
             )
+            if not kept:
+                full = found["refusals"]
+                kept, _ = self._table.update(
+                    key,
+                    _INSTEAD,
+                    "refusals = :found",
+                    values | {":refusals": [*full[1:], own], ":found": full},
+                )
 
     def account(self, bot: str, notification_id: str) -> Account | None:
         """Return what was refused under an id; None if nothing was, or it is 14 days old."""
