@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from notifier.aws.ledger import DynamoDbLedger
 from notifier.aws.outbox import PUBLISHABLE, ledger_write, status_events
@@ -649,3 +651,79 @@ def test_only_what_is_wanted_is_published(bus: Bus, *, every: bool) -> None:
 
     told = {event.status for event in bus.world.events.told}
     assert told == (ALL_PUBLISHED if every else DEFAULT_PUBLISHED)
+
+
+def named(events: Iterable[StatusEvent]) -> list[tuple[str, int, str]]:
+    return [(event.key, event.generation, event.status.value) for event in events]
+
+
+def taken(bus: Bus) -> list[tuple[str, int, str]]:
+    return named(bus.world.events.told)
+
+
+@given(
+    shard=st.lists(
+        st.tuples(
+            st.sampled_from("abc"),
+            st.lists(st.sampled_from([Status.RECEIVED, Status.CONSUMED]), max_size=2, unique=True),
+            st.sampled_from(["good", "good", "poison", "refused for ever"]),
+        ),
+        max_size=14,
+    ),
+    answers=st.lists(st.sampled_from([Publication.TAKEN, Publication.NOT_NOW]), max_size=40),
+    downs=st.lists(st.booleans(), max_size=6),
+    seconds=st.sampled_from([20.5, 23, 60]),
+)
+def test_whatever_the_bus_and_the_queue_answer_nothing_is_lost_or_out_of_order(
+    shard: list[tuple[str, list[Status], str]],
+    answers: list[Publication],
+    downs: list[bool],
+    seconds: float,
+) -> None:
+    """A batch comes again from where the answer says, until it is done."""
+    bus = Bus()
+    writes = [
+        LedgerWrite(f"key of {name}", str(number), problem="ValueError")
+        if kind == "poison"
+        # Each write is of a generation of its own, so that no two events are the same.
+        else replace(
+            (write := sent(name, number, *statuses)),
+            events=tuple(replace(event, generation=number) for event in write.events),
+        )
+        for number, (name, statuses, kind) in enumerate(shard)
+    ]
+    hopeless = {str(number) for number, (_, _, kind) in enumerate(shard) if kind != "good"}
+    next_answer = iter(answers)
+
+    def answer(event: StatusEvent) -> Publication:
+        if str(event.generation) in hopeless:
+            return Publication.REFUSED
+        return next(next_answer, Publication.TAKEN)
+
+    bus.world.events.outcome = answer
+    down = iter(downs)
+    left = writes
+    for _ in range(len(answers) + len(downs) + 1):
+        bus.world.unpublished.down = next(down, False)
+        again = bus.publish(left, seconds)
+        numbers = [write.sequence_number for write in left]
+        done = left if again is None else left[: numbers.index(again)]
+        left = left[len(done) :]
+        kept = {number for _, number, _ in bus.world.unpublished.kept}
+        for write in done:
+            if write.sequence_number in hopeless:
+                assert write.sequence_number in kept
+            else:
+                assert set(named(write.events)) <= set(taken(bus))
+        if not left:
+            break
+
+    assert left == []
+    assert {number for _, number, _ in bus.world.unpublished.kept} == hopeless
+    for call in bus.world.events.calls:
+        assert len(call) <= 10
+        assert len({event.key for event in call}) == len(call)
+    for key in {write.key for write in writes}:
+        first = [name for name in dict.fromkeys(taken(bus)) if name[0] == key]
+        in_order = [name for write in writes if write.key == key for name in named(write.events)]
+        assert first == [name for name in in_order if name in first]
