@@ -2875,5 +2875,6 @@ def test_nobody_hears_of_what_was_forgotten(world: World) -> None:
 
     assert (verdict.outcome, verdict.come_back_in) == (Outcome.CANCELLED, None)
     assert world.entry(body) == before
+    assert world.ledger_table.writes == 1  # the claim, which did not hold
     assert world.events.told == []
     assert world.blip.look_ups == []
