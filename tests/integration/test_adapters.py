@@ -1015,7 +1015,12 @@ def test_an_id_that_has_outlived_its_time_is_cancelled_in_advance(backend: Backe
     bring_to(backend, notification, Status.CONSUMED)
     backend.clock.advance(46 * DAY)
 
-    assert cancel(backend, notification).status is Status.CANCELLED
+    cancelled = cancel(backend, notification)
+
+    # Of the notification that had the id before, nothing is left that an event would tell.
+    assert (cancelled.status, cancelled.generation) == (Status.CANCELLED, 0)
+    assert (cancelled.template, cancelled.metadata) == (None, {})
+    assert [change.status for change in cancelled.timeline] == [Status.CANCELLED]
 
 
 def test_that_the_person_has_it_is_true_of_what_was_cancelled_too(backend: Backend) -> None:

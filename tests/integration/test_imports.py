@@ -82,6 +82,5 @@ def test_only_who_answers_questions_imports_a_router() -> None:
 
 
 def test_who_does_not_speak_to_blip_imports_no_http_client() -> None:
-    for function in ("receive_receipt", "publish_status_events"):
-        assert imported_by(function) & (BLIP | CONTRACT) == set()
+    assert imported_by("receive_receipt") & (BLIP | CONTRACT) == set()
     assert imported_by("record_receipt") & BLIP == set()

@@ -107,6 +107,14 @@ SET #status = :status, #id = :id, bot = :bot, generation = :generation, updated_
     timeline = list_append(if_not_exists(timeline, :none), :event)
 REMOVE #token, lease_until, #request, reason, code, in_flight_until, postponed
 """
+# Of an id whose item has outlived its time, what was before is another notification's.
+_CANCEL_AS_NEW = """
+SET #status = :status, #id = :id, bot = :bot, generation = :generation, updated_at = :now,
+    attempts = :zero, metadata = :empty, created_at = :now, expires_at = :expires_at,
+    timeline = :event
+REMOVE #token, lease_until, #request, reason, code, in_flight_until, postponed, template,
+    recipient, content_hash, correlation_id, late
+"""
 _FORGET = """
 SET #status = :status, forgotten = :forgotten, updated_at = :now, expires_at = :expires_at
 REMOVE #id, bot, content_hash, #request, template, recipient, metadata, correlation_id, attempts,
@@ -161,7 +169,10 @@ class DynamoDbLedger:
             }
 
         moved, found = self._table.update(key, _CANCEL, _NOTHING, values(0))
-        if not moved and _has_not_gone_out(found, now):
+        if not moved and _has_lapsed(found, now):
+            anew = {name: value for name, value in values(0).items() if name != ":none"}
+            _, found = self._table.update(key, _CANCEL_AS_NEW, _AS_FOUND, anew | _as_found(found))
+        elif not moved and _has_not_gone_out(found, now):
             _, found = self._table.update(
                 key, _CANCEL, _AS_FOUND, values(found["generation"]) | _as_found(found)
             )
@@ -248,7 +259,7 @@ class DynamoDbLedger:
             return _claim(found)
 
         # What was cancelled stays so for as long as it can be found at all.
-        lapsed = found["expires_at"] <= round(now) and found["status"] != Status.CANCELLED
+        lapsed = _has_lapsed(found, now)
         redriven = found["status"] in UNDELIVERED and found["generation"] == asked_generation
         if lapsed or redriven:
             _, found = self._table.update(
@@ -588,13 +599,16 @@ def _as_found(item: Item) -> dict[str, Any]:
     }
 
 
+def _has_lapsed(item: Item, now: float) -> bool:
+    """Return whether an item has outlived its time, so that its id is free again."""
+    return bool(item["expires_at"] <= round(now) and item["status"] != Status.CANCELLED)
+
+
 def _has_not_gone_out(item: Item, now: float) -> bool:
     """Tell whether nothing of it is under way, nor out, nor on the dead-letters queue."""
     match item["status"]:
         case Status.CANCELLED:
             return False
-        case _ if item["expires_at"] <= round(now):  # its id is free again
-            return True
         case Status.RETRYING:
             return True
         case Status.CLAIMED:
