@@ -148,7 +148,6 @@ def one_call_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
         "send_message",
         "delete_message",
         "change_message_visibility",
-        "get_queue_attributes",
     ):
         locked(SQSBackend, name)
 
@@ -186,10 +185,6 @@ def aws(
                 AttributeDefinitions=[{"AttributeName": "key", "AttributeType": "S"}],
                 **stream,
             )
-        dynamodb.update_table(
-            TableName="ledger",
-            StreamSpecification={"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"},
-        )
         sqs = boto3.client("sqs")
         secrets_manager = boto3.client("secretsmanager")
         yield Aws(

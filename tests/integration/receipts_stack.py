@@ -239,27 +239,6 @@ class ReceiptsStack:
         return bodies
 
 
-class Stream:
-    """The ledger's stream, from its beginning."""
-
-    def __init__(self, streams: Any) -> None:
-        self._streams = streams
-        (stream,) = streams.list_streams(TableName="ledger")["Streams"]
-        description = streams.describe_stream(StreamArn=stream["StreamArn"])["StreamDescription"]
-        self._iterator = streams.get_shard_iterator(
-            StreamArn=stream["StreamArn"],
-            ShardId=description["Shards"][0]["ShardId"],
-            ShardIteratorType="TRIM_HORIZON",
-        )["ShardIterator"]
-
-    def read(self) -> list[Json]:
-        """Take the next records; none if there are no more."""
-        answer = self._streams.get_records(ShardIterator=self._iterator)
-        self._iterator = answer["NextShardIterator"]
-        records: list[Any] = answer["Records"]
-        return records
-
-
 @pytest.fixture
 def receipts(aws: "Aws") -> Iterator[ReceiptsStack]:
     aws.dynamodb.update_table(

@@ -107,7 +107,7 @@ SET #status = :status, #id = :id, bot = :bot, generation = :generation, updated_
     timeline = list_append(if_not_exists(timeline, :none), :event)
 REMOVE #token, lease_until, #request, reason, code, in_flight_until, postponed
 """
-# Of an id whose item has outlived its time: as if nothing had been there before.
+# Of an id whose item has outlived its time, what was before is another notification's.
 _CANCEL_AS_NEW = """
 SET #status = :status, #id = :id, bot = :bot, generation = :generation, updated_at = :now,
     attempts = :zero, metadata = :empty, created_at = :now, expires_at = :expires_at,
@@ -170,16 +170,16 @@ class DynamoDbLedger:
             }
 
         moved, found = self._table.update(key, _CANCEL, _NOTHING, values(0))
-        if not moved and _has_not_gone_out(found, now):
-            lapsed = found["expires_at"] <= round(now)
+        if not moved and _has_lapsed(found, now):
             _, found = self._table.update(
-                key,
-                _CANCEL_AS_NEW if lapsed else _CANCEL,
-                _AS_FOUND,
-                values(0 if lapsed else found["generation"]) | _as_found(found),
+                key, _CANCEL_AS_NEW, _AS_FOUND, values(0) | _as_found(found)
             )
-            if not found:  # DynamoDB has swept it meanwhile
-                return self.cancel(bot, notification_id)
+        elif not moved and _has_not_gone_out(found, now):
+            _, found = self._table.update(
+                key, _CANCEL, _AS_FOUND, values(found["generation"]) | _as_found(found)
+            )
+        if not found:  # DynamoDB has swept it meanwhile
+            return self.cancel(bot, notification_id)
         return _account(bot, notification_id, found)
 
     def held(self, recipient: str, after: str | None) -> Page:
@@ -263,7 +263,7 @@ class DynamoDbLedger:
             return _claim(found)
 
         # What was cancelled stays so for as long as it can be found at all.
-        lapsed = found["expires_at"] <= round(now) and found["status"] != Status.CANCELLED
+        lapsed = _has_lapsed(found, now)
         redriven = found["status"] in UNDELIVERED and found["generation"] == asked_generation
         if lapsed or redriven:
             _, found = self._table.update(
@@ -603,13 +603,16 @@ def _as_found(item: Item) -> dict[str, Any]:
     }
 
 
+def _has_lapsed(item: Item, now: float) -> bool:
+    """Return whether an item has outlived its time, so that its id is free again."""
+    return bool(item["expires_at"] <= round(now) and item["status"] != Status.CANCELLED)
+
+
 def _has_not_gone_out(item: Item, now: float) -> bool:
     """Tell whether nothing of it is under way, nor out, nor on the dead-letters queue."""
     match item["status"]:
         case Status.CANCELLED:
             return False
-        case _ if item["expires_at"] <= round(now):  # its id is free again
-            return True
         case Status.RETRYING:
             return True
         case Status.CLAIMED:
