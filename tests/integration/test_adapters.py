@@ -26,6 +26,7 @@ from notifier.aws.identities import DynamoDbIdentities, UnreadError, forgotten_k
 from notifier.aws.ledger import DynamoDbLedger
 from notifier.aws.pacing import DynamoDbPacing
 from notifier.aws.queues import DeadLettersQueue, ReceiptsQueue, RequestsQueue, queued_request
+from notifier.aws.refusals import DynamoDbRefusals
 from notifier.aws.secrets import SecretsManagerBots
 from notifier.aws.table import Table
 from notifier.bots import Bot, Bots, BotsSecretError, BrokenBot
@@ -45,10 +46,12 @@ from notifier.records import (
     Notification,
     QueuedRequest,
     Receipt,
+    Refusal,
     Reservation,
     Standing,
     Still,
 )
+from notifier.request import ledger_key
 from tests.fakes import (
     KEY,
     OTHER_KEY,
@@ -81,6 +84,7 @@ class Backend(Protocol):
 
     def ledger(self) -> Any: ...
     def identities(self, *, uniform: Callable[[float, float], float] = max) -> Any: ...
+    def refusals(self) -> Any: ...
     def pacing(self) -> Any: ...
     def secrets(self) -> Any: ...
     def letters(self) -> Any: ...
@@ -105,6 +109,9 @@ class Fakes:
 
     def ledger(self) -> DynamoDbLedger:
         return DynamoDbLedger(self._tables["ledger"], self.clock.now)
+
+    def refusals(self) -> DynamoDbRefusals:
+        return DynamoDbRefusals(self._tables["ledger"], self.clock.now)
 
     def identities(self, *, uniform: Callable[[float, float], float] = max) -> FakeIdentities:
         return FakeIdentities(
@@ -156,6 +163,9 @@ class RealOnes:
 
     def ledger(self, dynamodb: Any = None) -> DynamoDbLedger:
         return DynamoDbLedger(self.table("ledger", dynamodb), self.clock.now)
+
+    def refusals(self, dynamodb: Any = None) -> DynamoDbRefusals:
+        return DynamoDbRefusals(self.table("ledger", dynamodb), self.clock.now)
 
     def identities(
         self, *, uniform: Callable[[float, float], float] = max, dynamodb: Any = None
@@ -488,8 +498,11 @@ def test_after_its_time_to_live_an_id_is_free_again(
     backend: Backend, asked: int | None, generation: int
 ) -> None:
     """DynamoDB's sweep comes up to two days late: the condition itself looks at the clock."""
+    old_receipt = ["accepted", 1, 0, None]
     for status in sorted(set(Status) - {Status.CANCELLED}):
-        bring_to(backend, a_notification(id=status), status)
+        before = a_notification(id=status)
+        bring_to(backend, before, status)
+        backend.change("ledger", before.key, late=[old_receipt], postponed=1)
     backend.clock.advance(45 * DAY)
     for status in sorted(set(Status) - {Status.CANCELLED}):
         other = of_generation(a_notification(id=status, to="+5531988887777"), asked)
@@ -500,6 +513,8 @@ def test_after_its_time_to_live_an_id_is_free_again(
         item = entry(backend, other)
         assert item["content_hash"] == other.content_hash
         assert item["expires_at"] == round(backend.clock.now() + 45 * DAY)
+        # What was before is another notification's.
+        assert not {"timeline", "late", "postponed"} & set(item)
 
 
 @pytest.mark.parametrize("status", [Status.RETRYING, Status.CLAIMED])
@@ -924,6 +939,36 @@ def test_a_notification_that_has_not_come_yet_is_cancelled_in_advance(backend: B
     }
 
 
+def test_what_was_cancelled_in_advance_gets_what_its_event_needs_when_its_request_comes(
+    backend: Backend,
+) -> None:
+    notification, ledger = a_notification(metadata={"a": "b"}, correlation_id="c"), backend.ledger()
+    cancel(backend, notification)
+    cancelled = entry(backend, notification)
+    backend.clock.advance(5)
+
+    ledger.complete_cancelled(notification)
+    # Another one under the same id changes nothing.
+    ledger.complete_cancelled(a_notification(metadata={}, to="+5531988887777"))
+
+    request = {"template": "order_shipped", "metadata": {"a": "b"}, "correlation_id": "c"}
+    assert entry(backend, notification) == cancelled | request
+
+
+def test_only_what_is_cancelled_is_completed(backend: Backend) -> None:
+    notification, other = a_notification(), a_notification(id="order-2")
+    bring_to(backend, notification, Status.SENT)
+    sent = entry(backend, notification)
+
+    for each in (notification, other):
+        backend.ledger().complete_cancelled(
+            replace(each, request=a_notification(metadata={"a": "b"}).request)
+        )
+
+    assert entry(backend, notification) == sent
+    assert entry(backend, other) == {}
+
+
 def test_what_waits_for_its_next_attempt_is_cancelled(backend: Backend) -> None:
     notification = a_notification(metadata={"order": "981"})
     bring_to(backend, notification, Status.RETRYING)
@@ -1079,6 +1124,118 @@ def test_nothing_is_told_of_what_is_not_known_or_has_outlived_its_time(backend: 
     assert ledger.account("default", "order-1") is None
 
 
+# --- Refused requests -----------------------------------------------------------------------------
+
+
+def refuse(backend: Backend, *messages: str, **changes: Any) -> None:
+    for message in messages:
+        facts = {"record_id": message, "reason": Reason.INVALID} | changes
+        backend.refusals().keep("default", "order-1", Refusal(**facts))
+
+
+REFUSED = f"{ledger_key('default', 'order-1')}:refused"
+
+
+def test_a_refused_request_has_a_place_of_its_own_in_the_ledger(backend: Backend) -> None:
+    notification = a_notification()
+    bring_to(backend, notification, Status.SENT)
+    before = entry(backend, notification)
+    now = round(backend.clock.now() * 1000)
+
+    refuse(backend, "message-1", metadata={"order": "982"}, reason=Reason.ID_CONFLICT)
+    backend.clock.advance(1)
+    refuse(backend, "message-2", correlation_id="trace-1")
+
+    assert backend.item("ledger", REFUSED) == {
+        "key": REFUSED,
+        "id": "order-1",
+        "bot": "default",
+        "status": "rejected",
+        "refusals": [
+            ["message-1", "id_conflict", now, None, {"order": "982"}],
+            ["message-2", "invalid", now + 1000, "trace-1", {}],
+        ],
+        "updated_at": now + 1000,
+        "expires_at": round(backend.clock.now() + 14 * DAY),
+    }
+    # The notification that has the id goes on undisturbed.
+    assert entry(backend, notification) == before
+
+
+def test_only_the_same_message_was_refused_before(backend: Backend) -> None:
+    refusals = backend.refusals()
+    assert not refusals.holds("default", "order-1", "message-1")
+    refuse(backend, "message-1", "message-2")
+
+    for message in ("message-1", "message-2"):
+        assert refusals.holds("default", "order-1", message)
+    assert not refusals.holds("default", "order-1", "message-3")
+    assert not refusals.holds("default", "order-2", "message-1")
+    assert not refusals.holds("clinic", "order-1", "message-1")
+
+
+def test_the_last_ten_refusals_are_kept(backend: Backend) -> None:
+    messages = [f"message-{number}" for number in range(13)]
+    for number, message in enumerate(messages):
+        refuse(backend, message)
+        kept = [refusal[0] for refusal in backend.item("ledger", REFUSED)["refusals"]]
+        assert kept == messages[: number + 1][-10:]
+        backend.clock.advance(1)
+
+    assert not backend.refusals().holds("default", "order-1", "message-2")
+    assert backend.refusals().holds("default", "order-1", "message-3")
+    assert backend.item("ledger", REFUSED)["expires_at"] == round(
+        backend.clock.now() - 1 + 14 * DAY
+    )
+
+
+def test_several_sandboxes_that_refuse_at_once_lose_none(real: RealOnes) -> None:
+    refuse(cast("Backend", real), *(f"message-{number}" for number in range(8)))
+    start = threading.Barrier(5)
+
+    def refuse_one(number: int) -> None:
+        start.wait()
+        refuse(cast("Backend", real), f"at once {number}")
+
+    with ThreadPoolExecutor(5) as threads:
+        list(threads.map(refuse_one, range(5)))
+
+    kept = [refusal[0] for refusal in real.item("ledger", REFUSED)["refusals"]]
+    assert len(kept) == 10
+    assert kept[:5] == [f"message-{number}" for number in range(3, 8)]
+    assert set(kept[5:]) == {f"at once {number}" for number in range(5)}
+
+
+def test_what_was_refused_is_told_with_its_reasons(backend: Backend) -> None:
+    refusals, began = backend.refusals(), backend.clock.now()
+    assert refusals.account("default", "order-1") is None
+    refuse(backend, "message-1", metadata={"order": "982"}, reason=Reason.ID_CONFLICT)
+    backend.clock.advance(1)
+    refuse(backend, "message-2", correlation_id="trace-1")
+
+    assert refusals.account("default", "order-1") == Account(
+        notification_id="order-1",
+        bot="default",
+        status=Status.REJECTED,
+        generation=0,
+        attempts=0,
+        timeline=(
+            Change(Status.REJECTED, 0, began, Reason.ID_CONFLICT),
+            Change(Status.REJECTED, 0, began + 1, Reason.INVALID),
+        ),
+        created_at=began,
+        updated_at=began + 1,
+        reason=Reason.INVALID,
+        metadata={},
+        correlation_id="trace-1",
+    )
+    assert refusals.account("clinic", "order-1") is None
+    backend.clock.advance(14 * DAY - 1)
+    assert refusals.account("default", "order-1") is not None
+    backend.clock.advance(1)
+    assert refusals.account("default", "order-1") is None
+
+
 # --- The ledger: forgetting -----------------------------------------------------------------------
 
 
@@ -1140,6 +1297,7 @@ def test_of_what_is_forgotten_only_a_tombstone_is_left(backend: Backend, status:
     failed = Receipt(notification.key, 1, Status.FAILED)
     assert not ledger.fail(failed, Reason.UNDELIVERED, postponed=True)
     assert ledger.held("+5531999998888", None).held == []
+    ledger.complete_cancelled(notification)
     assert entry(backend, notification) == tombstone
     found = claim(backend, of_generation(notification, 1))
     assert isinstance(found, Standing)
@@ -1174,7 +1332,7 @@ def test_to_forget_what_is_not_there_leaves_nothing(backend: Backend) -> None:
 def test_fake_and_real_ledger_cannot_be_told_apart(real: RealOnes) -> None:
     """Random stories, the same for both: every answer and every item is compared."""
     fakes = Fakes()
-    rng = random.Random(20311122)
+    rng = random.Random(20311144)
     contents: list[dict[str, Any]] = [{"id": "a"}, {"id": "a", "to": "+5531988887777"}, {"id": "b"}]
     claims: list[tuple[Claim, Claim]] = []
     seen: Counter[str] = Counter()
@@ -1198,6 +1356,8 @@ def test_fake_and_real_ledger_cannot_be_told_apart(real: RealOnes) -> None:
         taken = rng.choice(claims) if claims else None
         move = rng.choice(["claim", "claim", "claim to send", *MOVES] if taken else ["claim"])
 
+        waiting = fakes.item("ledger", notification.key)
+
         ours = act(fakes.ledger(), move, notification, taken and taken[0], receipt, until)
         theirs = act(real.ledger(), move, notification, taken and taken[1], receipt, until)
 
@@ -1209,6 +1369,9 @@ def test_fake_and_real_ledger_cannot_be_told_apart(real: RealOnes) -> None:
         if isinstance(ours, Claim):
             claims.append((ours, theirs))
         seen[f"{move}: {type(ours).__name__}"] += 1
+        seen["completed"] += (
+            move == "complete" and fakes.item("ledger", notification.key) != waiting
+        )
 
     # The stories were not all the same.
     assert seen["claim: Claim"] > 5
@@ -1216,10 +1379,11 @@ def test_fake_and_real_ledger_cannot_be_told_apart(real: RealOnes) -> None:
     assert seen["start: str"] > 2
     assert seen["question: Claim"] > 0
     assert seen["cancel: Account"] > 2
+    assert seen["completed"] > 0
 
 
-MOVES = ["question", "advance", "fail", "start", "sent", "unknown", "release", "give back"]
-MOVES += ["end", "deny", "put back", "cancel", "forget"]
+MOVES = ["question", "advance", "fail", "postpone", "start", "sent", "unknown", "release"]
+MOVES += ["give back", "end", "deny", "put back", "cancel", "complete", "forget"]
 
 
 def act(
@@ -1241,6 +1405,8 @@ def act(
         case "advance":
             return ledger.advance(receipt)
         case "fail":
+            return ledger.fail(receipt, Reason.UNDELIVERED, postponed=False)
+        case "postpone":
             return ledger.fail(receipt, Reason.UNDELIVERED, postponed=True)
         case "start":
             try:
@@ -1261,6 +1427,8 @@ def act(
             return ledger.deny(taken)
         case "forget":
             return ledger.forget(notification.key)
+        case "complete":
+            return ledger.complete_cancelled(notification)
         case "cancel":
             return ledger.cancel(notification.request.bot, notification.request.id)
         case _:

@@ -295,6 +295,17 @@ def test_of_a_call_that_is_refused_as_a_whole_each_event_is_tried_alone(
     assert letter["key"] == ledger_key("default", "order-2")
 
 
+def test_what_is_tried_alone_may_meet_a_bus_that_is_away(receipts: ReceiptsStack, bus: Bus) -> None:
+    records = several(3)
+    away = {"order-2": "ThrottlingException"}
+    bus.call_code = lambda names: "ValidationException" if names[1:] else away.get(names[0])
+
+    assert receipts.publish_records(records) == records[1:]
+
+    assert ids(receipts.heard()) == ["order-1", "order-3"]
+    assert receipts.unpublished() == []
+
+
 def test_no_try_begins_that_might_outlast_the_sandbox(receipts: ReceiptsStack, bus: Bus) -> None:
     records = several(1)
     bus.call_code = lambda _: "ThrottlingException"
