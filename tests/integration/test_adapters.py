@@ -515,6 +515,7 @@ def test_after_its_time_to_live_an_id_is_free_again(
         assert item["expires_at"] == round(backend.clock.now() + 45 * DAY)
         # What was before is another notification's.
         assert not {"timeline", "late", "postponed"} & set(item)
+        assert item["created_at"] == item["updated_at"]
 
 
 @pytest.mark.parametrize("status", [Status.RETRYING, Status.CLAIMED])

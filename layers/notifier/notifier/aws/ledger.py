@@ -98,7 +98,9 @@ _RESTART = f"""{_CLAIMED}
 REMOVE reason, code, in_flight_until, denials, control, control_at, poll_bot, poll_at, poll_since
 """
 # Of an id whose item has outlived its time, what was before is another notification's.
-_AS_NEW = f"{_RESTART.rstrip()}, timeline, late, postponed"
+_AS_NEW = f"{_RESTART.rstrip()}, timeline, late, postponed".replace(
+    "if_not_exists(created_at, :now)", ":now"
+)
 # What sending would need is kept no more. It lives anew until no copy can be on a queue.
 _CANCEL = """
 SET #status = :status, #id = :id, bot = :bot, generation = :generation, updated_at = :now,
