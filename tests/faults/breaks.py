@@ -106,10 +106,10 @@ BREAKS = {
         outbox, "status_events", "events.append(_event(item, Status.SENT, generation, at))", "pass"
     ),
     "what was put back because of a rate limit is published as `failed`": Break(
-        outbox, "status_events", "status is not Status.FAILED or reason is not None", "True"
+        outbox, "status_events", "status is Status.FAILED and reason is None", "False"
     ),
     "what was cancelled in advance is published before its request has come": Break(
-        outbox, "status_events", '"template" in item', "True"
+        outbox, "status_events", '"template" not in item', "False"
     ),
     "what was cancelled in advance is not completed by its request": Break(
         Delivery, "_cancelled", "self._ledger.complete_cancelled(notification)", "pass"
@@ -150,7 +150,7 @@ BREAKS = {
     "the checkpoint is set behind what was not published": Break(
         Publisher,
         "_publish_events",
-        "first, _ = next(iter(pending.values()))",
-        "first, _ = list(pending.values())[-1]",
+        "for write, _ in pending.values()",
+        "for write, _ in list(pending.values())[-1:]",
     ),
 }
