@@ -151,6 +151,6 @@ BREAKS = {
         Publisher,
         "_publish_events",
         "for write, _ in pending.values()",
-        "for write, _ in reversed(pending.values())",
+        "for write, _ in list(pending.values())[-1:]",
     ),
 }
