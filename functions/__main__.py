@@ -31,8 +31,13 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "layers/notifier"))
 
-from functions import upkeep  # noqa: E402 - the package has to be found first
-from notifier.redrive import REASONS, SIDE_BY_SIDE, ListOrder, RedriveOrder  # noqa: E402 - likewise
+from functions import operations  # noqa: E402 - the package has to be found first
+from notifier.use_cases.redrive_failures import (  # noqa: E402
+    MAX_THREADS,
+    REASONS,
+    ListOrder,
+    RedriveOrder,
+)
 
 SAM = str(ROOT / ".venv-sam/bin/sam")
 # Where `make run` keeps the local stack.
@@ -69,12 +74,12 @@ class Stack:
     endpoint: str | None = None
 
     def client(self, service: str) -> Any:
-        """Give boto3's client of a service, where the stack is."""
-        config = Config(max_pool_connections=SIDE_BY_SIDE, retries={"mode": "standard"})
+        """Return boto3's client of a service, where the stack is."""
+        config = Config(max_pool_connections=MAX_THREADS, retries={"mode": "standard"})
         return self.session.client(service, endpoint_url=self.endpoint, config=config)  # type: ignore[call-overload] # any
 
     def physical_id(self, logical_id: str) -> str:
-        """Give what AWS calls a resource."""
+        """Return what AWS calls a resource."""
         answer = self.client("cloudformation").describe_stack_resource(
             StackName=self.name, LogicalResourceId=logical_id
         )
@@ -145,7 +150,7 @@ def _stack(options: argparse.Namespace) -> Stack:
 
 
 def _local_session() -> boto3.Session:
-    """Give a session that reads no profile of this machine, and asks no proxy for 127.0.0.1."""
+    """Return a session that reads no profile of this machine, and asks no proxy for 127.0.0.1."""
     session = botocore.session.Session(
         session_vars={
             "profile": (None, None, None, None),
@@ -161,7 +166,7 @@ def _local_session() -> boto3.Session:
 # --- failures and redrive -------------------------------------------------------------------------
 
 FATES = {
-    "would_go": "would go",
+    "would_redrive": "would go",
     "redriven": "put back",
     "refused": "refused",
     "not_taken": "not taken by SQS",
@@ -201,7 +206,7 @@ def redrive(stack: Stack, options: argparse.Namespace) -> int:
     if options.execute:
         console.print(f"put back: {_letters(answer, 'redriven')}{_beside(answer)}")
     else:
-        console.print(f"would go: {_letters(answer, 'would_go')}{_beside(answer)}")
+        console.print(f"would go: {_letters(answer, 'would_redrive')}{_beside(answer)}")
         console.print("Nothing was put back: this was a dry run. --execute puts them back.")
     return 1 if not_taken else 0
 
@@ -240,13 +245,13 @@ def _selection(options: argparse.Namespace) -> Json:
 
 
 def _run(stack: Stack, order: ListOrder) -> Json:
-    def progress(looked_at: int, depth: int) -> None:
+    def progress(scanned: int, depth: int) -> None:
         if depth >= LONG_RUN:
-            end = "\n" if looked_at >= depth else ""
-            text = f"\r{looked_at} of about {depth} looked at"
+            end = "\n" if scanned >= depth else ""
+            text = f"\r{scanned} of about {depth} looked at"
             print(text, end=end, file=sys.stderr, flush=True)
 
-    return upkeep.redrive(stack, order, progress).as_json()
+    return operations.redrive(stack, order, progress).as_json()
 
 
 def _show(answer: Json, columns: list[str]) -> None:
@@ -283,7 +288,7 @@ def _table(columns: list[str], rows: list[list[str]]) -> None:
 
 def _letters(answer: Json, fate: str) -> str:
     count = sum(group["count"] for group in answer["groups"] if group["fate"] == fate)
-    return f"{count} of {answer['looked_at']} dead letters"
+    return f"{count} of {answer['scanned']} dead letters"
 
 
 def _beside(answer: Json) -> str:
@@ -327,33 +332,33 @@ class _Facts(logging.Formatter):
         return " ".join(filter(None, [f"{record.getMessage()}:", *facts]))
 
 
-# --- upkeep ---------------------------------------------------------------------------------------
+# --- operations -----------------------------------------------------------------------------------
 
 
 def publish(stack: Stack, options: argparse.Namespace) -> int:
     """Put requests on the queue as they stand, valid or not."""
-    count = upkeep.publish(stack, options.files)
+    count = operations.publish(stack, options.files)
     console.print(f"{count} published")
     return 0
 
 
 def pause(stack: Stack, options: argparse.Namespace) -> int:
-    """Let nothing of a bot be looked up, sent or asked until it is resumed."""
-    upkeep.pause(stack, options.bot)
+    """Stop everything of a bot (look-ups, sends, questions) until it is resumed."""
+    operations.pause(stack, options.bot)
     console.print(f"{options.bot} is paused: its requests wait, at no cost, for a week at most")
     return 0
 
 
 def resume(stack: Stack, options: argparse.Namespace) -> int:
-    """Let a paused bot work again."""
-    upkeep.resume(stack, options.bot)
+    """Resume a paused bot."""
+    operations.resume(stack, options.bot)
     console.print(f"{options.bot} goes on: its requests come by within 15 minutes")
     return 0
 
 
 def check_bot(stack: Stack, options: argparse.Namespace) -> int:
     """Try a bot's entry in the secret, its key, URL and channel; nothing is looked up or sent."""
-    findings = upkeep.check_bot(stack, options.bot)
+    findings = operations.check_bot(stack, options.bot)
     marks = {True: "✓", False: "✗", None: "-"}
     _table(["what", "", "found"], [[f.what, marks[f.good], f.detail] for f in findings])
     return 0 if all(finding.good for finding in findings) else 1
@@ -361,7 +366,7 @@ def check_bot(stack: Stack, options: argparse.Namespace) -> int:
 
 def rotate_webhook(stack: Stack, options: argparse.Namespace) -> int:
     """Put a new webhook secret for a bot; the one before counts for a day."""
-    rotation = upkeep.rotate_webhook(stack, options.bot, leaked=options.leaked)
+    rotation = operations.rotate_webhook(stack, options.bot, leaked=options.leaked)
     name = " and ".join(rotation.bots)
     if rotation.previous_until:
         until = f"the one before counts until {rotation.previous_until:%FT%TZ}"
@@ -381,7 +386,7 @@ def rotate_webhook(stack: Stack, options: argparse.Namespace) -> int:
 def restore_ledger(stack: Stack, options: argparse.Namespace) -> int:
     """Copy from a restored table what the ledger lacks; what it has is newer and stays."""
     read = copied = 0
-    for read, copied in upkeep.restore_ledger(stack, options.table):
+    for read, copied in operations.restore_ledger(stack, options.table):
         print(f"\r{read} items read, {copied} copied", end="", file=sys.stderr)
     print(file=sys.stderr)
     console.print(f"{copied} of {read} items were lacking in the ledger and are back")
@@ -390,15 +395,15 @@ def restore_ledger(stack: Stack, options: argparse.Namespace) -> int:
 
 def republish(stack: Stack, options: argparse.Namespace) -> int:
     """Publish again every status event of the ledger since a time, with the same event_id."""
-    done = upkeep.Republished()
-    for done in upkeep.republish(stack, options.since, options.after):
+    done = operations.Republished()
+    for done in operations.republish(stack, options.since, options.after):
         if done.continue_from:
-            counts = f"{done.looked_at} items looked at, {done.published} events published"
+            counts = f"{done.scanned} items looked at, {done.published} events published"
             text = f"\r{counts}; FROM={done.continue_from}"
             print(text, end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     console.print(
-        f"{done.published} status events of {done.looked_at} ledger items were published again"
+        f"{done.published} status events of {done.scanned} ledger items were published again"
     )
     for key in done.refused:
         console.print(f"not publishable: {key}")
@@ -443,7 +448,7 @@ def _table_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def notification(stack: Stack, options: argparse.Namespace) -> int:
-    """Tell how it goes with a notification."""
+    """Return how it goes with a notification."""
     return _ask(stack, "GET", options)
 
 
@@ -500,11 +505,11 @@ def forget(stack: Stack, options: argparse.Namespace) -> int:
     order: Json = {"to": options.to, "dry_run": not options.yes}
     whole = last = stack.invoke("ForgetRecipientFunction", order)
     while last["continue_from"] is not None:
-        print(f"\r{whole['looked_at']} looked at", end="", file=sys.stderr)
+        print(f"\r{whole['scanned']} looked at", end="", file=sys.stderr)
         again = order | {"continue_from": last["continue_from"]}
         last = stack.invoke("ForgetRecipientFunction", again)
         whole = {
-            "looked_at": whole["looked_at"] + last["looked_at"],
+            "scanned": whole["scanned"] + last["scanned"],
             "possible": whole["possible"] + last["possible"],
             "found": {what: count + last["found"][what] for what, count in whole["found"].items()},
             "erased": {what: n + last["erased"][what] for what, n in whole["erased"].items()},
@@ -514,7 +519,7 @@ def forget(stack: Stack, options: argparse.Namespace) -> int:
         ["what", "found", "erased"],
         [[what.replace("_", " "), str(n), str(erased[what])] for what, n in found.items()],
     )
-    console.print(f"\n{whole['looked_at']} notifications and dead letters were looked at.")
+    console.print(f"\n{whole['scanned']} notifications and dead letters were looked at.")
     if whole["possible"]:
         console.print(
             f"{whole['possible']} delivered ones went to a number with the same last four digits:"
@@ -565,7 +570,7 @@ def main(arguments: list[str] | None = None) -> int:
         return int(options.run(_stack(options), options))
     except EndpointConnectionError as error:
         print(f"error: {error}{'' if options.stack else HINT}", file=sys.stderr)
-    except (CommandError, upkeep.UpkeepError, BotoCoreError, ClientError) as error:
+    except (CommandError, operations.OperationError, BotoCoreError, ClientError) as error:
         print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -16,31 +16,28 @@ from uuid import uuid4
 
 from boto3.dynamodb.types import TypeSerializer
 
+from notifier.aws.bot_state import DynamoDbBotStates
 from notifier.aws.identities import DynamoDbIdentities
 from notifier.aws.ledger import DynamoDbLedger
 from notifier.aws.outbox import ledger_write
-from notifier.aws.pacing import DynamoDbPacing
 from notifier.aws.refusals import DynamoDbRefusals
-from notifier.bots import Bot, Bots, BrokenBot, parse_bots
-from notifier.delivery import Delivery, Policy, Verdict
-from notifier.failures import Failure, Reason
-from notifier.lifecycle import Status
-from notifier.publishing import DEFAULT_PUBLISHED, Publisher
-from notifier.receipts import Receipts
-from notifier.records import (
-    BotState,
-    DeadLetter,
-    Identity,
-    LedgerWrite,
-    Notification,
-    Plan,
-    Publication,
-    QueuedRequest,
-    Receipt,
-    Reservation,
-    StatusEvent,
-)
-from notifier.request import Template, ledger_key, parse
+from notifier.contract.parse import parse
+from notifier.contract.request import Template
+from notifier.domain.bot_state import BotState, Plan, Reservation
+from notifier.domain.bots import Bot, Bots, InvalidBot, parse_bots
+from notifier.domain.dead_letters import DeadLetter
+from notifier.domain.failures import Failure, Reason
+from notifier.domain.ledger_entries import LedgerWrite
+from notifier.domain.notification import Notification, QueuedRequest, ledger_key
+from notifier.domain.receipts import Receipt
+from notifier.domain.recipients import Identity
+from notifier.domain.status import Status
+from notifier.domain.status_events import Publication, StatusEvent
+from notifier.use_cases.publish_status_events import DEFAULT_PUBLISHED, Publisher
+from notifier.use_cases.record_receipt import Receipts
+from notifier.use_cases.send_notification.batch import SendNotifications
+from notifier.use_cases.send_notification.outcomes import Result
+from notifier.use_cases.send_notification.waits import Policy, Waits
 from tests.faults.dynamodb import DirectAws, SimTable
 
 type Item = dict[str, Any]
@@ -149,7 +146,7 @@ class FakeIdentities(DynamoDbIdentities):
         return super().read(recipients, bots)
 
 
-class FakePacing(DynamoDbPacing):
+class FakeBotStates(DynamoDbBotStates):
     """The real one, which notes what was reserved."""
 
     def __init__(self, table: FakeTable, now: Callable[[], float]) -> None:
@@ -175,7 +172,7 @@ class FakeSecrets:
     def bots(self) -> Bots:
         return self._not_older_than(300)
 
-    def fresh(self, name: str, stale: Bot | None) -> Bot | BrokenBot | None:
+    def fresh(self, name: str, stale: Bot | None) -> Bot | InvalidBot | None:
         bot = self._bots.get(name)
         return bot if bot != stale else self._not_older_than(10).get(name)
 
@@ -266,7 +263,7 @@ class FakeBlip:
 
 
 def identity_of(phone: str) -> str:
-    """Give what the fake BLiP calls a number: nobody could guess it."""
+    """Return what the fake BLiP calls a number: nobody could guess it."""
     return f"wa-{phone[::-1].rstrip('+')}@wa.gw.msging.net"
 
 
@@ -332,11 +329,11 @@ class _Kept:
     letter: Letter | None
     at: float
     visible_at: float = 0.0
-    receives: int = 0
+    receive_count: int = 0
 
     @property
     def handle(self) -> str:
-        return f"{self.letter_id}/{self.receives}"
+        return f"{self.letter_id}/{self.receive_count}"
 
 
 class FakeDeadLetters:
@@ -378,14 +375,14 @@ class FakeDeadLetters:
         hidden = sum(kept.visible_at > self.now() for kept in self._kept.values())
         return len(self._kept) - hidden, hidden
 
-    def receive(self, hidden_seconds: int) -> list[DeadLetter]:
+    def receive(self, visibility_seconds: int) -> list[DeadLetter]:
         visible = [kept for kept in self._kept.values() if kept.visible_at <= self.now()][:10]
         for kept in visible:
-            kept.visible_at = self.now() + hidden_seconds
-            kept.receives += 1
+            kept.visible_at = self.now() + visibility_seconds
+            kept.receive_count += 1
         return [_dead_letter(kept) for kept in visible]
 
-    def hide(self, handles: Iterable[str], seconds: int) -> None:
+    def change_visibility(self, handles: Iterable[str], seconds: int) -> None:
         for kept in self._handled(handles):
             kept.visible_at = self.now() + seconds
 
@@ -434,7 +431,7 @@ class FakeRequests:
         self.redriven: list[QueuedRequest] = []
         self.refuses: Callable[[str], bool] = lambda _: False
 
-    def put_back(
+    def enqueue_next_generation(
         self,
         body: str,
         *,
@@ -567,9 +564,9 @@ class World:
         *,
         generation: int | None = None,
         age: float = 0.0,
-        receives: int = 1,
+        receive_count: int = 1,
     ) -> QueuedRequest:
-        """Give a request as it lies on the queue, for `age` seconds."""
+        """Return a request as it lies on the queue, for `age` seconds."""
         text = body if isinstance(body, str) else json.dumps(body)
         record_id = str(uuid4())
         published_at = self.clock.now() - age
@@ -579,7 +576,7 @@ class World:
             text,
             published_at,
             generation=generation,
-            receives=receives,
+            receive_count=receive_count,
         )
 
     def secret(self) -> str:
@@ -596,7 +593,7 @@ class World:
         }
 
     def entry(self, body: Mapping[str, Any]) -> Item:
-        """Give the ledger's item of a request; empty if there is none."""
+        """Return the ledger's item of a request; empty if there is none."""
         return self.ledger_table.get(ledger_key(body.get("bot", "default"), body["id"]))
 
 
@@ -614,22 +611,22 @@ class Sandbox:
         self._world = world
         self.ledger = DynamoDbLedger(world.ledger_table, now)
         self.identities = FakeIdentities(world.identities_table, now=now)
-        self.pacing = FakePacing(world.identities_table, now)
+        self.bot_states = FakeBotStates(world.identities_table, now)
         self.secrets = FakeSecrets(world.secret, now)
         self.receipts = Receipts(
             self.ledger,
             self.identities,
-            self.pacing,
+            self.bot_states,
             world.requests,
             world.dead_letters,
             world.meter,
             now,
         )
-        self.delivery = Delivery(
+        self.delivery = SendNotifications(
             ledger=self.ledger,
             refusals=DynamoDbRefusals(world.ledger_table, now),
             identities=self.identities,
-            pacing=self.pacing,
+            bot_states=self.bot_states,
             secrets=self.secrets,
             blip=world.blip,
             dead_letters=world.dead_letters,
@@ -638,22 +635,21 @@ class Sandbox:
             meter=world.meter,
             clock=world.clock,
             threads=threads,
-            side_by_side=32,
-            policy=policy,
-            uniform=uniform,
+            max_threads=32,
+            waits=Waits(policy, uniform),
         )
 
     def deliver(
         self, *requests: str | Mapping[str, Any] | QueuedRequest, seconds: float = 30
-    ) -> list[Verdict]:
-        """Deliver one batch, with so much time left; the verdicts in the order of the requests."""
+    ) -> list[Result]:
+        """Deliver one batch, with so much time left; the results in the order of the requests."""
         batch: Sequence[QueuedRequest] = [
             request if isinstance(request, QueuedRequest) else self._world.queued(request)
             for request in requests
         ]
-        verdicts = self.delivery.deliver(batch, self._world.clock.now() + seconds)
-        by_record = {verdict.queued.record_id: verdict for verdict in verdicts}
-        assert len(verdicts) == len(by_record) == len(batch)
+        results = self.delivery.deliver(batch, self._world.clock.now() + seconds)
+        by_record = {result.queued.record_id: result for result in results}
+        assert len(results) == len(by_record) == len(batch)
         return [by_record[queued.record_id] for queued in batch]
 
 

@@ -17,13 +17,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "layers" / "notifier"))
 import yaml
 from aws_lambda_powertools.event_handler.openapi.models import APIKey, License, Server
 
-from notifier import request
 from notifier.aws.events import DETAIL_TYPE, SOURCE
-from notifier.bots import NAME_PATTERN
-from notifier.failures import Reason
-from notifier.lifecycle import SENT_OR_LATER, UNDELIVERED, Status
-from notifier.notifications import Notifications
-from notifier.runtime.answering import GetNotification
+from notifier.contract import problems, request
+from notifier.domain.bots import NAME_PATTERN
+from notifier.domain.failures import Reason
+from notifier.domain.status import SENT_OR_LATER, UNDELIVERED, Status
+from notifier.entrypoints.get_notification import GetNotification
+from notifier.use_cases.get_notification import Notifications
 
 type Json = dict[str, Any]
 
@@ -184,7 +184,7 @@ def dead_letter_schema() -> Json:
             "detail": text("One sentence for a person."),
             "fields": {
                 "type": "array",
-                "maxItems": request.MAX_FIELD_ERRORS,
+                "maxItems": problems.MAX_FIELD_ERRORS,
                 "items": field,
                 "description": "For invalid: the broken fields.",
             },
@@ -294,7 +294,7 @@ def openapi() -> Json:
 
 
 def files() -> dict[str, str]:
-    """Give every generated schema by its name, as it should be."""
+    """Return every generated schema by its name, as it should be."""
     schemas = {
         "request.schema.json": request_schema(),
         "dead-letter.schema.json": dead_letter_schema(),

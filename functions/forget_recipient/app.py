@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from notifier.runtime.forgetting import forget_recipient
+from notifier.entrypoints.forget_recipient import forget_recipient
 from notifier.settings import ForgetRecipientSettings, read
 from notifier.telemetry import logger
 
@@ -14,5 +14,5 @@ _forget_recipient = forget_recipient(read(ForgetRecipientSettings))
 
 @logger.inject_lambda_context(log_event=False)  # whatever the environment says: it has the number
 def handler(event: dict[str, Any], context: "LambdaContext") -> dict[str, Any]:
-    """Find, or erase; see `notifier.forgetting` for what can be asked for."""
+    """Find, or erase; see `notifier.use_cases.forget_recipient` for what can be asked for."""
     return _forget_recipient.handle(event, context)

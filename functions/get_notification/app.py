@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from notifier.runtime.answering import get_notification
+from notifier.entrypoints.get_notification import get_notification
 from notifier.settings import GetNotificationSettings, read
 from notifier.telemetry import logger
 

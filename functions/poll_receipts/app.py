@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from notifier.runtime.polling import poll_receipts
+from notifier.entrypoints.poll_receipts import poll_receipts
 from notifier.settings import PollReceiptsSettings, read
 from notifier.telemetry import logger, metrics
 

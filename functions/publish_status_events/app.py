@@ -5,7 +5,7 @@ The answer names the record from which the batch has to come again, where the bu
 
 from typing import TYPE_CHECKING, Any
 
-from notifier.runtime.publishing import publish_status_events
+from notifier.entrypoints.publish_status_events import publish_status_events
 from notifier.settings import PublishStatusEventsSettings, read
 from notifier.telemetry import logger, metrics
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from notifier.runtime.receiving import receive_receipt
+from notifier.entrypoints.receive_receipt import receive_receipt
 from notifier.settings import ReceiveReceiptSettings, read
 from notifier.telemetry import logger, metrics
 

@@ -5,7 +5,7 @@ Receipts that cannot be recorded now are named in the answer and come back.
 
 from typing import TYPE_CHECKING, Any
 
-from notifier.runtime.recording import record_receipt
+from notifier.entrypoints.record_receipt import record_receipt
 from notifier.settings import RecordReceiptSettings, read
 from notifier.telemetry import logger, metrics
 

@@ -6,7 +6,7 @@ long as it has to wait. Requests that cannot be delivered go to the dead-letter 
 
 from typing import TYPE_CHECKING, Any
 
-from notifier.runtime.sending import send_notification
+from notifier.entrypoints.send_notification import send_notification
 from notifier.settings import SendNotificationSettings, read
 from notifier.telemetry import logger, metrics
 

@@ -70,7 +70,7 @@ def _typed_item(item: Item) -> dict[str, Any]:
 
 
 def size(value: Any) -> int:
-    """Give the bytes that a value takes, as DynamoDB's documentation counts them."""
+    """Return the bytes that a value takes, as DynamoDB's documentation counts them."""
     match value:
         case None | bool():
             return 1
@@ -87,7 +87,7 @@ def size(value: Any) -> int:
 
 
 def item_size(item: Item) -> int:
-    """Give the bytes that an item takes: its attributes' names and values."""
+    """Return the bytes that an item takes: its attributes' names and values."""
     return sum(len(name.encode()) + size(value) for name, value in item.items())
 
 
@@ -161,7 +161,7 @@ class Tables:
         return {}
 
     def _key(self, table: str, item: dict[str, Any]) -> str:
-        """Give the partition key's value: the tables here have no sort key."""
+        """Return the partition key's value: the tables here have no sort key."""
         name = "id" if table.endswith("idempotency") else "key"
         key: str = item[name]["S"]
         return key
@@ -280,7 +280,7 @@ class Aws:
         return {}
 
     def _stream(self, _: dict[str, Any]) -> dict[str, Any]:
-        """Give the last write of each item of the ledger since then, as its stream does."""
+        """Return the last write of each item of the ledger since then, as its stream does."""
         written, self.tables.written = self.tables.written, {}
         return {
             "Records": [
@@ -298,7 +298,7 @@ class Aws:
         }
 
     def _counts(self, _: dict[str, Any]) -> dict[str, Any]:
-        """Give what was counted since the last time."""
+        """Return what was counted since the last time."""
         counts = {
             "calls": dict(self.calls),
             "read_units": self.tables.units["read"],

@@ -75,7 +75,7 @@ def _invoke(task: Path, layers: str, lab: Lab, event: Any, folder: Path) -> dict
 
 
 def _peak_bytes(port: int) -> float:
-    """Give the most memory that the runtime's process under this emulator ever held."""
+    """Return the most memory that the runtime's process under this emulator ever held."""
     for status in Path("/proc").glob("[0-9]*/status"):
         try:
             command = status.with_name("cmdline").read_bytes()
@@ -91,7 +91,7 @@ def _peak_bytes(port: int) -> float:
 
 
 def _imports(module: str, path: str, environment: dict[str, str]) -> Counter[str]:
-    """Give the seconds that importing a module takes, by top-level package, itself only."""
+    """Return the seconds that importing a module takes, by top-level package, itself only."""
     told = subprocess.run(  # noqa: S603
         [PYTHON, "-X", "importtime", "-c", f"import {module}"],
         env=environment | {"PYTHONPATH": path, "PATH": os.environ["PATH"]},

@@ -94,12 +94,12 @@ def _function(figures: Figures, memory_mb: int) -> dict[str, float]:
 
 
 def _polled(size: int) -> float:
-    """Give the dollars per million messages for the queue: put on it, received, deleted."""
+    """Return the dollars per million messages for the queue: put on it, received, deleted."""
     return MILLION * (1 + 2 / size) * PRICES["sqs request"]
 
 
 def sending(figures: Figures) -> dict[str, float]:
-    """Give the dollars per million notifications of the send path, by service."""
+    """Return the dollars per million notifications of the send path, by service."""
     dollars = _function(figures, memory_mb(SENDING))
     dollars["SQS"] += _polled(figures.size)
     if figures.competitor == OURS:
@@ -161,7 +161,7 @@ def _prices(batches: Sequence[Figures], afterwards: Sequence[Figures]) -> Table:
 
 
 def limits(figures: Figures, numbers: int) -> dict[str, float]:
-    """Give each quota as the notifications per second at which it is reached."""
+    """Return each quota as the notifications per second at which it is reached."""
     per_second_of_one = billed_seconds(figures, memory_mb(SENDING)) / figures.size
     ledger_units = figures.write_units
     # Of the writes, two per batch at most go to the bot's item.

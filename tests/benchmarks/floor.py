@@ -13,7 +13,7 @@ from uuid import uuid4
 import boto3
 import httpx
 
-from notifier.runtime import AWS, SIDE_BY_SIDE
+from notifier.entrypoints.environment import AWS, MAX_THREADS
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb.type_defs import AttributeValueTypeDef
@@ -31,9 +31,9 @@ blip = httpx.Client(
     base_url=bot["base_url"],
     headers={"Authorization": bot["key"], "Content-Type": "application/json"},
     timeout=10,
-    limits=httpx.Limits(max_connections=SIDE_BY_SIDE, max_keepalive_connections=SIDE_BY_SIDE),
+    limits=httpx.Limits(max_connections=MAX_THREADS, max_keepalive_connections=MAX_THREADS),
 )
-threads = ThreadPoolExecutor(SIDE_BY_SIDE)
+threads = ThreadPoolExecutor(MAX_THREADS)
 
 
 def update(table: str, key: str, **values: str | int) -> None:
@@ -139,9 +139,9 @@ def handler(event: dict[str, Any], _: object) -> dict[str, Any]:
     bodies = [record["body"] for record in event["Records"]]
     phones = [json.loads(body)["to"] for body in bodies]
     identities: dict[str, str] = {}
-    for start in range(0, len(bodies), SIDE_BY_SIDE):
-        some = bodies[start : start + SIDE_BY_SIDE]
-        keys = ["bot:default", *(f"default/{phone}" for phone in phones[start:][:SIDE_BY_SIDE])]
+    for start in range(0, len(bodies), MAX_THREADS):
+        some = bodies[start : start + MAX_THREADS]
+        keys = ["bot:default", *(f"default/{phone}" for phone in phones[start:][:MAX_THREADS])]
         answer = dynamodb.batch_get_item(
             RequestItems={IDENTITIES: {"Keys": [{"key": {"S": key}} for key in keys]}}
         )

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from notifier.request import ledger_key
+from notifier.domain.notification import ledger_key
 from tests.benchmarks.quota import share_of
 from tests.local.stack import NAMESPACE, REGION
 from tests.template.transformed import load
@@ -140,7 +140,7 @@ class Lab:
             yield Function(name, running, time.perf_counter() - begun)
 
     def environment(self, function: str) -> dict[str, str]:
-        """Give the variables as the template sets them, with all its parameters as they are."""
+        """Return the variables as the template sets them, with all its parameters as they are."""
         template = load()
         names = {
             "LedgerTable": "ledger",
@@ -182,12 +182,12 @@ class Lab:
         self._control("Fill", {"table": table, "item": item, "count": count})
 
     def stream(self) -> dict[str, Any]:
-        """Give what the ledger's stream has carried since the last time, as a function's event."""
+        """Return what the ledger's stream has carried since then, as a function's event."""
         event: dict[str, Any] = self._control("Stream", {})
         return event
 
     def counts(self) -> dict[str, Any]:
-        """Give what AWS has counted since the last time."""
+        """Return what AWS has counted since the last time."""
         counts: dict[str, Any] = self._control("Counts", {})
         return counts
 
@@ -199,7 +199,7 @@ class Lab:
         self._blip("PUT", "settings", {"latency_seconds": seconds})
 
     def plan(self, per_second: float) -> None:
-        """Give the bot a plan, at BLiP and in our secret."""
+        """Return the bot a plan, at BLiP and in our secret."""
         both = {"messages_per_second": per_second, "commands_per_second": per_second}
         self._blip("PUT", "bots", {"key": self.key} | both)
         bot = {"base_url": self.blip, "key": self.key, "namespace": NAMESPACE} | both
@@ -207,7 +207,7 @@ class Lab:
         self.put({}, secrets=secrets)
 
     def accepted(self) -> int:
-        """Give how many messages BLiP has taken since the last time."""
+        """Return how many messages BLiP has taken since the last time."""
         statuses = self._blip("GET", "statistics")["requests"].get("/messages", {})
         self._blip("DELETE", "inbox")
         return int(statuses.get("202", 0))

@@ -78,7 +78,7 @@ class Undeliverable(Exception):  # noqa: N818
 
 
 def identity_of(phone: str) -> str:
-    """Give the WhatsApp identity: from the table, else from BLiP's look-up."""
+    """Return the WhatsApp identity: from the table, else from BLiP's look-up."""
     table, key = os.environ["TEXTBOOK_IDENTITIES_TABLE"], {"key": {"S": phone}}
     item = dynamodb.get_item(TableName=table, Key=key).get("Item")
     if item and int(item["expires_at"]["N"]) > time.time():

@@ -23,7 +23,7 @@ TIMEOUT_SECONDS = 300
 
 
 def context() -> SimpleNamespace:
-    """Give what Lambda hands over beside the event."""
+    """Return what Lambda hands over beside the event."""
     ends = time.monotonic() + TIMEOUT_SECONDS
     return SimpleNamespace(
         function_name="SendNotification",
@@ -35,7 +35,7 @@ def context() -> SimpleNamespace:
 
 
 def peak_memory_bytes() -> int:
-    """Give the most memory that this process ever held. getrusage knows the parent's as well."""
+    """Return the most memory that this process ever held. getrusage knows the parent's as well."""
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))

@@ -77,7 +77,7 @@ class Delivery:
 
     message: str
     body: dict[str, Any]
-    receives: int
+    receive_count: int
     at: float
     record: dict[str, Any]
     invocation: dict[str, Any]
@@ -219,7 +219,7 @@ def test_a_batch_holds_at_most_its_size_and_every_message_comes_once(make_probe:
     assert sorted(delivery.message for delivery in deliveries) == sorted(sent)
     sizes = [len(note["records"]) for note in probe.notes("start")]
     assert max(sizes) == 10
-    assert {delivery.receives for delivery in deliveries} == {1}
+    assert {delivery.receive_count for delivery in deliveries} == {1}
 
 
 def test_without_a_window_a_single_message_is_not_kept_waiting(make_probe: MakeProbe) -> None:
@@ -271,7 +271,11 @@ def test_of_a_batch_only_the_reported_message_returns_and_is_counted(make_probe:
     probe.connect()
     deliveries = probe.wait_for(lambda seen: len(seen) == 6, "two returns")
     probe.wait_until_empty()
-    assert [delivery.receives for delivery in deliveries if delivery.message == bad] == [1, 2, 3]
+    assert [delivery.receive_count for delivery in deliveries if delivery.message == bad] == [
+        1,
+        2,
+        3,
+    ]
     others = [delivery.message for delivery in deliveries if delivery.message != bad]
     assert sorted(others) == sorted(good)
 
@@ -301,7 +305,7 @@ def test_a_reported_message_returns_when_the_function_says(
     assert second.at >= first.at + seconds - 0.1
     if seconds < visibility:
         assert second.at < first.at + visibility
-    assert second.receives == 2
+    assert second.receive_count == 2
     probe.wait_until_empty()
 
 
@@ -310,7 +314,7 @@ def test_an_empty_answer_means_that_all_went_well(make_probe: MakeProbe, answer:
     probe = make_probe()
     probe.send({"do": "answer", "answer": answer, "times": 99})
     [delivery] = probe.wait_until_empty()
-    assert delivery.receives == 1
+    assert delivery.receive_count == 1
 
 
 @pytest.mark.parametrize("accident", ["raise", "exit", "kill", "hang"])
@@ -320,8 +324,8 @@ def test_after_an_accident_the_whole_batch_returns(make_probe: MakeProbe, accide
     probe.connect()
     deliveries = probe.wait_for(lambda seen: len(seen) >= 6, "the batch to return")
     probe.wait_until_empty()
-    assert sorted((delivery.message, delivery.receives) for delivery in deliveries) == sorted(
-        (message, receives) for message in sent for receives in (1, 2)
+    assert sorted((delivery.message, delivery.receive_count) for delivery in deliveries) == sorted(
+        (message, receive_count) for message in sent for receive_count in (1, 2)
     )
 
 
@@ -387,7 +391,7 @@ def test_a_message_that_was_received_too_often_goes_to_the_dead_letter_queue_as_
         return answer.get("Messages")
 
     [letter] = wait_until(received, "the dead letter")
-    assert [delivery.receives for delivery in probe.deliveries()] == [1, 2]
+    assert [delivery.receive_count for delivery in probe.deliveries()] == [1, 2]
     assert json.loads(letter["Body"]) == {"do": "fail", "times": 99}
     assert letter["MessageAttributes"] == {"a": {"DataType": "String", "StringValue": "b"}}
     assert probe.depth() == (0, 0)

@@ -21,7 +21,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from jsonschema import Draft202012Validator, FormatChecker
 
-from notifier.request import ledger_key
+from notifier.domain.notification import ledger_key
 from tests.e2e.running import COMMAND, processes_of, running_command
 from tests.local.__main__ import main
 from tests.local.blip import Bot, Simulator
@@ -178,7 +178,7 @@ def test_a_file_of_lines_goes_to_another_blip_as_it_stands(tmp_path: Path, port_
 
 
 def progress(seen: str, what: str, total: int) -> set[int]:
-    """Give the counts to which a bar on a terminal has gone."""
+    """Return the counts to which a bar on a terminal has gone."""
     without_colours = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", seen)
     counts = re.findall(rf"{what} +\S+ +(\d+)/{total} ", without_colours)
     return set(map(int, counts))

@@ -28,7 +28,7 @@ WAYS = {
     "gets too much": "+5531900000429",
 }
 SHORT = {
-    "PenaltySeconds": "1",
+    "CooldownSeconds": "1",
     "SettleWindowSeconds": "1",
     "BackoffBaseSeconds": "1",
     "BackoffMaxSeconds": "1",

@@ -1,4 +1,4 @@
-"""A cause is mended and what failed goes out, by the commands that the runbook prints."""
+"""A cause is fixed and what failed goes out, by the commands that the runbook prints."""
 
 import json
 import random
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from notifier.request import ledger_key
+from notifier.domain.notification import ledger_key
 from tests.local.report import Report, read_rows
 from tests.local.stack import PATIENCE_SECONDS, ROOT, LocalStack, wait_until
 
@@ -65,7 +65,7 @@ def undelivered(stack: LocalStack, folder: Path, template: str, count: int) -> l
     return ids
 
 
-def mend(stack: LocalStack, template: str) -> None:
+def fix(stack: LocalStack, template: str) -> None:
     """Have the template approved, as WhatsApp's manager would."""
     assert stack.simulator
     approved = {"name": template, "language": "pt_BR", "body": 2, "text": "{{1}} {{2}}"}
@@ -92,7 +92,7 @@ def sent(stack: LocalStack, notification_id: str) -> list[str]:
     return [message["id"] for message in stack.simulator.inbox() if message["id"].startswith(key)]
 
 
-def test_a_template_is_mended_and_what_it_failed_is_delivered(
+def test_a_template_is_fixed_and_what_it_failed_is_delivered(
     stack: LocalStack, tmp_path: Path, template: str
 ) -> None:
     ids = undelivered(stack, tmp_path, template, 3)
@@ -102,9 +102,9 @@ def test_a_template_is_mended_and_what_it_failed_is_delivered(
     for notification_id in ids:
         assert notification_id in shown
     assert "132001" in shown
-    mend(stack, template)
+    fix(stack, template)
     dry = command(stack, "redrive", "--template", template, "--json")
-    assert fates(dry) == {"would_go": 3}
+    assert fates(dry) == {"would_redrive": 3}
     assert "Nothing was put back" in command(stack, "redrive", "--template", template)
     assert {status(stack, notification_id) for notification_id in ids} == {"failed"}
 
@@ -137,7 +137,7 @@ def test_the_console_s_own_redrive_sends_once(
 ) -> None:
     """It is a plain sending of the message with all of its attributes."""
     (notification_id,) = undelivered(stack, tmp_path, template, 1)
-    mend(stack, template)
+    fix(stack, template)
     sqs = stack.aws.sqs
     found: list[Any] = []
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from notifier.request import ledger_key
+from notifier.domain.notification import ledger_key
 from tests.e2e.running import processes_of, running_command
 from tests.local.stack import HOST, PATIENCE_SECONDS, ROOT, require_free, wait_until
 
@@ -28,7 +28,7 @@ ORDER = {
 
 
 def commands() -> list[str]:
-    """Give the commands of the story, each with all of its lines."""
+    """Return the commands of the story, each with all of its lines."""
     _, _, story = (ROOT / "README.md").read_text().partition("\n## When something fails\n")
     blocks = re.findall(r"(?ms)^```sh\n(.*?)^```$", story.partition("\n## ")[0])
     found, begun = [], ""
@@ -79,7 +79,7 @@ class Person:
         return run.stdout
 
     def is_told(self, text: str) -> bool:
-        """Tell whether `make run` has told it."""
+        """Return whether `make run` has told it."""
         told = self._other_terminal.read_text()
         assert not A_NUMBER.search(told), told
         return text in told
@@ -88,7 +88,7 @@ class Person:
         wait_until(lambda: self.is_told(text), f"`make run` to tell {text!r}", every=0.1)
 
     def inbox(self) -> list[str]:
-        """Give the ids of the messages that BLiP took."""
+        """Return the ids of the messages that BLiP took."""
         url = f"http://{HOST}:{self._port + 1}/_simulator/inbox"
         with urllib.request.urlopen(url, timeout=PATIENCE_SECONDS) as answer:
             messages: list[dict[str, Any]] = json.load(answer)
@@ -100,7 +100,7 @@ def has_row(shown: str, *cells: str) -> bool:
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="the story has a template approved by curl")
-def test_a_failure_is_told_mended_and_delivered_as_the_readme_has_it(
+def test_a_failure_is_told_fixed_and_delivered_as_the_readme_has_it(
     tmp_path: Path, port_base: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A proxy of this machine must not be asked for 127.0.0.1.

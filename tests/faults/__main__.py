@@ -25,7 +25,7 @@ from tests.faults.deployed import deployed, killable_stack
 from tests.faults.hardships import Came
 from tests.faults.letters import redrive
 from tests.faults.local_crashes import Theatre
-from tests.faults.local_outbox import MOST_SECONDS, load
+from tests.faults.local_outbox import MAX_SECONDS, load
 from tests.faults.local_rate import drain
 from tests.faults.local_webhook import flood
 from tests.faults.long_runs import SHORTEST_BETWEEN_PROBES, backlog, outage
@@ -195,7 +195,7 @@ def _local_backlog() -> Row:
 def _local_outbox() -> Row:
     result = load(10, 60)
     broken = list(result.broken)
-    if result.p95 > MOST_SECONDS:
+    if result.p95 > MAX_SECONDS:
         broken.append("later than two seconds")
     told = (
         f"{result.events} status events of 600 notifications, from the ledger to the bus in "
@@ -286,7 +286,7 @@ def main(words: list[str]) -> int:
 
 
 def _row(run: Future[Row]) -> Row:
-    """Give what came of a run; one that breaks off spoils no other."""
+    """Return what came of a run; one that breaks off spoils no other."""
     crash = run.exception()
     return Row("it broke off", [repr(crash)]) if crash else run.result()
 

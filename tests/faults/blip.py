@@ -16,9 +16,9 @@ import httpx
 
 from notifier.blip.client import BlipClient, _Answer
 from notifier.blip.transport import MAX_IDLE_SECONDS
-from notifier.bots import Bot
-from notifier.failures import Unknown
-from notifier.request import Template
+from notifier.contract.request import Template
+from notifier.domain.bots import Bot
+from notifier.domain.failures import Unknown
 from tests.faults.simulation import Process, Simulation
 
 type Kind = Literal["messages", "lookups", "history", "ping"]
@@ -41,7 +41,7 @@ type Fault = Literal[
 # An HTTP status, and LIME's code in the body.
 type Refusal = tuple[int, int | None]
 
-PENALTY_SECONDS = 120.0
+COOLDOWN_SECONDS = 120.0
 HISTORY_SECONDS = 3 * 86_400
 CALL_SECONDS = 10.0
 # A ping that follows so soon on a refusal is no probe: it tells a wrong bot from a wrong message.
@@ -208,7 +208,7 @@ class Account:
     channel: bool = True
     prolonged: bool = False
     chat: Chat | None = None
-    shut_until: float = 0.0
+    throttled_until: float = 0.0
     throttled: int = 0
     penalties: list[float] = field(default_factory=list)
     most_per_second: dict[str, int] = field(default_factory=lambda: {"messages": 0, "commands": 0})
@@ -227,9 +227,9 @@ class Account:
 
     def shut(self, now: float) -> None:
         """Begin a penalty, or begin it anew."""
-        if self.shut_until <= now:
+        if self.throttled_until <= now:
             self.penalties.append(now)
-        self.shut_until = now + PENALTY_SECONDS
+        self.throttled_until = now + COOLDOWN_SECONDS
 
     def _count(self, plan: str, at: float) -> bool:
         limit = self.messages_per_second if plan == "messages" else self.commands_per_second
@@ -238,13 +238,13 @@ class Account:
             recent.popleft()
         recent.append(at)
         self.most_per_second[plan] = max(self.most_per_second[plan], len(recent))
-        if self.shut_until > at:
+        if self.throttled_until > at:
             if self.prolonged:
                 self.shut(at)
             return True
         if len(recent) > max(1, limit):
             self.shut(at)
-        return self.shut_until > at
+        return self.throttled_until > at
 
 
 @dataclass(slots=True)
@@ -655,7 +655,7 @@ def _about(chance: Random, around: tuple[float, float]) -> float:
 
 
 def identity_of(phone: str) -> str:
-    """Give what BLiP calls a number: nobody could guess it."""
+    """Return what BLiP calls a number: nobody could guess it."""
     return f"{phone[::-1].rstrip('+')}@wa.gw.msging.net"
 
 

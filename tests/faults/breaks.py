@@ -13,13 +13,16 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
-from notifier import publishing
 from notifier.aws import events, outbox
 from notifier.aws.ledger import DynamoDbLedger
-from notifier.delivery import Delivery
-from notifier.publishing import Publisher
-from notifier.receipts import Receipts
-from notifier.runtime import publishing as root
+from notifier.entrypoints import publish_status_events as root
+from notifier.use_cases import publish_status_events as publishing
+from notifier.use_cases.publish_status_events import Publisher
+from notifier.use_cases.record_receipt import Receipts
+from notifier.use_cases.send_notification.batch import SendNotifications
+from notifier.use_cases.send_notification.delivery import Delivery
+from notifier.use_cases.send_notification.outcomes import Outcomes
+from notifier.use_cases.send_notification.reconciliation import Reconciliation
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ BREAKS = {
         '_FREE.replace("#status = :claimed", "#status <> :claimed"),',
     ),
     "`sent` is written over whatever stands there": Break(
-        DynamoDbLedger, "settle_sent", "before(Status.SENT)", "list(Status)"
+        DynamoDbLedger, "mark_sent", "before(Status.SENT)", "list(Status)"
     ),
     "a receipt is written over whatever stands there": Break(
         DynamoDbLedger, "advance", "before(status)", "list(Status)"
@@ -67,31 +70,34 @@ BREAKS = {
         DynamoDbLedger, "_claim_as", 'found["generation"] == asked_generation', "asked_generation"
     ),
     "nobody looks at `valid_until` after the wait for a slot": Break(
-        Delivery, "_send", "self._wanted(notification, bot)", "pass"
+        Delivery, "_send", "if rejected := self.rejection(notification):", "if rejected := None:"
     ),
     "an unknown outcome is retried": Break(
         Delivery,
-        "_try",
-        "self._ledger.settle_unknown(claim)",
-        "self._ledger.release(claim, attempted=True)",
+        "_send_claimed",
+        "self.ledger.mark_unknown(claim)",
+        "self.ledger.release(claim, attempted=True)",
     ),
     "an unknown is sent again without asking": Break(
-        Delivery,
-        "_settle_unknown",
-        "receipts = self._ask(bot, lambda bot: self._history(asked_about, bot, turn))",
+        Reconciliation,
+        "reconcile",
+        "receipts = self.breaker.with_fresh_key(\n"
+        "            bot, lambda bot: self._history(asked_about, bot, this_round)\n"
+        "        )",
         "return self._denied(notification, claim)",
     ),
     "the history is asked before it can know": Break(
-        Delivery, "_claim", " + self._policy.settle_window_seconds", ""
+        Delivery, "claim", " + self.waits.policy.settle_window_seconds", ""
     ),
     "an empty history is believed without a control": Break(
-        Delivery, "_not_shown", "if not resend or", "if True or"
+        Reconciliation, "_not_shown", "if not resend or", "if True or"
     ),
     "a request is given up before its dead letter is there": Break(
-        Delivery,
-        "_give_up",
+        Outcomes,
+        "give_up",
         "self._dead_letter(",
-        "self._ledger.end(claim, status, failure.reason, failure.code)\n    self._dead_letter(",
+        "self.ledger.mark_failed(claim, final_status(failure.reason), failure.reason, None)\n"
+        "    self._dead_letter(",
     ),
     "a failed receipt is recorded before its dead letter is there": Break(
         Receipts,
@@ -100,7 +106,7 @@ BREAKS = {
         "self.ledger.fail(receipt, Reason.UNDELIVERED, postponed=False)\n    self._dead_letter(",
     ),
     "what crashed does not come back": Break(
-        Delivery, "_outcome", "come_back_in=self._again(queued, 30, 60)", "come_back_in=None"
+        SendNotifications, "_outcome", "retry_in=backoff", "retry_in=None"
     ),
     "a receipt that overtakes the answer stands for no `sent`": Break(
         outbox, "status_events", "events.append(_event(item, Status.SENT, generation, at))", "pass"
@@ -112,7 +118,7 @@ BREAKS = {
         outbox, "status_events", '"template" not in item', "False"
     ),
     "what was cancelled in advance is not completed by its request": Break(
-        Delivery, "_cancelled", "self._ledger.complete_cancelled(notification)", "pass"
+        Delivery, "_cancelled", "self.ledger.complete_cancelled(notification)", "pass"
     ),
     "what was restored is published again": Break(
         outbox, "_added", 'new.get("restored_at") != old.get("restored_at")', "False"

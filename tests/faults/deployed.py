@@ -105,12 +105,12 @@ def show_again_after(stack: LocalStack, seconds: int) -> None:
 
 
 def is_quiet(stack: LocalStack) -> bool:
-    """Tell whether nothing is on its way any more."""
+    """Return whether nothing is on its way any more."""
     return not depth(stack, stack.requests_queue) and receipts_are_quiet(stack)
 
 
 def receipts_are_quiet(stack: LocalStack) -> bool:
-    """Tell whether no receipt is on its way any more."""
+    """Return whether no receipt is on its way any more."""
     waiting = stack.simulator and stack.simulator.statistics()["receipts"]["waiting"]
     return not waiting and not depth(stack, stack.resources["ReceiptsQueue"])
 
@@ -126,7 +126,7 @@ def depth(stack: LocalStack, queue: str) -> int:
 
 
 def ledger_items(stack: LocalStack) -> Iterator[dict[str, Any]]:
-    """Give all that the ledger holds."""
+    """Return all that the ledger holds."""
     pages = stack.aws.dynamodb.get_paginator("scan").paginate(TableName=stack.ledger_table)
     for page in pages:
         yield from page["Items"]

@@ -47,7 +47,7 @@ _ORDERS: dict[str, Callable[[Any, Any], bool]] = {
 }
 
 
-# boto3 tries three times, as `runtime.AWS` says, and waits in between.
+# boto3 tries three times, as `entrypoints.environment.AWS` says, and waits in between.
 TRIES = 3
 _URL = "https://aws.invalid"
 
@@ -225,10 +225,10 @@ class SimTable(Table):
 
         def read() -> tuple[list[Item], int, str | None]:
             keys = sorted(key for key in self.items if after is None or key > after)
-            looked_at, more = keys[: self.page], len(keys) > self.page
-            found = [self.items[key] for key in looked_at if holds(self.items[key], plain)]
+            scanned, more = keys[: self.page], len(keys) > self.page
+            found = [self.items[key] for key in scanned if holds(self.items[key], plain)]
             asked = [{name: item[name] for name in attributes if name in item} for item in found]
-            return _copied(asked), len(looked_at), looked_at[-1] if more else None
+            return _copied(asked), len(scanned), scanned[-1] if more else None
 
         return self._aws.call(f"{self._table}.scan", read)
 

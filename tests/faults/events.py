@@ -12,11 +12,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from notifier.aws.table import Item
-from notifier.request import ledger_key
+from notifier.domain.notification import ledger_key
 from tests.faults.dynamodb import Aws, AwsError, AwsFaults, refused
 from tests.faults.simulation import Simulation
 
-MOST_ENTRIES = 10
+MAX_ENTRIES = 10
 ALWAYS = (0.0, float("inf"))
 # Of an entry, by AWS's words: a later try may do better; none ever will.
 PASSING = ("ThrottlingException", "InternalFailure")
@@ -71,7 +71,7 @@ class SimEventBus:
     def put_events(self, **arguments: Any) -> dict[str, Any]:
         entries = arguments.pop("Entries")
         assert not arguments
-        assert 1 <= len(entries) <= MOST_ENTRIES
+        assert 1 <= len(entries) <= MAX_ENTRIES
         return self._aws.call("events.put", lambda: self._put_all(entries), 0.01)
 
     def _put_all(self, entries: list[dict[str, str]]) -> dict[str, Any]:

@@ -19,16 +19,18 @@ from types import SimpleNamespace
 from typing import Any, Literal, cast
 from unittest import mock
 
-from notifier import delivery
 from notifier.aws import queues
-from notifier.aws.pacing import DynamoDbPacing
-from notifier.bots import Bot
-from notifier.failures import Reason
-from notifier.request import ledger_key, message_id, parse
-from notifier.turn import SLOT_HORIZON_SECONDS, START_HORIZON_SECONDS
+from notifier.aws.bot_state import DynamoDbBotStates
+from notifier.contract.parse import parse
+from notifier.domain.bots import Bot
+from notifier.domain.failures import Reason
+from notifier.domain.notification import ledger_key, message_id
+from notifier.use_cases.send_notification import batch, waits
+from notifier.use_cases.send_notification.round import START_HORIZON_SECONDS
+from notifier.use_cases.slots import SLOT_HORIZON_SECONDS
 from tests.faults import sqs, stories
 from tests.faults.blip import (
-    PENALTY_SECONDS,
+    COOLDOWN_SECONDS,
     Account,
     BlipFaults,
     Chat,
@@ -41,7 +43,7 @@ from tests.faults.blip import (
 from tests.faults.dynamodb import ERRORS, AwsError, AwsFaults, DirectAws, SimTable
 from tests.faults.events import ALWAYS, BusFaults
 from tests.faults.long_runs import request
-from tests.faults.stream import LONGEST_BACKOFF_SECONDS
+from tests.faults.stream import MAX_BACKOFF_SECONDS
 from tests.faults.world import POLICY, Faults, Settings, World
 
 START = 1_800_000_000.0
@@ -226,14 +228,14 @@ def paced_chat(
 ) -> Came:
     """A day beside a chat, with of the product only what decides on its pace.
 
-    That is `aws.pacing` on the simulated table and the share of the plan in force; the batches of
-    five sandboxes are drawn up here. A day of the whole product would take over an hour.
+    That is `aws.bot_state` on the simulated table and the share of the plan in force; the batches
+    of five sandboxes are drawn up here. A day of the whole product would take over an hour.
     """
     chat = Chat(CHAT_PER_SECOND, since=START, seed=seed, **CHATS[kind])
     account = Account("default", PLAN, 4 * PLAN, chat=chat, prolonged=prolonged)
     bot = Bot(name="default", key="Key secret", messages_per_second=PLAN)
     here = SimpleNamespace(now=START, random=Random(seed))
-    pacing = DynamoDbPacing(SimTable("bots", DirectAws(lambda: here.now)), lambda: here.now)
+    bot_states = DynamoDbBotStates(SimTable("bots", DirectAws(lambda: here.now)), lambda: here.now)
     sent = 0
     sandboxes = [(START, number) for number in range(5)]
     arrivals: list[tuple[float, int]] = []  # when, by which sandbox
@@ -248,20 +250,20 @@ def paced_chat(
                 sent += 1
                 continue
             here.now = arrived_at + here.random.uniform(0.02, 0.25)
-            stopped[sender] = here.now + PENALTY_SECONDS
-            pacing.shut(bot, "messages", here.now + PENALTY_SECONDS)
+            stopped[sender] = here.now + COOLDOWN_SECONDS
+            bot_states.start_cooldown(bot, "messages", here.now + COOLDOWN_SECONDS)
         here.now = at
-        state = pacing.state(bot.name)
+        state = bot_states.state(bot.name)
         slots: tuple[float, ...] = ()
-        wait = max(0.0, state.shut_until - at)
+        wait = max(0.0, state.throttled_until - at)
         if wait:
             wait += here.random.uniform(0, 5)
         elif (ahead := state.next_message_at - at) > START_HORIZON_SECONDS:
             wait = ahead - START_HORIZON_SECONDS
         else:
             share = state.share("messages", bot.share, at)
-            reservation = pacing.reserve(bot, "messages", 10, SLOT_HORIZON_SECONDS, share=share)
-            slots, wait = reservation.slots, reservation.come_back_in or 0.0
+            reservation = bot_states.reserve(bot, "messages", 10, SLOT_HORIZON_SECONDS, share=share)
+            slots, wait = reservation.slots, reservation.retry_in or 0.0
         for slot in slots:
             heapq.heappush(arrivals, (slot + here.random.uniform(0.01, 0.06), sandbox))
         done_at = max(slots, default=at + wait) + here.random.uniform(0.05, 0.3)
@@ -426,13 +428,13 @@ def starvation(
     slowest: list[str] = []
     with ExitStack() as smaller:
         for module, name, value in (
-            (sqs, "MOST_IN_FLIGHT", sqs.MOST_IN_FLIGHT // scale),
+            (sqs, "MAX_IN_FLIGHT", sqs.MAX_IN_FLIGHT // scale),
             (sqs, "FIGURES_SECONDS", sqs.FIGURES_SECONDS / scale),
             (queues, "IN_FLIGHT_SECONDS", queues.IN_FLIGHT_SECONDS / scale),
-            (delivery, "CROWDED", delivery.CROWDED // scale),
-            (delivery, "FULL", delivery.FULL // scale),
-            (delivery, "CROWDED_SECONDS", tuple(each / scale for each in delivery.CROWDED_SECONDS)),
-            (delivery, "HOLD_STILL_SECONDS", delivery.HOLD_STILL_SECONDS / scale),
+            (waits, "CROWDED", waits.CROWDED // scale),
+            (batch, "FULL", batch.FULL // scale),
+            (waits, "CROWDED_SECONDS", tuple(each / scale for each in waits.CROWDED_SECONDS)),
+            (batch, "HOLD_STILL_SECONDS", batch.HOLD_STILL_SECONDS / scale),
         ):
             smaller.enter_context(mock.patch.object(module, name, value))
         for state, grouped in product(states, groups):
@@ -473,7 +475,7 @@ def _starved(
         waits = _waits(world, published)
         came.check(f"{name}: {len(waits)} of {others} sent", held=len(waits) == others)
         most = world.requests.most_in_flight
-        came.check(f"{name}: {most} in flight", held=most <= sqs.MOST_IN_FLIGHT)
+        came.check(f"{name}: {most} in flight", held=most <= sqs.MAX_IN_FLIGHT)
         came.broken += world.invariants.broken(quiet=False)
         return _p99(waits) if len(waits) == others else float("inf")
 
@@ -665,7 +667,7 @@ def _with(values: Mapping[str, int]) -> Settings:
 
 
 WEEK = 7 * DAY
-MOST_RECEIVES = 700
+MAX_RECEIVES = 700
 # What keeps a request waiting for a week.
 WAITS = ("for a slot", "outage", "penalties", "history fails")
 
@@ -692,7 +694,7 @@ def slow_plan(
         for wait in waits:
             count += 1
             most = max(most, _waiting(came, f"{name}, {wait}", settings, wait, week, seed))
-    came.told = f"no time-out, {most} receives at most, in {count} runs"
+    came.told = f"no time-out, {most} receive_count at most, in {count} runs"
     return came
 
 
@@ -729,8 +731,8 @@ def _waiting(came: Came, name: str, settings: Settings, wait: str, week: float, 
 
 
 def _judge_waits(came: Came, name: str, world: World, bot: Account | None, requests: int) -> int:
-    receives = world.requests.most_receives
-    came.check(f"{name}: {receives} receives", held=receives <= MOST_RECEIVES)
+    receive_count = world.requests.most_receives
+    came.check(f"{name}: {receive_count} receive_count", held=receive_count <= MAX_RECEIVES)
     timeouts = world.sending.timeouts
     came.check(f"{name}: {timeouts} time-outs", held=timeouts == 0)
     came.check(f"{name}: SQS gave up", held=not world.requests.exhausted)
@@ -743,7 +745,7 @@ def _judge_waits(came: Came, name: str, world: World, bot: Account | None, reque
         ]
         came.check(f"{name}: {early[:3]}", held=not early)
         came.check(f"{name}: nothing of {requests} sent", held=bool(world.blip.sent))
-    return receives
+    return receive_count
 
 
 # --- The outbox -----------------------------------------------------------------------------------
@@ -826,7 +828,7 @@ def _poison_in_the_stream(came: Came, requests: int, seed: int) -> float:
         def listen(detail: dict[str, Any]) -> None:
             held(detail)
             changed_at = datetime.fromisoformat(detail["time"]).timestamp()
-            if not away[0] - EVENT_SECONDS < changed_at < away[1] + LONGEST_BACKOFF_SECONDS:
+            if not away[0] - EVENT_SECONDS < changed_at < away[1] + MAX_BACKOFF_SECONDS:
                 took.append(world.simulation.now - changed_at)
 
         world.bus.on_event = listen

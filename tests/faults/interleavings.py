@@ -62,7 +62,7 @@ FAULTS: list[Fault] = [
     "unauthorized",
 ]
 # A request must have its chance before SQS deletes it.
-LONGEST_SECONDS = 10 * 86_400
+MAX_SECONDS = 10 * 86_400
 START = 1_800_000_000
 
 # One of what there is: a number modulo how much there is.
@@ -265,7 +265,7 @@ class Interleavings(RuleBasedStateMachine):
 
     def wait(self, seconds: float) -> None:
         """Time goes by, and whatever is under way goes on."""
-        if self._world.simulation.now + seconds < START + LONGEST_SECONDS:
+        if self._world.simulation.now + seconds < START + MAX_SECONDS:
             self._world.run(seconds)
 
     def stick(self, seconds: float) -> None:

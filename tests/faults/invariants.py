@@ -23,8 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from notifier.request import NotificationRequest, Unusable, ledger_key, message_id, parse
-from notifier.runtime import BatchCrashed
+from notifier.contract.parse import parse
+from notifier.contract.problems import InvalidRequest
+from notifier.contract.request import NotificationRequest
+from notifier.domain.notification import ledger_key, message_id
+from notifier.entrypoints.environment import BatchCrashed
 from tests.faults.events import REFUSED, StatusEvents
 
 if TYPE_CHECKING:
@@ -66,7 +69,7 @@ QUESTION_SECONDS = 60.0
 PROBE_SECONDS = 30.0
 # The right to probe is older than the probe by the time of a table's answer, which may be slow.
 PROBE_TOLERANCE = 4.0
-MOST_TOLD = 20
+MAX_TOLD = 20
 
 
 @dataclass
@@ -115,7 +118,7 @@ class Invariants:
         """Take note of a request."""
         try:
             parsed = parse(body)
-        except Unusable:
+        except InvalidRequest:
             self.unusable[body] += 1
             return
         request = parsed.request
@@ -127,7 +130,7 @@ class Invariants:
         """Take note of a dead letter that is put back."""
         try:
             request = parse(letter.body).request
-        except Unusable:
+        except InvalidRequest:
             self.unusable[letter.body] += 1
             return
         self.wanted[ledger_key(request.bot, request.id)].redriven = True
@@ -212,7 +215,7 @@ class Invariants:
     # --- at the end -------------------------------------------------------------------------------
 
     def broken(self, *, quiet: bool = True) -> list[str]:
-        """Give what did not hold.
+        """Return what did not hold.
 
         Args:
             quiet: nothing is left to be done, so that everything must have ended.
@@ -370,7 +373,7 @@ class Invariants:
         reason, generation = facts["reason"], facts["generation"]
         try:
             request = parse(letter.body).request
-        except Unusable as unusable:
+        except InvalidRequest as unusable:
             return "" if reason == unusable.reason else "it is unusable"
         key = ledger_key(request.bot, request.id)
         sent_as = message_id(key, generation or 1)

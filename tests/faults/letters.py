@@ -9,13 +9,14 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from functions import upkeep
+from functions import operations
 from notifier.aws.ledger import DynamoDbLedger
-from notifier.failures import Reason
-from notifier.lifecycle import Status
-from notifier.records import Claim, QueuedRequest
-from notifier.redrive import HIDDEN_SECONDS, ListOrder, RedriveOrder, Report
-from notifier.request import ledger_key, parse
+from notifier.contract.parse import parse
+from notifier.domain.failures import Reason
+from notifier.domain.ledger_entries import Claim
+from notifier.domain.notification import QueuedRequest, ledger_key
+from notifier.domain.status import Status
+from notifier.use_cases.redrive_failures import VISIBILITY_SECONDS, ListOrder, RedriveOrder, Report
 from tests.fakes import a_notification
 from tests.faults.long_runs import request
 from tests.faults.simulation import STRAGGLES_SECONDS, Process, SimThreads
@@ -55,7 +56,7 @@ def redrive(letters: int, undelivered: int, seed: int = 1) -> Redriven:
         began = world.simulation.now
         listed = _finished(world, ListOrder())
         result.listed_in = world.simulation.now - began
-        result.listed = listed.looked_at
+        result.listed = listed.scanned
         _compare(result, "listed", _counts(listed), {str(r): n for r, n in reasons.items()})
 
         put_back: Counter[str] = Counter()
@@ -67,7 +68,7 @@ def redrive(letters: int, undelivered: int, seed: int = 1) -> Redriven:
         if len(put_back) >= undelivered:
             result.broken.append("the run ended before it was killed")
         # What the killed run had under way arrives a little later, and hides what it received.
-        world.run(HIDDEN_SECONDS + STRAGGLES_SECONDS)
+        world.run(VISIBILITY_SECONDS + STRAGGLES_SECONDS)
         _finished(world, order)
         result.took = world.simulation.now - began
         result.put_back_twice = sum(times > 1 for times in put_back.values())
@@ -100,8 +101,10 @@ def _operator(world: World) -> Iterator[None]:
     """Let the operator's commands work in the world's time, with its threads."""
     clock = mock.Mock(return_value=SimpleNamespace(now=world.now), now=world.now)
     with (
-        mock.patch.object(upkeep, "SystemClock", clock),
-        mock.patch.object(upkeep, "ThreadPoolExecutor", return_value=SimThreads(world.simulation)),
+        mock.patch.object(operations, "SystemClock", clock),
+        mock.patch.object(
+            operations, "ThreadPoolExecutor", return_value=SimThreads(world.simulation)
+        ),
     ):
         yield
 
@@ -112,7 +115,7 @@ def _started(world: World, order: ListOrder) -> tuple[Process, Any]:
     sqs = SimSqs(world.aws, queues, AWAY_SECONDS)
     stack: Any = SimpleNamespace(client=lambda _: sqs, physical_id=lambda name: name)
     process = Process("operator")
-    command = lambda: upkeep.redrive(stack, order, lambda *_: None)  # noqa: E731 - a thread's work
+    command = lambda: operations.redrive(stack, order, lambda *_: None)  # noqa: E731 - a thread's work
     return process, world.simulation.spawn(process, command)
 
 
@@ -166,7 +169,7 @@ def _ended(world: World) -> dict[str, Any]:
     def end() -> None:
         claim = ledger.claim(notification, Status.SENDING, world.now() + 30)
         assert isinstance(claim, Claim)
-        ledger.end(claim, Status.FAILED, Reason.UNDELIVERED, 132_001)
+        ledger.mark_failed(claim, Status.FAILED, Reason.UNDELIVERED, 132_001)
 
     with mock.patch.object(world.tables["ledger"], "on_write"):
         ended = world.simulation.spawn(Process("sender"), end)

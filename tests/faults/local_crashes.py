@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from notifier.request import ledger_key
+from notifier.domain.notification import ledger_key
 from tests.faults.deployed import is_quiet, know, receipts_are_quiet, show_again_after
 from tests.faults.sandboxes import Killer, Sandbox, Side, sandboxes
 from tests.local.blip import Delays
@@ -137,7 +137,7 @@ class Theatre:
             stack.aws.functions.update_event_source_mapping(UUID=mapping["UUID"], BatchSize=1)
 
     def points(self, *names: str) -> list[Point]:
-        """Give every place in these stories where a sandbox can be killed."""
+        """Return every place in these stories where a sandbox can be killed."""
         found = []
         for name in names:
             story = STORIES[name]
@@ -158,7 +158,7 @@ class Theatre:
         return found
 
     def kill_at(self, points: Sequence[Point]) -> Iterator[Point]:
-        """Tell the stories with a kill at each of these points; give them with what came of it."""
+        """Tell the stories with a kill at each of these points; yield what came of each."""
         left = deque(points)
         while left:
             began = time.monotonic()
@@ -227,7 +227,7 @@ class Theatre:
         )
 
     def _judge(self, story: Story, identifier: str, body: str) -> tuple[int, list[str]]:
-        """Tell how often a request was sent, and what of it is not as it should be."""
+        """Return how often a request was sent, and what of it is not as it should be."""
         for letter in self._letters.collect():
             self._letters_of[letter.body].append(letter)
         status = self._status(identifier)

@@ -11,7 +11,7 @@ from tests.faults.deployed import Message, deployed, is_quiet, know, publish
 from tests.local.events import listening
 from tests.local.stack import wait_until
 
-MOST_SECONDS = 2.0
+MAX_SECONDS = 2.0
 # Of one notification, as the simulator's receipts go.
 STATUSES = ["sent", "received", "consumed"]
 

@@ -16,7 +16,7 @@ PER_SECOND = 50
 SECOND = 20
 FIRST = 1_000_000  # the simulator does odd things with smaller numbers
 # Of a second bot's requests.
-LONGEST_WAIT_SECONDS = 10
+MAX_WAIT_SECONDS = 10
 
 
 @dataclass
@@ -75,7 +75,7 @@ def drain(requests: int) -> Drained:
         (not result.throttled, f"{result.throttled} answers said 429"),
         (result.most_per_second <= PER_SECOND, f"{result.most_per_second} in one second"),
         (result.share >= 0.95, f"{100 * result.share:.1f} % of the configured rate"),
-        (result.second_waits[-1] < LONGEST_WAIT_SECONDS, "the second bot waited for the first"),
+        (result.second_waits[-1] < MAX_WAIT_SECONDS, "the second bot waited for the first"),
     ):
         if not holds:
             result.broken.append(what)

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from notifier.request import Unusable, ledger_key, parse
+from notifier.contract.parse import parse
+from notifier.contract.problems import InvalidRequest
+from notifier.domain.notification import ledger_key
 from tests.faults.deployed import (
     Message,
     change_bots,
@@ -78,7 +80,7 @@ PARAMETERS = {
     "SettleWindowSeconds": "4",
     "BackoffBaseSeconds": "1",
     "BackoffMaxSeconds": "8",
-    "PenaltySeconds": "3",
+    "CooldownSeconds": "3",
     "BreakerWaitSeconds": "3",
 }
 # Shorter than a slow batch takes: what is at work is shown to a second sandbox, too.
@@ -205,7 +207,7 @@ class Published:
     def _want(self, kind: str, body: str) -> None:
         try:
             request = parse(body).request
-        except Unusable:
+        except InvalidRequest:
             self.unusable[body] += 1
             return
         key = ledger_key(request.bot, request.id)
@@ -357,7 +359,7 @@ def _judge_one(
 def _deserved(
     wanted: Wanted, letters: Sequence[Letter], *, sent: bool
 ) -> set[tuple[str, str | None]]:
-    """Tell how a notification may end: what BLiP took must have become of it what became there."""
+    """Return how a notification may end; what BLiP took must have ended as it did there."""
     end = ENDS.get(wanted.kind, DELIVERED)
     needs_sending = end == DELIVERED or end[1] == "undelivered"
     if sent or not needs_sending:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from notifier.request import ledger_key
+from notifier.domain.notification import ledger_key
 from tests.faults.deployed import Message, deployed, depth, is_quiet, ledger_items, publish
 from tests.faults.long_runs import request
 from tests.local.blip import Bot
@@ -23,7 +23,7 @@ VICTIMS = 20
 EVENTS = ("accepted", "dispatched", "received", "consumed")
 BAD_OF_EACH = 20
 # ministack starts a sandbox for each call that finds none free.
-AT_ONCE = 8
+CONCURRENCY = 8
 TRIES = 5
 FIRST = 1_000_000  # the simulator does odd things with smaller numbers
 
@@ -124,7 +124,7 @@ def _bad(victims: Sequence[str], secret: str) -> list[Post]:
 
 async def _post_all(stack: LocalStack, posts: Sequence[Post]) -> list[int]:
     """Post everything, as much at once as the local AWS can bear; again what it failed on."""
-    gate = asyncio.Semaphore(AT_ONCE)
+    gate = asyncio.Semaphore(CONCURRENCY)
     # The local AWS goes by the host header.
     host = f"{stack.resources['HttpApi']}.execute-api.localhost:{urlsplit(stack.aws.url).port}"
 

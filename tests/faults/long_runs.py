@@ -156,7 +156,7 @@ def backlog(
         )
         result.throttled = sum(bot.throttled for bot in bots)
         result.most_per_second = bots[0].most_per_second["messages"]
-        result.receives_per_request = world.requests.receives / (requests + second)
+        result.receives_per_request = world.requests.receive_count / (requests + second)
         result.most_receives = world.requests.most_receives
         result.broken = world.invariants.broken()
     return result

@@ -131,11 +131,11 @@ class Killer:
         self._calls, self._function, self._kill_at = [], function, kill_at
 
     def calls(self) -> list[str]:
-        """Give the names of the calls counted so far."""
+        """Return the names of the calls counted so far."""
         return list(self._calls)
 
     def wait_for_kill(self, seconds: float) -> bool:
-        """Tell whether the sandbox was killed, as soon as it is."""
+        """Return whether the sandbox was killed, as soon as it is."""
         return self._killed.wait(seconds)
 
     async def _start(self) -> None:

@@ -371,7 +371,7 @@ class Simulation:
             self._at(self.now + seconds, event)
 
     def _pause(self, task: _Task) -> None:
-        """Give way until this task's turn comes; whoever gives way chooses who is next."""
+        """Return way until this task's turn comes; whoever gives way chooses who is next."""
         following = self._next()
         if following is not task:
             self._hand_over(following)

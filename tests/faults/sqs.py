@@ -20,8 +20,8 @@ from tests.faults.dynamodb import Aws, DirectAws
 from tests.faults.simulation import Process, Simulation
 
 RETENTION_SECONDS = 14 * 86_400
-LONGEST_VISIBILITY_SECONDS = 43_200
-MOST_IN_FLIGHT = 120_000
+MAX_VISIBILITY_SECONDS = 43_200
+MAX_IN_FLIGHT = 120_000
 BATCH = 10
 # How old the approximate figures are at most that SQS gives.
 FIGURES_SECONDS = 10.0
@@ -55,7 +55,7 @@ class Message:
     attributes: dict[str, dict[str, str]]
     group: str
     sent_at: float
-    receives: int = 0
+    receive_count: int = 0
     hidden: int = 0
     handle: str = ""
     received_at: float = 0.0
@@ -63,14 +63,14 @@ class Message:
     deleted: bool = False
 
     def record(self) -> dict[str, Any]:
-        """Give it as Lambda hands it to the function."""
+        """Return it as Lambda hands it to the function."""
         return {
             "messageId": str(self.number),
             "receiptHandle": self.handle,
             "body": self.body,
             "attributes": {
                 "SentTimestamp": str(int(self.sent_at * 1000)),
-                "ApproximateReceiveCount": str(self.receives),
+                "ApproximateReceiveCount": str(self.receive_count),
             },
             "messageAttributes": {
                 name: {"stringValue": value["StringValue"], "dataType": value["DataType"]}
@@ -97,7 +97,7 @@ class Queue:
         on_sent: called for every message put on it.
         vanished: the messages that SQS deleted because they grew too old.
         exhausted: the messages that were received more often than allowed.
-        receives: how often any message was received; `most_receives`: the same one at most.
+        receive_count: how often any message was received; `most_receives`: the same one at most.
         most_in_flight: how many messages were in flight at a time at most.
     """
 
@@ -120,7 +120,7 @@ class Queue:
         self.exhausted: list[Message] = []
         self.most_receives = 0
         self.most_in_flight = 0
-        self.receives = 0
+        self.receive_count = 0
         self._simulation = simulation
         self._visibility_timeout = visibility_timeout
         self._max_receives = max_receives
@@ -160,7 +160,7 @@ class Queue:
         """Take messages off, hidden from others for so long, or for the visibility timeout."""
         self._reveal()
         batch: list[Message] = []
-        while len(batch) < most and self._visible and self._flying < MOST_IN_FLIGHT:
+        while len(batch) < most and self._visible and self._flying < MAX_IN_FLIGHT:
             message = self._take(self._group())
             if message.deleted or message.in_flight or message in batch:
                 continue
@@ -168,15 +168,15 @@ class Queue:
                 self._drop(message)
                 self.vanished.append(message)
                 continue
-            if message.receives >= self._max_receives:
+            if message.receive_count >= self._max_receives:
                 self._drop(message)
                 self.exhausted.append(message)
                 continue
-            message.receives += 1
-            self.receives += 1
-            self.most_receives = max(self.most_receives, message.receives)
+            message.receive_count += 1
+            self.receive_count += 1
+            self.most_receives = max(self.most_receives, message.receive_count)
             self._fly(message, True)
-            message.handle = f"{message.number}/{message.receives}"
+            message.handle = f"{message.number}/{message.receive_count}"
             message.received_at = self._simulation.now
             self._hide(message, self._visibility_timeout if hidden is None else hidden)
             if self._simulation.random.random() < self.faults.shown_twice:
@@ -202,11 +202,11 @@ class Queue:
             None, or SQS's code: the message is not in flight, or would be hidden for more than
             twelve hours from its receipt.
         """
-        assert 0 <= seconds <= LONGEST_VISIBILITY_SECONDS
+        assert 0 <= seconds <= MAX_VISIBILITY_SECONDS
         message = self.messages.get(int(handle.partition("/")[0]))
         if message is None or message.deleted or not message.in_flight or message.handle != handle:
             return "MessageNotInflight"
-        if self._simulation.now + seconds > message.received_at + LONGEST_VISIBILITY_SECONDS:
+        if self._simulation.now + seconds > message.received_at + MAX_VISIBILITY_SECONDS:
             return "InvalidParameterValue"
         self._hide(message, seconds)
         return None
@@ -222,7 +222,7 @@ class Queue:
         return len(self.messages) - self._flying, self._flying
 
     def waiting(self) -> list[Message]:
-        """Give everything on the queue, hidden or not."""
+        """Return everything on the queue, hidden or not."""
         return [message for message in self.messages.values() if not message.deleted]
 
     def figures(self) -> tuple[int, int]:
@@ -237,7 +237,7 @@ class Queue:
         return self._counted
 
     def visible(self) -> bool:
-        """Tell whether there may be something to receive."""
+        """Return whether there may be something to receive."""
         self._reveal()
         return bool(self._visible)
 

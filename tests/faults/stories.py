@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from notifier.request import ledger_key
+from notifier.domain.notification import ledger_key
 from tests.faults.blip import Fate, HistorySettings
 from tests.faults.dynamodb import AwsError
 from tests.faults.simulation import Crash, Process, Side
@@ -293,7 +293,7 @@ WHERE: dict[str, tuple[Side, Crash]] = {
 
 
 def calls(story: Story) -> list[str]:
-    """Give the calls out of a story to which nothing happens, in their order."""
+    """Return the calls out of a story to which nothing happens, in their order."""
     found: list[str] = []
 
     def listen(process: Process, call: str, side: Side) -> None:
@@ -306,7 +306,7 @@ def calls(story: Story) -> list[str]:
 
 
 def points(story: Story) -> Iterator[Point]:
-    """Give every place where its sandbox can be killed.
+    """Return every place where its sandbox can be killed.
 
     A poll that finds nothing to ask for is no part of the story.
     """

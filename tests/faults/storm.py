@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from notifier.request import ledger_key
+from notifier.domain.notification import ledger_key
 from tests.faults.blip import Account, BlipFaults, Chat, Fate, HistorySettings
 from tests.faults.dynamodb import AwsFaults
 from tests.faults.events import ALWAYS, BusFaults
@@ -86,7 +86,7 @@ BLIP_WEATHER = BlipFaults(
     sporadic={131016: 0.001, 1016: 0.001, 131000: 0.001},
 )
 # What the history neither shows nor denies is given up when it has forgotten it.
-LONGEST_SECONDS = 5 * 86_400
+MAX_SECONDS = 5 * 86_400
 
 
 @dataclass(frozen=True)
@@ -165,10 +165,10 @@ def run(storm: Storm) -> Result:
             _publish(world, storm, rng, number, at)
             if number % 200 == 0:
                 world.later(at, world.poison)
-        seconds = world.settle(at_most=LONGEST_SECONDS)
+        seconds = world.settle(at_most=MAX_SECONDS)
         if storm.redriven:
             _redrive(world, rng, storm.redriven)
-            seconds += world.settle(at_most=LONGEST_SECONDS)
+            seconds += world.settle(at_most=MAX_SECONDS)
         sent = world.blip.sent
         reasons = Counter(
             letter.attributes["reason"]["StringValue"] for letter in world.invariants.letters

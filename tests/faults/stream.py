@@ -32,7 +32,7 @@ SHARDS = 4
 # Lambda reads a shard four times a second.
 READ_SECONDS = 0.25
 # AWS says only that Lambda waits longer and longer between tries that come to nothing.
-LONGEST_BACKOFF_SECONDS = 60.0
+MAX_BACKOFF_SECONDS = 60.0
 
 _type = TypeSerializer()
 
@@ -244,7 +244,7 @@ class StreamMapping(SourceMapping[Batch]):
         chance = self.simulation.random
         wait = chance.uniform(0.2, 1) * READ_SECONDS
         if shard.tries:
-            wait += chance.random() * min(LONGEST_BACKOFF_SECONDS, 0.2 * 2 ** min(shard.tries, 9))
+            wait += chance.random() * min(MAX_BACKOFF_SECONDS, 0.2 * 2 ** min(shard.tries, 9))
         elif not shard.again and len(shard.waiting) < self.settings.most:
             wait += self.settings.window
         if chance.random() < self.faults.late:

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from notifier.request import ledger_key
+from notifier.domain.notification import ledger_key
 from tests.faults.blip import Accepted, Account, HistorySettings
 from tests.faults.long_runs import request
 from tests.faults.world import Settings, World

@@ -26,31 +26,30 @@ from moto import mock_aws
 from moto.dynamodb.comparisons import FuncSize
 from moto.sqs import models as moto_queues
 
+from notifier.aws.bot_state import DynamoDbBotStates
 from notifier.aws.identities import DynamoDbIdentities
 from notifier.aws.ledger import DynamoDbLedger
-from notifier.aws.pacing import DynamoDbPacing
 from notifier.aws.queues import RequestsQueue, queued_request
 from notifier.aws.refusals import DynamoDbRefusals
 from notifier.aws.table import Item, Table
-from notifier.bots import Bot
-from notifier.failures import Reason
-from notifier.lifecycle import Status
-from notifier.records import (
+from notifier.domain.bots import Bot
+from notifier.domain.failures import Reason
+from notifier.domain.ledger_entries import (
     Claim,
     ClaimLost,
     Control,
-    Identity,
-    LookUpLease,
-    Page,
-    Receipt,
+    LedgerEntry,
+    LedgerPage,
     Refusal,
-    Standing,
 )
-from notifier.request import ledger_key
+from notifier.domain.notification import ledger_key
+from notifier.domain.receipts import Receipt
+from notifier.domain.recipients import Identity, LookUpLease
+from notifier.domain.status import Status
 from tests.fakes import KEY, Clock, a_notification
 from tests.faults.dynamodb import DirectAws, SimTable
 from tests.faults.simulation import Simulation
-from tests.faults.sqs import LONGEST_VISIBILITY_SECONDS, RETENTION_SECONDS, Queue, SimSqs
+from tests.faults.sqs import MAX_VISIBILITY_SECONDS, RETENTION_SECONDS, Queue, SimSqs
 from tests.template.transformed import load
 
 if TYPE_CHECKING:
@@ -397,10 +396,10 @@ def test_a_scan_shows_everything_once_page_by_page(indexed: Table) -> None:
     found: list[Item] = []
     pages, after = 0, None
     while pages == 0 or after is not None:
-        items, looked_at, after = indexed.scan(
+        items, scanned, after = indexed.scan(
             "#recipient = :mask", {":mask": mark}, ["key", "recipient", "absent"], after
         )
-        assert len(items) <= looked_at
+        assert len(items) <= scanned
         found += items
         pages += 1
 
@@ -491,7 +490,7 @@ class Both:
                 negative_ttl_seconds=86_400,
                 uniform=max,
             ),
-            "pacing": DynamoDbPacing(tables["identities"], self.clock.now),
+            "bot_states": DynamoDbBotStates(tables["identities"], self.clock.now),
             "refusals": DynamoDbRefusals(tables["ledger"], self.clock.now),
         }
 
@@ -540,8 +539,8 @@ def _in_order(answer: Any) -> Any:
     match answer:
         case list():
             return sorted(answer, key=repr)
-        case Page(held, looked_at, last):
-            return sorted(held, key=repr), looked_at, last
+        case LedgerPage(held, scanned, last):
+            return sorted(held, key=repr), scanned, last
         case _:
             return answer
 
@@ -565,16 +564,16 @@ def test_every_method_of_the_adapters_answers_the_same(both: Both) -> None:
     claim = both("ledger", "claim", first, Status.CLAIMED, now() + 30)
     assert isinstance(claim, Claim)
     claim = both("ledger", "start_sending", claim, now() + 30)
-    both("ledger", "settle_unknown", claim)
+    both("ledger", "mark_unknown", claim)
     standing = both("ledger", "claim", first, Status.CLAIMED, now() + 30)
-    assert isinstance(standing, Standing)
+    assert isinstance(standing, LedgerEntry)
     both.clock.advance(60)
-    claim = both("ledger", "question", standing, now() + 30)
-    both("ledger", "put_back", replace(claim, control=Control("another", now())))
-    claim = both("ledger", "question", standing, now() + 30)
-    both("ledger", "deny", claim)
+    claim = both("ledger", "claim_unknown", standing, now() + 30)
+    both("ledger", "release_unknown", replace(claim, control=Control("another", now())))
+    claim = both("ledger", "claim_unknown", standing, now() + 30)
+    both("ledger", "mark_not_sent", claim)
     claim = both("ledger", "claim", first, Status.SENDING, now() + 30)
-    both("ledger", "settle_sent", claim, now())
+    both("ledger", "mark_sent", claim, now())
     (poll,) = both("ledger", "due", "default", 10)
     both("ledger", "polled", poll, now() + 60)
     moved, _ = both("ledger", "advance", Receipt(first.key, 1, Status.ACCEPTED))
@@ -587,7 +586,7 @@ def test_every_method_of_the_adapters_answers_the_same(both: Both) -> None:
     assert claim.generation == 2
     moved, _ = both("ledger", "advance", Receipt(first.key, 1, Status.DISPATCHED))
     assert not moved
-    both("ledger", "end", claim, Status.EXPIRED, Reason.EXPIRED, None)
+    both("ledger", "mark_failed", claim, Status.EXPIRED, Reason.EXPIRED, None)
     claim = both("ledger", "claim", second, Status.CLAIMED, now() + 30)
     both("ledger", "release", claim, attempted=False)
     claim = both("ledger", "claim", second, Status.SENDING, now() + 30)
@@ -595,46 +594,46 @@ def test_every_method_of_the_adapters_answers_the_same(both: Both) -> None:
     both("ledger", "cancel", "default", IDS[1])
     both("ledger", "complete_cancelled", second)
     both("ledger", "read", first.key)
-    both("ledger", "account", "default", IDS[0])
-    assert both("ledger", "held", PHONES[0], None).held
-    both("ledger", "forget", first.key)
+    both("ledger", "details", "default", IDS[0])
+    assert both("ledger", "matches", PHONES[0], None).matches
+    both("ledger", "erase", first.key)
     both("refusals", "keep", "default", IDS[0], Refusal("message", Reason.INVALID))
     assert both("refusals", "holds", "default", IDS[0], "message")
-    assert both("refusals", "account", "default", IDS[0])
+    assert both("refusals", "details", "default", IDS[0])
     lease = both("identities", "lease", recipient, 10)
     both("identities", "store", lease, Identity("5531@wa.gw.msging.net"))
     both("identities", "get", recipient)
-    both("identities", "forget", recipient)
+    both("identities", "invalidate", recipient)
     lease = both("identities", "lease", recipient, 10)
     both("identities", "release", lease)
     both("identities", "mark_forgotten", PHONES[1])
     both("identities", "read", [recipient, ("default", PHONES[1])], ["default"])
     assert both("identities", "holds", recipient)
     both("identities", "erase", recipient)
-    assert both("pacing", "reserve", a_bot(), "messages", 10, 3.0, share=0.9).slots
-    both("pacing", "state", "default")
-    assert both("pacing", "shut", a_bot(), "messages", now() + 120)
-    assert not both("pacing", "shut", a_bot(), "messages", now() + 130)
-    assert both("pacing", "missing", "default")
-    both("pacing", "found", "default")
-    both("pacing", "keep_control", "default", Control("one", now()), now())
-    both("pacing", "keep_control", "default", Control("two", now() + 9), now() + 9)
-    both("pacing", "history_shows", "default", now())
-    assert not both("pacing", "number_in_trouble", "default", "one", now(), "why")
-    assert not both("pacing", "number_in_trouble", "default", "two", now(), "why")
-    both("pacing", "failed", "default", ["one"])
-    both("pacing", "answered", "default")
-    both("pacing", "open_breaker", "default", "why")
-    both("pacing", "probe", "default")
-    both("pacing", "close_breaker", "default", sent=True)
-    both("pacing", "number_down", "default", "why")
-    both("pacing", "pause", "default")
-    both("pacing", "resume", "default")
+    assert both("bot_states", "reserve", a_bot(), "messages", 10, 3.0, share=0.9).slots
+    both("bot_states", "state", "default")
+    assert both("bot_states", "start_cooldown", a_bot(), "messages", now() + 120)
+    assert not both("bot_states", "start_cooldown", a_bot(), "messages", now() + 130)
+    assert both("bot_states", "missing", "default")
+    both("bot_states", "found", "default")
+    both("bot_states", "keep_control", "default", Control("one", now()), now())
+    both("bot_states", "keep_control", "default", Control("two", now() + 9), now() + 9)
+    both("bot_states", "history_shows", "default", now())
+    assert not both("bot_states", "number_in_trouble", "default", "one", now(), "why")
+    assert not both("bot_states", "number_in_trouble", "default", "two", now(), "why")
+    both("bot_states", "failed", "default", ["one"])
+    both("bot_states", "answered", "default")
+    both("bot_states", "open_breaker", "default", "why")
+    both("bot_states", "probe", "default")
+    both("bot_states", "close_breaker", "default", sent=True)
+    both("bot_states", "number_down", "default", "why")
+    both("bot_states", "pause", "default")
+    both("bot_states", "resume", "default")
 
     adapters = {
         "ledger": DynamoDbLedger,
         "identities": DynamoDbIdentities,
-        "pacing": DynamoDbPacing,
+        "bot_states": DynamoDbBotStates,
         "refusals": DynamoDbRefusals,
     }
     assert both.called == {
@@ -646,8 +645,8 @@ def test_every_method_of_the_adapters_answers_the_same(both: Both) -> None:
 
 
 WORK = [
-    *("start_sending", "settle_sent", "polled later", "settle_unknown", "release", "give back"),
-    *("end", "question", "deny", "put_back", "release_unsent"),
+    *("start_sending", "mark_sent", "polled later", "mark_unknown", "release", "give back"),
+    *("mark_failed", "claim_unknown", "mark_not_sent", "release_unknown", "release_unsent"),
 ]
 seconds = st.sampled_from([0.0, 1.0, 31.0, 601.0, 3600.0, 46 * DAY])
 bots = st.sampled_from(BOT_NAMES)
@@ -666,7 +665,7 @@ class Adapters(RuleBasedStateMachine):
         super().__init__()
         self.both = Both(self.dynamodb)
         self.claims: list[Claim] = []
-        self.standings: list[Standing] = []
+        self.standings: list[LedgerEntry] = []
         self.leases: list[LookUpLease] = []
 
     def teardown(self) -> None:
@@ -676,7 +675,7 @@ class Adapters(RuleBasedStateMachine):
         match answer:
             case Claim():
                 self.claims.append(answer)
-            case Standing():
+            case LedgerEntry():
                 self.standings.append(answer)
             case LookUpLease():
                 self.leases.append(answer)
@@ -707,7 +706,7 @@ class Adapters(RuleBasedStateMachine):
     )
     def work(self, number: int, what: str) -> None:
         until = self.both.clock.now() + 30
-        if what == "question":
+        if what == "claim_unknown":
             for standing in self.standings[-1 - number :][:1]:
                 self._keep(self.both("ledger", what, standing, until))
             return
@@ -715,15 +714,15 @@ class Adapters(RuleBasedStateMachine):
             match what:
                 case "start_sending":
                     self._keep(self.both("ledger", what, claim, until))
-                case "settle_sent":
+                case "mark_sent":
                     self.both("ledger", what, claim, None)
                 case "polled later":
-                    self.both("ledger", "settle_sent", claim, until)
+                    self.both("ledger", "mark_sent", claim, until)
                 case "release":
                     self.both("ledger", what, claim, attempted=True)
                 case "give back":
                     self.both("ledger", "release", claim, attempted=False)
-                case "end":
+                case "mark_failed":
                     self.both("ledger", what, claim, Status.REJECTED, Reason.REJECTED, 21)
                 case _:
                     self.both("ledger", what, claim)
@@ -741,7 +740,7 @@ class Adapters(RuleBasedStateMachine):
     @rule(name=ids, message=st.integers(0, 3))
     def refused(self, name: str, message: int) -> None:
         if self.both("refusals", "holds", "default", name, str(message)):
-            self.both("refusals", "account", "default", name)
+            self.both("refusals", "details", "default", name)
         else:
             self.both("refusals", "keep", "default", name, Refusal(str(message), Reason.INVALID))
 
@@ -749,12 +748,12 @@ class Adapters(RuleBasedStateMachine):
     def meets_its_request(self, name: str) -> None:
         self.both("ledger", "complete_cancelled", a_notification(id=name, bot="default"))
 
-    @rule(name=ids, what=st.sampled_from(["cancel", "account", "read", "forget", "held"]))
+    @rule(name=ids, what=st.sampled_from(["cancel", "details", "read", "erase", "matches"]))
     def ask(self, name: str, what: str) -> None:
         match what:
-            case "cancel" | "account":
+            case "cancel" | "details":
                 self.both("ledger", what, "default", name)
-            case "held":
+            case "matches":
                 self.both("ledger", what, PHONES[0], None)
             case _:
                 self.both("ledger", what, ledger_key("default", name))
@@ -780,7 +779,7 @@ class Adapters(RuleBasedStateMachine):
 
     @rule(
         recipient=recipients,
-        what=st.sampled_from(["get", "forget", "holds", "erase", "mark_forgotten", "read"]),
+        what=st.sampled_from(["get", "invalidate", "holds", "erase", "mark_forgotten", "read"]),
     )
     def identity(self, recipient: tuple[str, str], what: str) -> None:
         match what:
@@ -800,7 +799,7 @@ class Adapters(RuleBasedStateMachine):
     )
     def reserve(self, bot: str, plan: str, count: int, probing: bool, asking: bool) -> None:
         self.both(
-            *("pacing", "reserve", a_bot(bot), plan, count, 3.0),
+            *("bot_states", "reserve", a_bot(bot), plan, count, 3.0),
             share=0.9,
             probing=probing,
             asking=asking,
@@ -808,18 +807,20 @@ class Adapters(RuleBasedStateMachine):
 
     @rule(bot=bots, what=st.sampled_from(["answered", "pause", "resume", "probe"]))
     def bot_is(self, bot: str, what: str) -> None:
-        self.both("pacing", what, bot)
+        self.both("bot_states", what, bot)
 
     @rule(bot=bots, what=st.sampled_from(["open_breaker", "number_down"]))
     def bot_breaks(self, bot: str, what: str) -> None:
-        self.both("pacing", what, bot, "why")
+        self.both("bot_states", what, bot, "why")
 
     @rule(bot=bots, by=st.sampled_from([1.0, 120.0]), sent=st.booleans(), close=st.booleans())
     def bot_is_shut_or_closed(self, bot: str, by: float, sent: bool, close: bool) -> None:
         if close:
-            self.both("pacing", "close_breaker", bot, sent=sent)
+            self.both("bot_states", "close_breaker", bot, sent=sent)
         else:
-            self.both("pacing", "shut", a_bot(bot), "messages", self.both.clock.now() + by)
+            self.both(
+                "bot_states", "start_cooldown", a_bot(bot), "messages", self.both.clock.now() + by
+            )
 
     @rule(
         bot=bots,
@@ -830,19 +831,19 @@ class Adapters(RuleBasedStateMachine):
         at = self.both.clock.now() + by
         match what:
             case "history_shows":
-                self.both("pacing", what, bot, at)
+                self.both("bot_states", what, bot, at)
             case "keep_control":
-                self.both("pacing", what, bot, Control(f"at {at:.0f}", at), at - 300)
+                self.both("bot_states", what, bot, Control(f"at {at:.0f}", at), at - 300)
             case _:
-                self.both("pacing", what, bot)
+                self.both("bot_states", what, bot)
 
     @rule(bot=bots, key=st.sampled_from("abcdef"))
     def number_is_in_trouble(self, bot: str, key: str) -> None:
-        self.both("pacing", "number_in_trouble", bot, key, self.both.clock.now(), "why")
+        self.both("bot_states", "number_in_trouble", bot, key, self.both.clock.now(), "why")
 
     @rule(bot=bots, failing=st.sets(st.sampled_from("abcdef"), min_size=1, max_size=3))
     def fails(self, bot: str, failing: set[str]) -> None:
-        self.both("pacing", "failed", bot, failing)
+        self.both("bot_states", "failed", bot, failing)
 
 
 def test_any_calls_of_the_adapters_answer_the_same(dynamodb: "DynamoDBClient") -> None:
@@ -857,7 +858,7 @@ def test_any_calls_of_the_adapters_answer_the_same(dynamodb: "DynamoDBClient") -
 # --- The queues -----------------------------------------------------------------------------------
 
 VISIBILITY = 180
-MOST_RECEIVES = 3
+MAX_RECEIVES = 3
 
 
 class QueueUnderTest(Protocol):
@@ -887,7 +888,7 @@ class MotoQueue:
         exhausted = sqs.create_queue(QueueName=f"{name}-exhausted")["QueueUrl"]
         arn = sqs.get_queue_attributes(QueueUrl=exhausted, AttributeNames=["QueueArn"])
         target = arn["Attributes"]["QueueArn"]
-        policy = {"deadLetterTargetArn": target, "maxReceiveCount": MOST_RECEIVES}
+        policy = {"deadLetterTargetArn": target, "maxReceiveCount": MAX_RECEIVES}
         self.url = sqs.create_queue(
             QueueName=name,
             Attributes={
@@ -936,7 +937,7 @@ class SimulatedQueue:
     def __init__(self) -> None:
         self._simulation = Simulation(0)
         self._queue = Queue(
-            self._simulation, "requests", visibility_timeout=VISIBILITY, max_receives=MOST_RECEIVES
+            self._simulation, "requests", visibility_timeout=VISIBILITY, max_receives=MAX_RECEIVES
         )
         self.client = SimSqs(DirectAws(self.now), {self.url: self._queue})
 
@@ -969,7 +970,9 @@ def send(queue: QueueUnderTest, *bodies: str, **arguments: Any) -> list[str]:
     ]
 
 
-def hide(queue: QueueUnderTest, *changes: tuple[dict[str, Any], float]) -> tuple[list[str], int]:
+def change_visibility(
+    queue: QueueUnderTest, *changes: tuple[dict[str, Any], float]
+) -> tuple[list[str], int]:
     """Change visibilities; return the ids of those that were changed, and how many were not."""
     answer = queue.client.change_message_visibility_batch(
         QueueUrl=queue.url,
@@ -988,14 +991,16 @@ def bodies(queue: QueueUnderTest) -> list[str]:
 def test_a_message_is_received_as_it_was_sent(queue: QueueUnderTest) -> None:
     at = queue.now()
     requests = RequestsQueue(queue.client, queue.url)
-    requests.put_back("a body", bot="sales", generation=2, redrives=1, delay_seconds=0)
+    requests.enqueue_next_generation(
+        "a body", bot="sales", generation=2, redrives=1, delay_seconds=0
+    )
     queue.advance(7)
 
     (record,) = queue.receive()
 
     queued = queued_request(record)
     assert queued.body == "a body"
-    assert (queued.generation, queued.redrives, queued.receives) == (2, 1, 1)
+    assert (queued.generation, queued.redrives, queued.receive_count) == (2, 1, 1)
     assert queued.published_at == at
     assert record["messageAttributes"]["generation"] == {"stringValue": "2", "dataType": "Number"}
 
@@ -1021,7 +1026,7 @@ def test_what_was_received_comes_back_after_the_visibility_timeout(queue: QueueU
 
     assert again["messageId"] == first["messageId"]
     assert again["receiptHandle"] != first["receiptHandle"]
-    assert [queued_request(record).receives for record in (first, again)] == [1, 2]
+    assert [queued_request(record).receive_count for record in (first, again)] == [1, 2]
 
 
 def test_what_is_delayed_is_received_later(queue: QueueUnderTest) -> None:
@@ -1038,7 +1043,7 @@ def test_what_is_hidden_comes_back_when_it_was_said_to(queue: QueueUnderTest) ->
     send(queue, "longer", "shorter", "at once")
     received = {record["body"]: record for record in queue.receive()}
 
-    changed = hide(
+    changed = change_visibility(
         queue, (received["longer"], 1000), (received["shorter"], 10), (received["at once"], 0)
     )
 
@@ -1056,9 +1061,9 @@ def test_what_is_hidden_comes_back_when_it_was_said_to(queue: QueueUnderTest) ->
 def test_hiding_again_counts_from_then(queue: QueueUnderTest) -> None:
     send(queue, "one")
     (record,) = queue.receive()
-    hide(queue, (record, 100))
+    change_visibility(queue, (record, 100))
     queue.advance(90)
-    hide(queue, (record, 100))
+    change_visibility(queue, (record, 100))
     queue.advance(90)
     assert bodies(queue) == []
     queue.advance(11)
@@ -1070,7 +1075,7 @@ def test_what_is_gone_is_not_hidden(queue: QueueUnderTest) -> None:
     received = {record["body"]: record for record in queue.receive()}
     queue.delete(received["gone"]["receiptHandle"])
 
-    assert hide(queue, (received["gone"], 10), (received["there"], 10)) == (["1"], 1)
+    assert change_visibility(queue, (received["gone"], 10), (received["there"], 10)) == (["1"], 1)
 
 
 def test_nothing_is_hidden_for_more_than_twelve_hours_from_its_receipt(
@@ -1080,12 +1085,12 @@ def test_nothing_is_hidden_for_more_than_twelve_hours_from_its_receipt(
     (record,) = queue.receive()
     queue.advance(10)
     try:
-        changed, refused = hide(queue, (record, LONGEST_VISIBILITY_SECONDS - 9))
+        changed, refused = change_visibility(queue, (record, MAX_VISIBILITY_SECONDS - 9))
     except ClientError:  # moto refuses the whole batch
         changed, refused = [], 1
 
     assert (changed, refused) == ([], 1)
-    assert hide(queue, (record, LONGEST_VISIBILITY_SECONDS - 10)) == (["0"], 0)
+    assert change_visibility(queue, (record, MAX_VISIBILITY_SECONDS - 10)) == (["0"], 0)
 
 
 def test_what_is_deleted_never_comes_back(queue: QueueUnderTest) -> None:
@@ -1112,8 +1117,8 @@ def test_an_earlier_handle_deletes_as_well(queue: QueueUnderTest) -> None:
 def test_what_is_received_too_often_leaves_the_queue(queue: QueueUnderTest) -> None:
     send(queue, "one")
     counts = []
-    for _ in range(MOST_RECEIVES):
-        counts += [queued_request(record).receives for record in queue.receive()]
+    for _ in range(MAX_RECEIVES):
+        counts += [queued_request(record).receive_count for record in queue.receive()]
         queue.advance(VISIBILITY + 1)
 
     assert counts == [1, 2, 3]

@@ -24,18 +24,18 @@ from unittest import mock
 from notifier.aws.ledger import DynamoDbLedger
 from notifier.aws.refusals import DynamoDbRefusals
 from notifier.aws.table import Item
-from notifier.notifications import Notifications, TooLate
-from notifier.request import ledger_key
-from notifier.runtime import polling as polling_root
-from notifier.runtime import publishing as publishing_root
-from notifier.runtime import recording as recording_root
-from notifier.runtime import sending as sending_root
+from notifier.domain.notification import ledger_key
+from notifier.entrypoints import poll_receipts as polling_root
+from notifier.entrypoints import publish_status_events as publishing_root
+from notifier.entrypoints import record_receipt as recording_root
+from notifier.entrypoints import send_notification as sending_root
 from notifier.settings import (
     PollReceiptsSettings,
     PublishStatusEventsSettings,
     RecordReceiptSettings,
     SendNotificationSettings,
 )
+from notifier.use_cases.get_notification import Notifications, TooLate
 from tests.faults.blip import (
     Account,
     BlipFaults,
@@ -115,7 +115,7 @@ class Settings:
 
 # The template's parameters.
 POLICY = {
-    "penalty_seconds": 120,
+    "cooldown_seconds": 120,
     "breaker_wait_seconds": 600,
     "backoff_base_seconds": 5,
     "backoff_max_seconds": 900,
@@ -204,9 +204,14 @@ class World:
             for name, value in names.items():
                 if hasattr(root, name):
                     self._patches.enter_context(mock.patch.object(root, name, value))
-        for module in ("notifier.turn", "notifier.aws.identities", "notifier.aws.secrets"):
+        for module in (
+            "notifier.use_cases.slots",
+            "notifier.use_cases.send_notification.round",
+            "notifier.aws.identities",
+            "notifier.aws.secrets",
+        ):
             self._patches.enter_context(mock.patch(f"{module}.Lock", self._lock))
-        self._patches.enter_context(mock.patch("notifier.polling.wait", _wait))
+        self._patches.enter_context(mock.patch("notifier.use_cases.poll_receipts.wait", _wait))
         self._patches.enter_context(mock.patch("notifier.telemetry.count", self._count))
         self._patches.enter_context(mock.patch("notifier.telemetry.count_by", _nothing))
         unmeasured = SimpleNamespace(add_metric=_nothing)
@@ -255,7 +260,7 @@ class World:
         self._patches.close()
 
     def now(self) -> float:
-        """Give the time as whoever asks sees it."""
+        """Return the time as whoever asks sees it."""
         process = self.simulation.process
         return self.simulation.now + (process.skew if process else 0.0)
 
@@ -312,7 +317,7 @@ class World:
         key = _key_of(request)
         if self.entry(request).get("status") in {"received", "consumed"}:
             ledger = DynamoDbLedger(self.tables["ledger"], self.now)
-            self.simulation.spawn(self._process("operator"), lambda: ledger.forget(key))
+            self.simulation.spawn(self._process("operator"), lambda: ledger.erase(key))
             self.later(self.simulation.now + 10, _nothing)  # until that is done
 
     def restore(self, key: str) -> None:
@@ -351,11 +356,11 @@ class World:
         self._written(key, {}, item)
 
     def letters(self) -> list[Message]:
-        """Give all dead letters."""
+        """Return all dead letters."""
         return self.dead_letters.waiting()
 
     def entry(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Give the ledger's item of a request; empty if there is none."""
+        """Return the ledger's item of a request; empty if there is none."""
         return self.tables["ledger"].items.get(_key_of(request), {})
 
     def know(self, phone: str, bot: str = "default") -> None:
@@ -413,7 +418,7 @@ class World:
         return self.simulation.now - start
 
     def quiet(self) -> bool:
-        """Tell whether nothing is left to be done."""
+        """Return whether nothing is left to be done."""
         return not (
             self.requests.messages
             or self.receipts.messages
@@ -495,7 +500,7 @@ class World:
                 identities_table="identities",
                 bots_secret_arn=BOTS,
                 receipts_queue_url="receipts",
-                penalty_seconds=POLICY["penalty_seconds"],
+                cooldown_seconds=POLICY["cooldown_seconds"],
             )
         )
 

@@ -15,10 +15,10 @@ from moto import mock_aws
 from moto.dynamodb.responses import DynamoHandler
 from moto.sqs.models import SQSBackend
 
-from notifier import turn
-from notifier.runtime import BatchCrashed
-from notifier.runtime.sending import SendNotification, send_notification
+from notifier.entrypoints.environment import BatchCrashed
+from notifier.entrypoints.send_notification import SendNotification, send_notification
 from notifier.settings import SendNotificationSettings
+from notifier.use_cases import slots
 from tests.integration.receipts_stack import clock, receipts
 from tests.local.blip import Simulator
 
@@ -49,7 +49,7 @@ def exact_slots() -> None:
 def slots_may_be_late(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other tests run beside this one and threads wake up late; most tests are not about that."""
     if "exact_slots" not in request.fixturenames:
-        monkeypatch.setattr(turn, "SLOT_GRACE_SECONDS", 2.0)
+        monkeypatch.setattr(slots, "SLOT_GRACE_SECONDS", 2.0)
 
 
 @dataclass
@@ -77,7 +77,7 @@ class Aws:
             "requests_queue_url": self.requests_url,
             "dead_letters_queue_url": self.dead_letters_url,
             "bots_secret_arn": self.secret,
-            "penalty_seconds": 120,
+            "cooldown_seconds": 120,
             "breaker_wait_seconds": 600,
             "backoff_base_seconds": 5,
             "backoff_max_seconds": 900,

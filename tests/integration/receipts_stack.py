@@ -16,21 +16,19 @@ from uuid import uuid4
 import boto3
 import pytest
 
-from functions import upkeep
+from functions import operations
 from notifier.aws.outbox import PUBLISHABLE
-from notifier.runtime import (
-    BatchCrashed,
-    answering,
-    polling,
-    publishing,
-    receiving,
-    recording,
-    sending,
-)
-from notifier.runtime.polling import PollReceipts, poll_receipts
-from notifier.runtime.publishing import PublishStatusEvents, publish_status_events
-from notifier.runtime.receiving import ReceiveReceipt, receive_receipt
-from notifier.runtime.recording import RecordReceipt, record_receipt
+from notifier.entrypoints import get_notification as answering
+from notifier.entrypoints import poll_receipts as polling
+from notifier.entrypoints import publish_status_events as publishing
+from notifier.entrypoints import receive_receipt as receiving
+from notifier.entrypoints import record_receipt as recording
+from notifier.entrypoints import send_notification as sending
+from notifier.entrypoints.environment import BatchCrashed
+from notifier.entrypoints.poll_receipts import PollReceipts, poll_receipts
+from notifier.entrypoints.publish_status_events import PublishStatusEvents, publish_status_events
+from notifier.entrypoints.receive_receipt import ReceiveReceipt, receive_receipt
+from notifier.entrypoints.record_receipt import RecordReceipt, record_receipt
 from notifier.settings import (
     PollReceiptsSettings,
     PublishStatusEventsSettings,
@@ -80,7 +78,7 @@ class SimulatedClock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimulatedClock:
     simulated = SimulatedClock()
-    for module in (sending, receiving, recording, polling, publishing, answering, upkeep):
+    for module in (sending, receiving, recording, polling, publishing, answering, operations):
         monkeypatch.setattr(module, "SystemClock", simulated)
     return simulated
 

@@ -22,43 +22,38 @@ from moto.sqs import models as moto_queues
 
 from notifier.aws import identities as identities_module
 from notifier.aws import queues
+from notifier.aws.bot_state import DynamoDbBotStates
 from notifier.aws.identities import DynamoDbIdentities, UnreadError, forgotten_key
 from notifier.aws.ledger import DynamoDbLedger
-from notifier.aws.pacing import DynamoDbPacing
 from notifier.aws.queues import DeadLettersQueue, ReceiptsQueue, RequestsQueue, queued_request
 from notifier.aws.refusals import DynamoDbRefusals
 from notifier.aws.secrets import SecretsManagerBots
 from notifier.aws.table import Table
-from notifier.bots import Bot, Bots, BotsSecretError, BrokenBot
-from notifier.failures import Reason
-from notifier.lifecycle import SENT_OR_LATER, UNDELIVERED, Status
-from notifier.records import (
-    Account,
-    BotState,
+from notifier.domain.bot_state import BotState, HoldReason, Reservation
+from notifier.domain.bots import Bot, Bots, BotsSecretError, InvalidBot
+from notifier.domain.dead_letters import DeadLetter
+from notifier.domain.failures import Reason
+from notifier.domain.ledger_entries import (
     Change,
     Claim,
     ClaimLost,
     Control,
-    DeadLetter,
-    Held,
-    Identity,
-    LookUpLease,
-    Notification,
-    QueuedRequest,
-    Receipt,
+    LedgerEntry,
+    NotificationDetails,
+    RecipientMatch,
     Refusal,
-    Reservation,
-    Standing,
-    Still,
 )
-from notifier.request import ledger_key
+from notifier.domain.notification import Notification, QueuedRequest, ledger_key
+from notifier.domain.receipts import Receipt
+from notifier.domain.recipients import Identity, LookUpLease
+from notifier.domain.status import SENT_OR_LATER, UNDELIVERED, Status
 from tests.fakes import (
     KEY,
     OTHER_KEY,
     Clock,
+    FakeBotStates,
     FakeDeadLetters,
     FakeIdentities,
-    FakePacing,
     FakeRequests,
     FakeSecrets,
     FakeTable,
@@ -85,7 +80,7 @@ class Backend(Protocol):
     def ledger(self) -> Any: ...
     def identities(self, *, uniform: Callable[[float, float], float] = max) -> Any: ...
     def refusals(self) -> Any: ...
-    def pacing(self) -> Any: ...
+    def bot_states(self) -> Any: ...
     def secrets(self) -> Any: ...
     def letters(self) -> Any: ...
     def moved(self, body: str) -> None: ...
@@ -122,8 +117,8 @@ class Fakes:
             uniform=uniform,
         )
 
-    def pacing(self) -> FakePacing:
-        return FakePacing(self._tables["identities"], self.clock.now)
+    def bot_states(self) -> FakeBotStates:
+        return FakeBotStates(self._tables["identities"], self.clock.now)
 
     def secrets(self) -> FakeSecrets:
         return FakeSecrets(lambda: self._text, self.clock.now)
@@ -178,8 +173,8 @@ class RealOnes:
             uniform=uniform,
         )
 
-    def pacing(self, dynamodb: Any = None) -> DynamoDbPacing:
-        return DynamoDbPacing(self.table("identities", dynamodb), self.clock.now)
+    def bot_states(self, dynamodb: Any = None) -> DynamoDbBotStates:
+        return DynamoDbBotStates(self.table("identities", dynamodb), self.clock.now)
 
     def secrets(self) -> SecretsManagerBots:
         return SecretsManagerBots(self._aws.secrets_manager, self._aws.secret, self.clock.now)
@@ -236,9 +231,9 @@ def claim(
     notification: Notification,
     status: Status = Status.CLAIMED,
     lease: float = LEASE,
-) -> Claim | Standing:
+) -> Claim | LedgerEntry:
     found = backend.ledger().claim(notification, status, backend.clock.now() + lease)
-    assert isinstance(found, Claim | Standing)
+    assert isinstance(found, Claim | LedgerEntry)
     return found
 
 
@@ -267,14 +262,14 @@ def bring_to(backend: Backend, notification: Notification, status: Status) -> No
         case Status.RETRYING:
             ledger.release(taken, attempted=True)
         case Status.UNKNOWN:
-            ledger.settle_unknown(taken)
+            ledger.mark_unknown(taken)
         case Status.CANCELLED:
             ledger.release(taken, attempted=True)
             ledger.cancel(notification.request.bot, notification.request.id)
         case Status.FAILED | Status.REJECTED | Status.EXPIRED:
-            ledger.end(taken, status, Reason.REJECTED, 21)
+            ledger.mark_failed(taken, status, Reason.REJECTED, 21)
         case _:
-            ledger.settle_sent(taken, None)
+            ledger.mark_sent(taken, None)
             if status is not Status.SENT:
                 moved, _ = ledger.advance(Receipt(notification.key, 1, status))
                 assert moved
@@ -351,7 +346,7 @@ def test_a_live_claim_is_left_alone(backend: Backend, status: Status) -> None:
     backend.clock.advance(LEASE)
     found = claim(backend, notification)
 
-    assert isinstance(found, Standing)
+    assert isinstance(found, LedgerEntry)
     assert found.status is status
     assert found.lease_until == pytest.approx(ends, abs=0.001)
     assert entry(backend, notification) == before
@@ -368,7 +363,7 @@ def test_what_was_being_sent_when_its_lease_ended_is_never_simply_claimed(
     backend.clock.advance(10 * DAY)
     found = claim(backend, notification, Status.SENDING)
 
-    assert isinstance(found, Standing)
+    assert isinstance(found, LedgerEntry)
     assert found.status is Status.SENDING
     # The last instant at which the send can have been under way.
     assert found.in_flight_until == pytest.approx(ends, abs=0.001)
@@ -383,7 +378,7 @@ def test_what_may_have_gone_out_is_never_simply_claimed(backend: Backend) -> Non
     backend.clock.advance(10 * DAY)
     for generation in (None, 1):
         found = claim(backend, of_generation(notification, generation))
-        assert isinstance(found, Standing)
+        assert isinstance(found, LedgerEntry)
         assert found.status is Status.UNKNOWN
         assert found.in_flight_until == pytest.approx(since, abs=0.001)
     assert entry(backend, notification) == before
@@ -398,7 +393,7 @@ def test_what_blip_has_is_a_duplicate_for_a_redrive_too(backend: Backend) -> Non
         for generation in (None, 1):
             found = claim(backend, of_generation(notification, generation))
 
-            assert isinstance(found, Standing)
+            assert isinstance(found, LedgerEntry)
             assert found.status is status
             assert found.content_hash == notification.content_hash
             assert entry(backend, notification) == before
@@ -413,7 +408,7 @@ def test_what_ended_is_a_duplicate_for_all_but_its_own_redrive(backend: Backend)
         for generation in (None, 0, 2, 7):
             found = claim(backend, of_generation(notification, generation))
 
-            assert isinstance(found, Standing)
+            assert isinstance(found, LedgerEntry)
             assert (found.status, found.generation) == (status, 1)
             assert entry(backend, notification) == before
 
@@ -438,14 +433,14 @@ def test_what_ended_and_is_redriven_is_the_next_generation(
 
 def test_a_redrive_brings_its_own_content(backend: Backend) -> None:
     notification = a_notification()
-    mended = of_generation(a_notification(to="+5531988887777"), 1)
+    fixed = of_generation(a_notification(to="+5531988887777"), 1)
     bring_to(backend, notification, Status.REJECTED)
 
-    assert claimed(backend, mended).generation == 2
+    assert claimed(backend, fixed).generation == 2
 
     item = entry(backend, notification)
-    assert item["content_hash"] == mended.content_hash != notification.content_hash
-    assert item["request"] == mended.queued.body
+    assert item["content_hash"] == fixed.content_hash != notification.content_hash
+    assert item["request"] == fixed.queued.body
     assert item["recipient"] == "…7777"
 
 
@@ -464,11 +459,11 @@ def test_a_redrive_that_has_ended_again_is_a_duplicate(backend: Backend) -> None
     notification = a_notification()
     redriven = of_generation(notification, 1)
     bring_to(backend, notification, Status.FAILED)
-    backend.ledger().end(claimed(backend, redriven), Status.FAILED, Reason.REJECTED, None)
+    backend.ledger().mark_failed(claimed(backend, redriven), Status.FAILED, Reason.REJECTED, None)
 
     found = claim(backend, redriven)
 
-    assert isinstance(found, Standing)
+    assert isinstance(found, LedgerEntry)
     assert (found.status, found.generation) == (Status.FAILED, 2)
 
 
@@ -488,7 +483,7 @@ def test_other_content_under_the_same_id_stands_in_the_way(backend: Backend) -> 
 
         found = claim(backend, other)
 
-        assert isinstance(found, Standing), status
+        assert isinstance(found, LedgerEntry), status
         assert found.content_hash == notification.content_hash != other.content_hash
         assert entry(backend, notification) == before
 
@@ -541,7 +536,7 @@ def test_up_to_its_time_to_live_an_id_is_taken(backend: Backend) -> None:
 
     backend.clock.advance(45 * DAY - 1)
 
-    assert isinstance(claim(backend, notification), Standing)
+    assert isinstance(claim(backend, notification), LedgerEntry)
 
 
 def test_a_retry_does_not_lengthen_the_time_to_live(backend: Backend) -> None:
@@ -569,7 +564,7 @@ def test_of_many_that_claim_at_once_one_gets_it(backend: Backend, standing: Stat
     asked = of_generation(notification, 1 if standing is Status.FAILED else None)
     start = threading.Barrier(8)
 
-    def race(_: int) -> Claim | Standing:
+    def race(_: int) -> Claim | LedgerEntry:
         start.wait()
         return claim(backend, asked)
 
@@ -578,7 +573,7 @@ def test_of_many_that_claim_at_once_one_gets_it(backend: Backend, standing: Stat
 
     (winner,) = [one for one in found if isinstance(one, Claim)]
     assert entry(backend, notification)["token"] == winner.token
-    losers = [one for one in found if isinstance(one, Standing)]
+    losers = [one for one in found if isinstance(one, LedgerEntry)]
     assert {one.status for one in losers} == {Status.CLAIMED}
     assert all(one.lease_until > backend.clock.now() for one in losers)
 
@@ -607,11 +602,11 @@ def lose(backend: Backend, notification: Notification, how: str) -> None:
         case "sent by another":
             backend.clock.advance(LEASE + 1)
             bring = claimed(backend, notification, Status.SENDING)
-            backend.ledger().settle_sent(bring, None)
+            backend.ledger().mark_sent(bring, None)
         case "given up by another":
             backend.clock.advance(LEASE + 1)
             bring = claimed(backend, notification)
-            backend.ledger().end(bring, Status.FAILED, Reason.EXPIRED, None)
+            backend.ledger().mark_failed(bring, Status.FAILED, Reason.EXPIRED, None)
         case _:
             moved, _ = backend.ledger().advance(Receipt(notification.key, 1, Status.RECEIVED))
             assert moved
@@ -642,10 +637,10 @@ def test_nothing_is_settled_under_a_claim_that_was_lost(backend: Backend, how: s
 
     ledger.release(taken, attempted=True)
     ledger.release(taken, attempted=False)
-    ledger.settle_unknown(taken)
-    ledger.end(taken, Status.FAILED, Reason.REJECTED, 21)
-    ledger.deny(taken)
-    ledger.put_back(taken)
+    ledger.mark_unknown(taken)
+    ledger.mark_failed(taken, Status.FAILED, Reason.REJECTED, 21)
+    ledger.mark_not_sent(taken)
+    ledger.release_unknown(taken)
 
     assert entry(backend, notification) == before
 
@@ -655,9 +650,9 @@ def test_a_claim_that_is_gone_altogether_settles_nothing(backend: Backend) -> No
     taken = replace(claimed(backend, a_notification()), key="another")
     ledger = backend.ledger()
 
-    ledger.settle_sent(taken, None)
+    ledger.mark_sent(taken, None)
     ledger.release(taken, attempted=True)
-    ledger.end(taken, Status.FAILED, Reason.REJECTED, 21)
+    ledger.mark_failed(taken, Status.FAILED, Reason.REJECTED, 21)
     with pytest.raises(ClaimLost):
         ledger.start_sending(taken, backend.clock.now())
 
@@ -669,7 +664,7 @@ def test_sent_ends_the_claim(backend: Backend) -> None:
     taken = claimed(backend, notification, Status.SENDING)
 
     backend.clock.advance(1)
-    backend.ledger().settle_sent(taken, None)
+    backend.ledger().mark_sent(taken, None)
 
     item = entry(backend, notification)
     assert item["status"] == "sent"
@@ -684,7 +679,7 @@ def test_sent_to_a_bot_whose_receipts_have_to_be_asked_for(backend: Backend) -> 
     notification = a_notification()
     now = backend.clock.now()
 
-    backend.ledger().settle_sent(claimed(backend, notification, Status.SENDING), now + 300)
+    backend.ledger().mark_sent(claimed(backend, notification, Status.SENDING), now + 300)
 
     item = entry(backend, notification)
     assert (item["poll_bot"], item["poll_at"]) == ("default", round((now + 300) * 1000))
@@ -695,9 +690,9 @@ def test_that_blip_took_it_is_a_fact_whoever_has_the_claim_by_now(backend: Backe
     taken = claimed(backend, notification, Status.SENDING)
     backend.clock.advance(LEASE + 1)
     standing = backend.ledger().read(notification.key)
-    assert backend.ledger().question(standing, backend.clock.now() + LEASE)
+    assert backend.ledger().claim_unknown(standing, backend.clock.now() + LEASE)
 
-    backend.ledger().settle_sent(taken, None)
+    backend.ledger().mark_sent(taken, None)
 
     item = entry(backend, notification)
     assert item["status"] == "sent"
@@ -714,7 +709,7 @@ def test_a_receipt_that_was_faster_stays(backend: Backend, status: Status) -> No
     assert (moved, standing.status) == (True, status)
     before = entry(backend, notification)
 
-    backend.ledger().settle_sent(taken, None)
+    backend.ledger().mark_sent(taken, None)
 
     assert entry(backend, notification) == before
 
@@ -722,11 +717,11 @@ def test_a_receipt_that_was_faster_stays(backend: Backend, status: Status) -> No
 def test_an_answer_about_an_older_generation_changes_nothing(backend: Backend) -> None:
     notification = a_notification()
     first = claimed(backend, notification, Status.SENDING)
-    backend.ledger().end(first, Status.FAILED, Reason.REJECTED, 21)
+    backend.ledger().mark_failed(first, Status.FAILED, Reason.REJECTED, 21)
     claimed(backend, of_generation(notification, 1), Status.SENDING)
     before = entry(backend, notification)
 
-    backend.ledger().settle_sent(first, None)
+    backend.ledger().mark_sent(first, None)
 
     assert entry(backend, notification) == before
 
@@ -736,7 +731,7 @@ def test_unknown_keeps_until_when_it_was_in_flight(backend: Backend) -> None:
     taken = claimed(backend, notification, Status.SENDING)
 
     backend.clock.advance(10)
-    backend.ledger().settle_unknown(taken)
+    backend.ledger().mark_unknown(taken)
 
     item = entry(backend, notification)
     assert item["status"] == "unknown"
@@ -757,7 +752,7 @@ def test_an_end_has_its_reason(
 ) -> None:
     notification = a_notification()
 
-    backend.ledger().end(claimed(backend, notification), status, reason, code)
+    backend.ledger().mark_failed(claimed(backend, notification), status, reason, code)
 
     item = entry(backend, notification)
     assert (item["status"], item["reason"], item["code"]) == (status, reason, code)
@@ -768,12 +763,12 @@ def test_an_end_has_its_reason(
 
 
 def test_settling_twice_is_settling_once(backend: Backend) -> None:
-    for settle in ("settle_sent", "settle_unknown", "release", "end"):
+    for settle in ("mark_sent", "mark_unknown", "release", "mark_failed"):
         notification = a_notification(id=f"order-{settle}")
         taken = claimed(backend, notification, Status.SENDING)
         arguments: dict[str, tuple[Any, ...]] = {
-            "settle_sent": (taken, None),
-            "end": (taken, Status.FAILED, Reason.REJECTED, 21),
+            "mark_sent": (taken, None),
+            "mark_failed": (taken, Status.FAILED, Reason.REJECTED, 21),
         }
         more = {"attempted": False} if settle == "release" else {}
 
@@ -800,17 +795,17 @@ def test_one_at_a_time_settles_an_unknown(backend: Backend, status: Status) -> N
     backend.clock.advance(LEASE + 1)
     standing, ledger = backend.ledger().read(notification.key), backend.ledger()
 
-    question = ledger.question(standing, backend.clock.now() + LEASE)
+    question = ledger.claim_unknown(standing, backend.clock.now() + LEASE)
 
     assert question.status is Status.UNKNOWN
     assert question.in_flight_until == pytest.approx(since, abs=0.001)
-    assert ledger.question(standing, backend.clock.now() + LEASE) is None
+    assert ledger.claim_unknown(standing, backend.clock.now() + LEASE) is None
     found = claim(backend, notification)
-    assert isinstance(found, Standing)
+    assert isinstance(found, LedgerEntry)
     assert found.lease_until > backend.clock.now()
 
-    ledger.put_back(question)
-    assert ledger.question(standing, backend.clock.now() + LEASE) is not None
+    ledger.release_unknown(question)
+    assert ledger.claim_unknown(standing, backend.clock.now() + LEASE) is not None
 
 
 def test_an_unknown_that_was_denied_may_be_claimed_again(backend: Backend) -> None:
@@ -818,9 +813,9 @@ def test_an_unknown_that_was_denied_may_be_claimed_again(backend: Backend) -> No
     for denials in (0, 1):
         bring = claimed(backend, notification, Status.SENDING)
         assert bring.denials == denials
-        ledger.settle_unknown(bring)
-        question = ledger.question(ledger.read(notification.key), backend.clock.now() + LEASE)
-        ledger.deny(question)
+        ledger.mark_unknown(bring)
+        question = ledger.claim_unknown(ledger.read(notification.key), backend.clock.now() + LEASE)
+        ledger.mark_not_sent(question)
 
     assert entry(backend, notification)["denials"] == 2
 
@@ -832,7 +827,7 @@ def test_what_is_no_unknown_is_not_settled(backend: Backend, status: Status) -> 
     backend.clock.advance(LEASE + 1)
     standing, before = backend.ledger().read(notification.key), entry(backend, notification)
 
-    assert backend.ledger().question(standing, backend.clock.now() + LEASE) is None
+    assert backend.ledger().claim_unknown(standing, backend.clock.now() + LEASE) is None
     assert entry(backend, notification) == before
 
 
@@ -876,13 +871,13 @@ def test_a_delivery_of_an_older_generation_ends_it_all(backend: Backend) -> None
     item = entry(backend, notification)
     assert item["status"] == "received"
     assert item["timeline"][1:] == [["received", 1, now, None]]
-    account = ledger.account("default", "order-1")
+    account = ledger.details("default", "order-1")
     assert [change.status for change in account.timeline] == [
         Status.FAILED,
         Status.RECEIVED,
         Status.ACCEPTED,
     ]
-    assert isinstance(claim(backend, of_generation(notification, 1)), Standing)
+    assert isinstance(claim(backend, of_generation(notification, 1)), LedgerEntry)
 
 
 def test_a_receipt_about_nothing_leaves_nothing(backend: Backend) -> None:
@@ -911,9 +906,9 @@ def test_a_failed_receipt_ends_its_own_generation(backend: Backend) -> None:
 # --- The ledger: taking back, and telling ---------------------------------------------------------
 
 
-def cancel(backend: Backend, notification: Notification) -> Account:
+def cancel(backend: Backend, notification: Notification) -> NotificationDetails:
     account = backend.ledger().cancel(notification.request.bot, notification.request.id)
-    assert isinstance(account, Account)
+    assert isinstance(account, NotificationDetails)
     return account
 
 
@@ -1010,7 +1005,7 @@ def test_what_was_put_back_because_of_a_rate_limit_is_cancelled(backend: Backend
 
     assert (account.status, account.reason, account.code) == (Status.CANCELLED, None, None)
     found = claim(backend, of_generation(notification, 1))
-    assert isinstance(found, Standing)
+    assert isinstance(found, LedgerEntry)
     assert found.status is Status.CANCELLED
 
 
@@ -1052,7 +1047,7 @@ def test_what_was_cancelled_is_claimed_by_nobody(
 
     for content in (notification, a_notification(to="+5531988887777")):
         found = claim(backend, of_generation(content, generation), Status.SENDING)
-        assert isinstance(found, Standing)
+        assert isinstance(found, LedgerEntry)
         assert (found.status, found.forgotten) == (Status.CANCELLED, False)
 
 
@@ -1089,11 +1084,11 @@ def test_of_a_notification_all_is_told_but_number_and_parameters(backend: Backen
     bring_to(backend, notification, Status.RETRYING)
     backend.clock.advance(90)
     bring_to_send = claimed(backend, notification, Status.SENDING)
-    backend.ledger().end(bring_to_send, Status.REJECTED, Reason.REJECTED, 21)
+    backend.ledger().mark_failed(bring_to_send, Status.REJECTED, Reason.REJECTED, 21)
 
-    account = backend.ledger().account("default", "order-1")
+    account = backend.ledger().details("default", "order-1")
 
-    assert account == Account(
+    assert account == NotificationDetails(
         notification_id="order-1",
         bot="default",
         status=Status.REJECTED,
@@ -1116,13 +1111,13 @@ def test_of_a_notification_all_is_told_but_number_and_parameters(backend: Backen
 
 def test_nothing_is_told_of_what_is_not_known_or_has_outlived_its_time(backend: Backend) -> None:
     ledger = backend.ledger()
-    assert ledger.account("default", "order-1") is None
+    assert ledger.details("default", "order-1") is None
     bring_to(backend, a_notification(), Status.SENT)
-    assert ledger.account("clinic", "order-1") is None
+    assert ledger.details("clinic", "order-1") is None
     backend.clock.advance(45 * DAY - 1)
-    assert ledger.account("default", "order-1") is not None
+    assert ledger.details("default", "order-1") is not None
     backend.clock.advance(1)
-    assert ledger.account("default", "order-1") is None
+    assert ledger.details("default", "order-1") is None
 
 
 # --- Refused requests -----------------------------------------------------------------------------
@@ -1209,12 +1204,12 @@ def test_several_sandboxes_that_refuse_at_once_lose_none(real: RealOnes) -> None
 
 def test_what_was_refused_is_told_with_its_reasons(backend: Backend) -> None:
     refusals, began = backend.refusals(), backend.clock.now()
-    assert refusals.account("default", "order-1") is None
+    assert refusals.details("default", "order-1") is None
     refuse(backend, "message-1", metadata={"order": "982"}, reason=Reason.ID_CONFLICT)
     backend.clock.advance(1)
     refuse(backend, "message-2", correlation_id="trace-1")
 
-    assert refusals.account("default", "order-1") == Account(
+    assert refusals.details("default", "order-1") == NotificationDetails(
         notification_id="order-1",
         bot="default",
         status=Status.REJECTED,
@@ -1230,11 +1225,11 @@ def test_what_was_refused_is_told_with_its_reasons(backend: Backend) -> None:
         metadata={},
         correlation_id="trace-1",
     )
-    assert refusals.account("clinic", "order-1") is None
+    assert refusals.details("clinic", "order-1") is None
     backend.clock.advance(14 * DAY - 1)
-    assert refusals.account("default", "order-1") is not None
+    assert refusals.details("default", "order-1") is not None
     backend.clock.advance(1)
-    assert refusals.account("default", "order-1") is None
+    assert refusals.details("default", "order-1") is None
 
 
 # --- The ledger: forgetting -----------------------------------------------------------------------
@@ -1249,21 +1244,21 @@ def test_what_may_be_a_recipient_s_is_found_by_its_last_digits(backend: Backend)
         bring_to(backend, notification, Status.SENT)
     bring_to(backend, delivered, Status.RECEIVED)
 
-    found: list[Held] = []
-    looked_at, last = 0, None
+    found: list[RecipientMatch] = []
+    scanned, last = 0, None
     while True:
-        page = ledger.held("+5531999998888", last)
-        found += page.held
-        looked_at += page.looked_at
+        page = ledger.matches("+5531999998888", last)
+        found += page.matches
+        scanned += page.scanned
         if (last := page.last) is None:
             break
 
-    assert looked_at == 4
+    assert scanned == 4
     assert sorted(found, key=lambda held: held.key) == sorted(
         [
-            Held(waiting.key, "default", waiting.queued.body),
-            Held(delivered.key, "clinic", ""),
-            Held(same_digits.key, "default", same_digits.queued.body),
+            RecipientMatch(waiting.key, "default", waiting.queued.body),
+            RecipientMatch(delivered.key, "clinic", ""),
+            RecipientMatch(same_digits.key, "default", same_digits.queued.body),
         ],
         key=lambda held: held.key,
     )
@@ -1278,7 +1273,7 @@ def test_of_what_is_forgotten_only_a_tombstone_is_left(backend: Backend, status:
 
     for _ in range(2):
         backend.clock.advance(DAY)
-        ledger.forget(notification.key)
+        ledger.erase(notification.key)
 
     tombstone = {
         "key": notification.key,
@@ -1290,30 +1285,32 @@ def test_of_what_is_forgotten_only_a_tombstone_is_left(backend: Backend, status:
     }
     assert entry(backend, notification) == tombstone
     assert ledger.read(notification.key) is None
-    account = ledger.account("default", "order-1")
+    account = ledger.details("default", "order-1")
     assert (account.status, account.template, account.recipient) == (Status.CANCELLED, None, None)
     assert cancel(backend, notification).status is Status.CANCELLED
     for receipt in (Status.ACCEPTED, Status.RECEIVED, Status.CONSUMED, Status.FAILED):
         assert ledger.advance(Receipt(notification.key, 1, receipt)) == (False, None)
     failed = Receipt(notification.key, 1, Status.FAILED)
     assert not ledger.fail(failed, Reason.UNDELIVERED, postponed=True)
-    assert ledger.held("+5531999998888", None).held == []
+    assert ledger.matches("+5531999998888", None).matches == []
     ledger.complete_cancelled(notification)
     assert entry(backend, notification) == tombstone
     found = claim(backend, of_generation(notification, 1))
-    assert isinstance(found, Standing)
+    assert isinstance(found, LedgerEntry)
     assert (found.status, found.forgotten) == (Status.CANCELLED, True)
 
 
-@pytest.mark.parametrize("settle", ["settle_sent", "settle_unknown", "release", "end", "deny"])
+@pytest.mark.parametrize(
+    "settle", ["mark_sent", "mark_unknown", "release", "mark_failed", "mark_not_sent"]
+)
 def test_a_sandbox_that_was_at_it_writes_nothing_back(backend: Backend, settle: str) -> None:
     notification, ledger = a_notification(), backend.ledger()
     taken = claimed(backend, notification, Status.SENDING)
-    ledger.forget(notification.key)
+    ledger.erase(notification.key)
     tombstone = entry(backend, notification)
 
     more: dict[str, Any] = {"attempted": False} if settle == "release" else {}
-    arguments = {"settle_sent": (None,), "end": (Status.FAILED, Reason.REJECTED, 21)}
+    arguments = {"mark_sent": (None,), "mark_failed": (Status.FAILED, Reason.REJECTED, 21)}
     getattr(ledger, settle)(taken, *arguments.get(settle, ()), **more)
     with pytest.raises(ClaimLost):
         ledger.start_sending(taken, backend.clock.now() + LEASE)
@@ -1322,7 +1319,7 @@ def test_a_sandbox_that_was_at_it_writes_nothing_back(backend: Backend, settle: 
 
 
 def test_to_forget_what_is_not_there_leaves_nothing(backend: Backend) -> None:
-    backend.ledger().forget("nothing")
+    backend.ledger().erase("nothing")
 
     assert backend.item("ledger", "nothing") == {}
 
@@ -1376,10 +1373,10 @@ def test_fake_and_real_ledger_cannot_be_told_apart(real: RealOnes) -> None:
 
     # The stories were not all the same.
     assert seen["claim: Claim"] > 5
-    assert seen["claim: Standing"] > 5
+    assert seen["claim: LedgerEntry"] > 5
     assert seen["start: str"] > 2
     assert seen["question: Claim"] > 0
-    assert seen["cancel: Account"] > 2
+    assert seen["cancel: NotificationDetails"] > 2
     assert seen["completed"] > 0
 
 
@@ -1402,7 +1399,7 @@ def act(
             return ledger.claim(notification, Status.SENDING, until)
         case "question":
             standing = ledger.read(notification.key)
-            return standing and ledger.question(standing, until)
+            return standing and ledger.claim_unknown(standing, until)
         case "advance":
             return ledger.advance(receipt)
         case "fail":
@@ -1415,25 +1412,25 @@ def act(
             except ClaimLost:
                 return "lost"
         case "sent":
-            return ledger.settle_sent(taken, until)
+            return ledger.mark_sent(taken, until)
         case "unknown":
-            return ledger.settle_unknown(taken)
+            return ledger.mark_unknown(taken)
         case "release":
             return ledger.release(taken, attempted=True)
         case "give back":
             return ledger.release(taken, attempted=False)
         case "end":
-            return ledger.end(taken, Status.FAILED, Reason.REJECTED, None)
+            return ledger.mark_failed(taken, Status.FAILED, Reason.REJECTED, None)
         case "deny":
-            return ledger.deny(taken)
+            return ledger.mark_not_sent(taken)
         case "forget":
-            return ledger.forget(notification.key)
+            return ledger.erase(notification.key)
         case "complete":
             return ledger.complete_cancelled(notification)
         case "cancel":
             return ledger.cancel(notification.request.bot, notification.request.id)
         case _:
-            return ledger.put_back(taken)
+            return ledger.release_unknown(taken)
 
 
 def without_token(answer: Any) -> Any:
@@ -1468,12 +1465,12 @@ def test_a_claim_whose_answer_was_lost_is_a_claim(real: RealOnes, aws: Aws) -> N
     assert taken.attempts == 1
     sending = ledger.start_sending(taken, until)
     assert sending.status is Status.SENDING
-    ledger.end(sending, Status.FAILED, Reason.REJECTED, 21)
+    ledger.mark_failed(sending, Status.FAILED, Reason.REJECTED, 21)
 
     again = ledger.claim(of_generation(notification, 1), Status.SENDING, until)
     assert isinstance(again, Claim)
     assert (again.generation, again.attempts) == (2, 1)
-    ledger.settle_sent(again, None)
+    ledger.mark_sent(again, None)
 
     item = entry(real, notification)
     assert item["status"] == "sent"
@@ -1730,7 +1727,7 @@ def test_what_is_forgotten_is_forgotten_by_table_and_memory(backend: Backend) ->
     identities = backend.identities()
     known(identities)
 
-    identities.forget(RECIPIENT)
+    identities.invalidate(RECIPIENT)
 
     assert known(identities) is None
     assert known(backend.identities()) is None
@@ -1738,7 +1735,7 @@ def test_what_is_forgotten_is_forgotten_by_table_and_memory(backend: Backend) ->
 
 
 def test_to_forget_somebody_unknown_leaves_nothing(backend: Backend) -> None:
-    backend.identities().forget(RECIPIENT)
+    backend.identities().invalidate(RECIPIENT)
 
     assert backend.item("identities", "/".join(RECIPIENT)) == {}
 
@@ -1865,7 +1862,7 @@ def a_bot(**changes: Any) -> Bot:
 def reserve(
     backend: Backend, count: int = 1, bot: Bot | None = None, plan: str = "messages"
 ) -> Reservation:
-    reservation = backend.pacing().reserve(
+    reservation = backend.bot_states().reserve(
         bot or a_bot(), plan, count, HORIZON, share=SHARE, probing=False
     )
     assert isinstance(reservation, Reservation)
@@ -1930,7 +1927,7 @@ def test_only_slots_within_the_horizon_are_reserved(backend: Backend) -> None:
     beyond = reserve(backend, 1, bot)
 
     assert (beyond.slots, beyond.why) == ((), None)
-    assert beyond.come_back_in == pytest.approx(4, abs=0.01)
+    assert beyond.retry_in == pytest.approx(4, abs=0.01)
     assert backend.item("identities", "bot:default") == before
     backend.clock.advance(2.1)
     slots = reserve(backend, 5, bot).slots
@@ -1942,7 +1939,7 @@ def test_slow_plan_has_one_slot_at_a_time(backend: Backend) -> None:
     bot = a_bot(messages_per_second=0.1 / SHARE)  # one in ten seconds
 
     assert len(reserve(backend, 10, bot).slots) == 1
-    assert reserve(backend, 10, bot).come_back_in == pytest.approx(10, abs=0.01)
+    assert reserve(backend, 10, bot).retry_in == pytest.approx(10, abs=0.01)
 
 
 def test_reservation_that_meets_another_looks_again(
@@ -1951,8 +1948,8 @@ def test_reservation_that_meets_another_looks_again(
     """Another sandbox takes slots between the two looks of this one."""
     bot = a_bot(messages_per_second=1 / SHARE)
     reserve(backend, 1, bot)
-    pacing = backend.pacing()
-    table = pacing._table
+    bot_states = backend.bot_states()
+    table = bot_states._table
     update, others = table.update, [lambda: reserve(backend, 1, bot)]
 
     def meets_another(*args: Any) -> Any:
@@ -1961,7 +1958,7 @@ def test_reservation_that_meets_another_looks_again(
         return update(*args)
 
     monkeypatch.setattr(table, "update", meets_another)
-    slots = pacing.reserve(bot, "messages", 9, HORIZON, share=SHARE).slots
+    slots = bot_states.reserve(bot, "messages", 9, HORIZON, share=SHARE).slots
 
     assert len(slots) == 2
     assert slots[0] == pytest.approx(backend.clock.now() + 2, abs=0.01)
@@ -1978,80 +1975,90 @@ def test_the_plans_and_the_bots_do_not_mix(backend: Backend) -> None:
 
 
 def test_first_throttling_lowers_the_share_of_its_plan(backend: Backend) -> None:
-    pacing, now = backend.pacing(), backend.clock.now()
+    bot_states, now = backend.bot_states(), backend.clock.now()
 
-    first = [pacing.shut(a_bot(), "messages", now + seconds) for seconds in (120, 130, 120)]
+    first = [
+        bot_states.start_cooldown(a_bot(), "messages", now + seconds) for seconds in (120, 130, 120)
+    ]
 
     assert first == [True, False, False]
     assert state(backend).shares["messages"] == pytest.approx((0.72, now))
     assert "commands" not in state(backend).shares
-    assert state(backend).shut_until == pytest.approx(now + 130, abs=0.001)
+    assert state(backend).throttled_until == pytest.approx(now + 130, abs=0.001)
     backend.clock.advance(131)
-    assert pacing.shut(a_bot(), "messages", backend.clock.now() + 120)
+    assert bot_states.start_cooldown(a_bot(), "messages", backend.clock.now() + 120)
     (share, _) = state(backend).shares["messages"]
     assert share == pytest.approx(0.8 * (0.72 + 0.02 * 131 / 3600), abs=1e-5)
 
 
 def test_controls_are_kept_two_at_a_time(backend: Backend) -> None:
-    pacing, now = backend.pacing(), backend.clock.now()
+    bot_states, now = backend.bot_states(), backend.clock.now()
     for number, older_than in ((1, now), (2, now + 300), (3, now), (4, now + 900)):
-        pacing.keep_control("default", Control(f"message {number}", now + number), older_than)
+        bot_states.keep_control("default", Control(f"message {number}", now + number), older_than)
 
     assert [control.message_id for control in state(backend).controls] == ["message 2", "message 4"]
     assert state(backend).controls[1].at == pytest.approx(now + 4, abs=0.001)
 
 
 def test_history_seen_only_grows(backend: Backend) -> None:
-    pacing, now = backend.pacing(), backend.clock.now()
+    bot_states, now = backend.bot_states(), backend.clock.now()
     for seconds in (10, 5, 20, 0):
-        pacing.history_shows("default", now + seconds)
+        bot_states.history_shows("default", now + seconds)
 
     assert state(backend).history_seen == pytest.approx(now + 20, abs=0.001)
 
 
 def test_number_is_not_down_by_a_small_part_of_what_it_sends(backend: Backend) -> None:
-    pacing = backend.pacing()
+    bot_states = backend.bot_states()
     for number in range(20):
         now = backend.clock.now()
-        assert not pacing.number_in_trouble("default", f"key {number}", now, "not available")
+        assert not bot_states.number_in_trouble("default", f"key {number}", now, "not available")
         assert len(reserve(backend, 18).slots) == 18
         backend.clock.advance(1)
     assert state(backend).broken == ""
     for number in range(20, 40):
-        pacing.number_in_trouble("default", f"key {number}", backend.clock.now(), "not available")
+        bot_states.number_in_trouble(
+            "default", f"key {number}", backend.clock.now(), "not available"
+        )
 
     assert state(backend).broken == "not available"
 
 
 def test_bot_that_never_was_is_not_missing(backend: Backend) -> None:
-    pacing = backend.pacing()
-    assert pacing.missing("default") == 0
-    pacing.found("default")
+    bot_states = backend.bot_states()
+    assert bot_states.missing("default") == 0
+    bot_states.found("default")
     assert backend.item("identities", "bot:default") == {}
 
     reserve(backend)
-    since = pacing.missing("default")
+    since = bot_states.missing("default")
     backend.clock.advance(60)
-    assert pacing.missing("default") == since == pytest.approx(backend.clock.now() - 60, abs=0.001)
-    pacing.found("default")
+    assert (
+        bot_states.missing("default") == since == pytest.approx(backend.clock.now() - 60, abs=0.001)
+    )
+    bot_states.found("default")
     assert state(backend).missing_since == 0
 
 
 def test_number_is_down_after_five_different_notifications_within_minutes(
     backend: Backend,
 ) -> None:
-    pacing = backend.pacing()
+    bot_states = backend.bot_states()
     for key in "aabbccdd":
-        assert not pacing.number_in_trouble("default", key, backend.clock.now(), "not available")
+        assert not bot_states.number_in_trouble(
+            "default", key, backend.clock.now(), "not available"
+        )
     backend.clock.advance(1800)
     for key in "abcd":  # anew
-        assert not pacing.number_in_trouble("default", key, backend.clock.now(), "not available")
+        assert not bot_states.number_in_trouble(
+            "default", key, backend.clock.now(), "not available"
+        )
     assert state(backend).broken == ""
 
     now = backend.clock.now()
     for key in "efghi":  # sent before the trouble began, as far as it is known
-        assert not pacing.number_in_trouble("default", key, now - 1, "not available")
-    assert pacing.number_in_trouble("default", "e", now, "not available")
+        assert not bot_states.number_in_trouble("default", key, now - 1, "not available")
+    assert bot_states.number_in_trouble("default", "e", now, "not available")
 
     assert state(backend).broken == "not available"
     assert "down" not in backend.item("identities", "bot:default")
@@ -2075,13 +2082,13 @@ def test_sandboxes_that_reserve_at_once_share_the_plan(backend: Backend) -> None
 
 
 def test_a_shut_bot_is_shut_for_all_sandboxes_and_plans(backend: Backend) -> None:
-    backend.pacing().shut(a_bot(), "messages", backend.clock.now() + 120)
+    backend.bot_states().start_cooldown(a_bot(), "messages", backend.clock.now() + 120)
 
-    assert state(backend).shut_until == pytest.approx(backend.clock.now() + 120, abs=0.001)
+    assert state(backend).throttled_until == pytest.approx(backend.clock.now() + 120, abs=0.001)
     for plan in ("messages", "commands"):
         refused = reserve(backend, plan=plan)
         assert refused.slots == ()
-        assert refused.come_back_in == pytest.approx(120, abs=0.001)
+        assert refused.retry_in == pytest.approx(120, abs=0.001)
     assert reserve(backend, bot=a_bot(name="clinic")).slots
 
     backend.clock.advance(120)
@@ -2090,175 +2097,177 @@ def test_a_shut_bot_is_shut_for_all_sandboxes_and_plans(backend: Backend) -> Non
 
 def test_a_busy_bot_can_be_shut(backend: Backend) -> None:
     reserve(backend, 3)
-    backend.pacing().shut(a_bot(), "messages", backend.clock.now() + 120)
+    backend.bot_states().start_cooldown(a_bot(), "messages", backend.clock.now() + 120)
 
-    assert reserve(backend).come_back_in == pytest.approx(120, abs=0.001)
+    assert reserve(backend).retry_in == pytest.approx(120, abs=0.001)
 
 
 def test_a_longer_penalty_stays(backend: Backend) -> None:
     now = backend.clock.now()
     for seconds in (60, 120, 30):
-        backend.pacing().shut(a_bot(), "messages", now + seconds)
+        backend.bot_states().start_cooldown(a_bot(), "messages", now + seconds)
 
-    assert state(backend).shut_until == pytest.approx(now + 120, abs=0.001)
+    assert state(backend).throttled_until == pytest.approx(now + 120, abs=0.001)
 
 
 def test_an_open_breaker_lets_only_a_probe_through(backend: Backend) -> None:
-    pacing = backend.pacing()
-    pacing.open_breaker("default", "a wrong key")
+    bot_states = backend.bot_states()
+    bot_states.open_breaker("default", "a wrong key")
 
     assert state(backend).broken == "a wrong key"
-    assert reserve(backend) == Reservation((), None, Still.BOT_SHUT)
-    assert pacing.reserve(a_bot(), "messages", 1, HORIZON, share=SHARE, probing=True).slots
+    assert reserve(backend) == Reservation((), None, HoldReason.BREAKER_OPEN)
+    assert bot_states.reserve(a_bot(), "messages", 1, HORIZON, share=SHARE, probing=True).slots
 
-    pacing.close_breaker("default", sent=True)
+    bot_states.close_breaker("default", sent=True)
     assert state(backend).broken == ""
     assert reserve(backend).slots
 
 
 def test_a_paused_bot_gives_no_slots_to_anybody_until_it_is_resumed(backend: Backend) -> None:
-    pacing = backend.pacing()
-    pacing.pause("default")
+    bot_states = backend.bot_states()
+    bot_states.pause("default")
 
     assert state(backend).paused
-    assert reserve(backend) == Reservation((), 60, Still.PAUSED)
-    assert pacing.reserve(a_bot(), "commands", 1, HORIZON, share=SHARE, probing=True).slots == ()
+    assert reserve(backend) == Reservation((), 60, HoldReason.PAUSED)
+    assert (
+        bot_states.reserve(a_bot(), "commands", 1, HORIZON, share=SHARE, probing=True).slots == ()
+    )
     assert reserve(backend, bot=a_bot(name="clinic")).slots
 
-    pacing.close_breaker("default", sent=True)
+    bot_states.close_breaker("default", sent=True)
     assert state(backend).paused
-    pacing.resume("default")
+    bot_states.resume("default")
     assert not state(backend).paused
     assert reserve(backend).slots
 
 
 def test_one_at_a_time_probes_an_open_breaker(backend: Backend) -> None:
-    assert not backend.pacing().probe("default")
-    backend.pacing().open_breaker("default", "a wrong key")
+    assert not backend.bot_states().probe("default")
+    backend.bot_states().open_breaker("default", "a wrong key")
 
-    assert backend.pacing().probe("default")
-    assert not backend.pacing().probe("default")
+    assert backend.bot_states().probe("default")
+    assert not backend.bot_states().probe("default")
     backend.clock.advance(30)
-    assert backend.pacing().probe("default")
+    assert backend.bot_states().probe("default")
 
 
 def test_a_breaker_that_opens_again_at_once_is_not_probed_any_sooner(backend: Backend) -> None:
-    pacing = backend.pacing()
-    pacing.open_breaker("default", "a wrong key")
-    assert pacing.probe("default")
-    pacing.close_breaker("default", sent=True)
-    pacing.open_breaker("default", "a wrong key")
+    bot_states = backend.bot_states()
+    bot_states.open_breaker("default", "a wrong key")
+    assert bot_states.probe("default")
+    bot_states.close_breaker("default", sent=True)
+    bot_states.open_breaker("default", "a wrong key")
 
-    assert not pacing.probe("default")
+    assert not bot_states.probe("default")
     backend.clock.advance(30)
-    assert pacing.probe("default")
+    assert bot_states.probe("default")
 
 
 def test_a_number_that_is_down_is_tried_seldom_and_closes_with_the_second_answer(
     backend: Backend,
 ) -> None:
-    pacing = backend.pacing()
-    assert pacing.probe("default") is False
-    pacing.number_down("default", "payment")
+    bot_states = backend.bot_states()
+    assert bot_states.probe("default") is False
+    bot_states.number_down("default", "payment")
     assert state(backend).broken == "payment"
     backend.clock.advance(599)
-    assert not pacing.probe("default")
+    assert not bot_states.probe("default")
     backend.clock.advance(1)
-    assert pacing.probe("default")
+    assert bot_states.probe("default")
 
-    assert not pacing.close_breaker("default", sent=False)  # BLiP refused: no number was tried
-    assert not pacing.close_breaker("default", sent=True)
-    assert not pacing.close_breaker("default", sent=False)
+    assert not bot_states.close_breaker("default", sent=False)  # BLiP refused: no number was tried
+    assert not bot_states.close_breaker("default", sent=True)
+    assert not bot_states.close_breaker("default", sent=False)
     assert state(backend).broken == "payment"
     backend.clock.advance(599)
-    assert not pacing.probe("default")
+    assert not bot_states.probe("default")
     backend.clock.advance(1)
-    assert pacing.probe("default")
-    assert pacing.close_breaker("default", sent=True)
+    assert bot_states.probe("default")
+    assert bot_states.close_breaker("default", sent=True)
     assert not state(backend).broken
 
 
 def test_a_receipt_after_the_first_answer_begins_anew(backend: Backend) -> None:
-    pacing = backend.pacing()
-    pacing.number_down("default", "payment")
-    pacing.close_breaker("default", sent=True)
-    pacing.number_down("default", "payment")
+    bot_states = backend.bot_states()
+    bot_states.number_down("default", "payment")
+    bot_states.close_breaker("default", sent=True)
+    bot_states.number_down("default", "payment")
 
-    assert not pacing.close_breaker("default", sent=True)
+    assert not bot_states.close_breaker("default", sent=True)
     assert state(backend).broken
 
 
 def test_an_answer_of_a_batch_that_began_before_closes_no_breaker(backend: Backend) -> None:
-    pacing = backend.pacing()
-    pacing.failed("default", ["a"])
-    pacing.answered("default")
+    bot_states = backend.bot_states()
+    bot_states.failed("default", ["a"])
+    bot_states.answered("default")
     assert state(backend).failing == 0
-    pacing.open_breaker("default", "a wrong key")
+    bot_states.open_breaker("default", "a wrong key")
 
-    pacing.answered("default")
+    bot_states.answered("default")
 
     assert state(backend).broken
 
 
 @pytest.mark.parametrize("how", ["open_breaker", "number_down"])
 def test_a_bot_that_is_resumed_works_at_once(backend: Backend, how: str) -> None:
-    pacing = backend.pacing()
-    getattr(pacing, how)("default", "why")
-    pacing.probe("default")
+    bot_states = backend.bot_states()
+    getattr(bot_states, how)("default", "why")
+    bot_states.probe("default")
 
-    pacing.resume("default")
+    bot_states.resume("default")
 
     assert reserve(backend).slots
-    pacing.open_breaker("default", "a wrong key")
-    assert pacing.probe("default")
+    bot_states.open_breaker("default", "a wrong key")
+    assert bot_states.probe("default")
 
 
 def test_five_different_notifications_in_a_row_open_the_breaker(backend: Backend) -> None:
-    pacing = backend.pacing()
+    bot_states = backend.bot_states()
 
-    assert not pacing.failed("default", ["a", "b"])
-    assert not pacing.failed("default", ["a", "b", "c", "d"])
+    assert not bot_states.failed("default", ["a", "b"])
+    assert not bot_states.failed("default", ["a", "b", "c", "d"])
     assert state(backend).failing == 4
     assert not state(backend).broken
-    assert pacing.failed("default", ["e"])
+    assert bot_states.failed("default", ["e"])
     assert state(backend).broken
 
-    pacing.close_breaker("default", sent=True)
+    bot_states.close_breaker("default", sent=True)
     assert state(backend).failing == 0
-    assert not pacing.failed("default", ["f"])
+    assert not bot_states.failed("default", ["f"])
 
 
 def test_an_open_breaker_counts_no_more(backend: Backend) -> None:
-    pacing = backend.pacing()
-    pacing.open_breaker("default", "a wrong key")
+    bot_states = backend.bot_states()
+    bot_states.open_breaker("default", "a wrong key")
 
-    assert all(pacing.failed("default", [f"key {number}"]) for number in range(9))
+    assert all(bot_states.failed("default", [f"key {number}"]) for number in range(9))
 
     assert state(backend).failing == 0
     assert state(backend).broken == "a wrong key"
 
 
 def test_a_number_that_is_down_is_asked_for_its_receipts(backend: Backend) -> None:
-    pacing = backend.pacing()
-    pacing.number_down("default", "payment")
+    bot_states = backend.bot_states()
+    bot_states.number_down("default", "payment")
 
-    assert pacing.reserve(a_bot(), "commands", 1, HORIZON, share=SHARE, asking=True).slots
+    assert bot_states.reserve(a_bot(), "commands", 1, HORIZON, share=SHARE, asking=True).slots
     assert reserve(backend, plan="commands") == Reservation(
-        (), None, Still.BOT_SHUT
+        (), None, HoldReason.BREAKER_OPEN
     )  # nobody is looked up
-    pacing.pause("default")
-    assert not pacing.reserve(a_bot(), "commands", 1, HORIZON, share=SHARE, asking=True).slots
+    bot_states.pause("default")
+    assert not bot_states.reserve(a_bot(), "commands", 1, HORIZON, share=SHARE, asking=True).slots
 
 
 def test_a_reservation_whose_answer_was_lost_costs_slots_and_breaks_no_plan(
     real: RealOnes, aws: Aws
 ) -> None:
-    pacing = real.pacing(LostAnswers(aws.dynamodb))
+    bot_states = real.bot_states(LostAnswers(aws.dynamodb))
 
     slots = [
         slot
         for _ in range(4)
-        for slot in pacing.reserve(a_bot(), "messages", 3, 9, share=SHARE).slots
+        for slot in bot_states.reserve(a_bot(), "messages", 3, 9, share=SHARE).slots
     ]
 
     assert len(slots) == 12
@@ -2277,27 +2286,27 @@ def test_fake_and_real_bot_s_item_cannot_be_told_apart(real: RealOnes) -> None:
         probing, until = rng.random() < 0.2, fakes.clock.now() + rng.choice([1, 120])
         keys = [rng.choice("abcdefg")]
         moves: list[Callable[[Any], Any]] = [
-            lambda pacing: pacing.reserve(bot, plan, count, HORIZON, share=SHARE, probing=probing),  # noqa: B023
-            lambda pacing: pacing.reserve(bot, plan, count, HORIZON, share=SHARE, probing=probing),  # noqa: B023
-            lambda pacing: pacing.reserve(bot, plan, count, HORIZON, share=SHARE, probing=probing),  # noqa: B023
-            lambda pacing: pacing.shut(bot, plan, until),  # noqa: B023
-            lambda pacing: pacing.failed("default", keys),  # noqa: B023
-            lambda pacing: pacing.probe("default"),
-            lambda pacing: pacing.close_breaker("default", sent=True),
-            lambda pacing: pacing.open_breaker("default", "why"),
-            lambda pacing: pacing.number_down("default", "why"),
-            lambda pacing: pacing.number_in_trouble("default", keys[0], until - 120, "why"),  # noqa: B023
-            lambda pacing: pacing.missing("default"),
-            lambda pacing: pacing.found("default"),
-            lambda pacing: pacing.keep_control("default", Control(keys[0], until), until - 130),  # noqa: B023
-            lambda pacing: pacing.history_shows("default", until),  # noqa: B023
-            lambda pacing: pacing.answered("default"),
-            lambda pacing: pacing.pause("default"),
-            lambda pacing: pacing.resume("default"),
+            lambda states: states.reserve(bot, plan, count, HORIZON, share=SHARE, probing=probing),  # noqa: B023
+            lambda states: states.reserve(bot, plan, count, HORIZON, share=SHARE, probing=probing),  # noqa: B023
+            lambda states: states.reserve(bot, plan, count, HORIZON, share=SHARE, probing=probing),  # noqa: B023
+            lambda states: states.start_cooldown(bot, plan, until),  # noqa: B023
+            lambda states: states.failed("default", keys),  # noqa: B023
+            lambda states: states.probe("default"),
+            lambda states: states.close_breaker("default", sent=True),
+            lambda states: states.open_breaker("default", "why"),
+            lambda states: states.number_down("default", "why"),
+            lambda states: states.number_in_trouble("default", keys[0], until - 120, "why"),  # noqa: B023
+            lambda states: states.missing("default"),
+            lambda states: states.found("default"),
+            lambda states: states.keep_control("default", Control(keys[0], until), until - 130),  # noqa: B023
+            lambda states: states.history_shows("default", until),  # noqa: B023
+            lambda states: states.answered("default"),
+            lambda states: states.pause("default"),
+            lambda states: states.resume("default"),
         ]
         move = rng.choices(moves, [4, 4, 4, 1, 3, 2, 3, 1, 1, 2, 1, 1, 2, 2, 1, 1, 2])[0]
 
-        assert move(fakes.pacing()) == move(real.pacing())
+        assert move(fakes.bot_states()) == move(real.bot_states())
         assert fakes.item("identities", "bot:default") == real.item("identities", "bot:default")
         assert state(fakes) == state(real)
 
@@ -2377,7 +2386,7 @@ def test_a_broken_entry_and_a_broken_secret(backend: Backend) -> None:
     backend.put_secret(json.dumps({"default": {"key": KEY}, "bad": {"key": "REPLACE_ME"}}))
     secrets = backend.secrets()
     bots: Bots = secrets.bots()
-    assert isinstance(bots["bad"], BrokenBot)
+    assert isinstance(bots["bad"], InvalidBot)
     assert isinstance(bots["default"], Bot)
     backend.put_secret("not JSON")
 
@@ -2396,7 +2405,7 @@ def test_one_thread_fetches_the_secret_for_all(real: RealOnes, aws: Aws) -> None
     aws.calls.clear()
     start = threading.Barrier(8)
 
-    def race(_: int) -> Bot | BrokenBot | None:
+    def race(_: int) -> Bot | InvalidBot | None:
         start.wait()
         return secrets.fresh("default", stale)
 
@@ -2475,8 +2484,8 @@ def test_letters_are_given_back_at_once_or_later(backend: Backend) -> None:
         lay_down(letters, f"letter {number}")
     handles = [letter.receipt_handle for _ in range(3) for letter in letters.receive(60)]
 
-    letters.hide(handles[:13], 0)
-    letters.hide(handles[13:], 900)
+    letters.change_visibility(handles[:13], 0)
+    letters.change_visibility(handles[13:], 900)
 
     backend.clock.advance(0.001)  # moto's "from now on" begins after now
     assert letters.depth()[1] == 12
@@ -2499,7 +2508,7 @@ def test_letters_that_are_done_are_gone_and_no_others(backend: Backend) -> None:
     left = {letter.body for _ in range(3) for letter in letters.receive(60)}
     assert left == {letter.body for letter in received[13:]}
     letters.delete([])
-    letters.hide([], 0)
+    letters.change_visibility([], 0)
 
 
 def test_letters_are_put_back_as_they_came_and_marked(backend: Backend) -> None:
@@ -2597,7 +2606,7 @@ def test_what_cannot_be_given_back_or_deleted_is_seen_again_anyway(
     sqs: Any = PartlyRefusing(aws.sqs, lambda _: True, whole=whole)
     failing = DeadLettersQueue(sqs, aws.dead_letters_url, real.clock.now)
 
-    failing.hide([letter.receipt_handle], 0)
+    failing.change_visibility([letter.receipt_handle], 0)
     failing.delete([letter])
 
     real.clock.advance(61)
@@ -2674,7 +2683,7 @@ def test_a_record_is_read_as_lambda_gives_it() -> None:
         published_at=1_800_000_000.123,
         generation=4,
         redrives=2,
-        receives=3,
+        receive_count=3,
     )
     bare = queued_request(a_record())
     assert (bare.generation, bare.redrives) == (None, 0)
@@ -2718,7 +2727,7 @@ def test_requests_are_hidden_for_as_long_as_they_wait(aws: Aws) -> None:
     waits = [0, -3, 0.4, 0.6, 899.5, 21_600, 99_999, float(10**12), *[7.0] * 15]
     aws.calls.clear()
 
-    requests.hide(zip(queued, waits, strict=True))
+    requests.change_visibility(zip(queued, waits, strict=True))
 
     assert [name for name, _ in aws.calls] == ["ChangeMessageVisibilityBatch"] * 3
     hidden = [
@@ -2732,21 +2741,21 @@ def test_requests_are_hidden_for_as_long_as_they_wait(aws: Aws) -> None:
 def test_nothing_to_hide_is_no_call(aws: Aws) -> None:
     aws.calls.clear()
 
-    RequestsQueue(aws.sqs, aws.requests_url).hide([])
+    RequestsQueue(aws.sqs, aws.requests_url).change_visibility([])
 
     assert aws.calls == []
 
 
 def test_what_cannot_be_hidden_comes_back_anyway(aws: Aws) -> None:
     unknown = QueuedRequest("record", "no handle of this queue", "body", 0)
-    RequestsQueue(aws.sqs, aws.requests_url).hide([(unknown, 5)])
+    RequestsQueue(aws.sqs, aws.requests_url).change_visibility([(unknown, 5)])
 
     aws.sqs.delete_queue(QueueUrl=aws.requests_url)
-    RequestsQueue(aws.sqs, aws.requests_url).hide([(unknown, 5)])
+    RequestsQueue(aws.sqs, aws.requests_url).change_visibility([(unknown, 5)])
 
 
 def test_a_request_is_put_back_to_be_the_next_generation(aws: Aws) -> None:
-    RequestsQueue(aws.sqs, aws.requests_url).put_back(
+    RequestsQueue(aws.sqs, aws.requests_url).enqueue_next_generation(
         "the body", bot="default", generation=2, redrives=1, delay_seconds=0
     )
 

@@ -23,8 +23,9 @@ from cryptography.x509.oid import NameOID
 from notifier.blip import client as client_module
 from notifier.blip import transport as transport_module
 from notifier.blip.client import CONNECT_SECONDS, BlipClient
-from notifier.bots import Bot
-from notifier.failures import (
+from notifier.contract.request import Template
+from notifier.domain.bots import Bot
+from notifier.domain.failures import (
     Failure,
     Misconfigured,
     Reason,
@@ -33,7 +34,6 @@ from notifier.failures import (
     Transient,
     Unknown,
 )
-from notifier.request import Template
 from tests.fakes import KEY
 from tests.local.blip import Bot as SimulatedBot
 from tests.local.blip import Simulator

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from notifier import delivery
-from notifier.aws.pacing import DynamoDbPacing
+from notifier.aws.bot_state import DynamoDbBotStates
 from notifier.aws.table import Table
-from notifier.request import ledger_key
+from notifier.domain.notification import ledger_key
+from notifier.use_cases.send_notification import batch as batches
+from notifier.use_cases.send_notification import waits as all_waits
 from tests.integration.conftest import Record, Stack, a_request
 from tests.integration.receipts_stack import Json, ReceiptsStack, SimulatedClock, a_receipt
 from tests.local.blip import Bot
@@ -243,8 +244,8 @@ def test_a_batch_that_can_do_something_does_not_hold_still(
 @pytest.fixture
 def full(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many requests are in flight as SQS allows."""
-    monkeypatch.setattr(delivery, "CROWDED", 0)
-    monkeypatch.setattr(delivery, "FULL", 0)
+    monkeypatch.setattr(all_waits, "CROWDED", 0)
+    monkeypatch.setattr(batches, "FULL", 0)
 
 
 @pytest.mark.usefixtures("full")
@@ -571,13 +572,13 @@ def test_a_number_that_is_down_is_tried_every_ten_minutes_until_no_receipt_contr
     assert not bot_item(stack).keys() & {"number_down_at", "tried_at", "broken"}
 
 
-def test_an_operator_who_has_mended_it_need_not_wait(stack: Stack, receipts: ReceiptsStack) -> None:
+def test_an_operator_who_has_fixed_it_need_not_wait(stack: Stack, receipts: ReceiptsStack) -> None:
     request = a_request()
     assert stack.deliver(request) == []
     number_is_down(stack, receipts, request)
     assert len(stack.handle(batch(stack, 3))) == 3
 
-    DynamoDbPacing(Table(stack.aws.dynamodb, "identities"), time.time).resume("default")
+    DynamoDbBotStates(Table(stack.aws.dynamodb, "identities"), time.time).resume("default")
 
     assert stack.handle(batch(stack, 3)) == []
     assert calls(stack).count("ping") == 0

@@ -12,7 +12,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from notifier.aws import table
-from notifier.runtime.forgetting import ForgetRecipient, forget_recipient
+from notifier.entrypoints.forget_recipient import ForgetRecipient, forget_recipient
 from notifier.settings import ForgetRecipientSettings
 from tests.integration.conftest import Aws, Stack, a_request
 
@@ -47,7 +47,7 @@ def function(aws: Aws, receipts_dead_letters: str) -> ForgetRecipient:
 
 @pytest.fixture
 def everything(aws: Aws, receipts_dead_letters: str) -> Callable[[], str]:
-    """Give whatever the tables and the dead letters hold, as text; the letters stay."""
+    """Return whatever the tables and the dead letters hold, as text; the letters stay."""
 
     def read() -> str:
         tables = [aws.dynamodb.scan(TableName=name)["Items"] for name in ("ledger", "identities")]
@@ -89,7 +89,7 @@ def test_everything_that_can_be_found_is_erased(
 
     looked = function.handle({"to": "+55 31 99999-8888"}, context())
     assert looked == {
-        "looked_at": 4 + 2,
+        "scanned": 4 + 2,
         "possible": 0,
         "found": {"notifications": 3, "identities": 1, "dead_letters": 2},
         "erased": {"notifications": 0, "identities": 0, "dead_letters": 0},
@@ -142,7 +142,7 @@ def test_a_ledger_of_many_pages_is_read_to_its_end(
 
     answer = function.handle({"to": PHONE, "dry_run": False}, context())
 
-    assert (answer["looked_at"], answer["erased"]["notifications"]) == (7, 7)
+    assert (answer["scanned"], answer["erased"]["notifications"]) == (7, 7)
     assert answer["continue_from"] is None
     assert {item["status"] for item in stack.aws.ledger()} == {"cancelled"}
 
@@ -154,7 +154,7 @@ def test_with_hardly_any_time_it_gets_on_and_says_where_to_go_on(
 
     answer = function.handle({"to": PHONE, "dry_run": False}, context(seconds=9))
 
-    assert (answer["looked_at"], answer["continue_from"]) == (1, "letters")
+    assert (answer["scanned"], answer["continue_from"]) == (1, "letters")
     order = {"to": PHONE, "continue_from": answer["continue_from"]}
     assert function.handle(order, context())["continue_from"] is None
 

@@ -13,7 +13,7 @@ import yaml
 from botocore.exceptions import ClientError
 from jsonschema import Draft202012Validator, FormatChecker
 
-from notifier.runtime.answering import GetNotification, get_notification
+from notifier.entrypoints.get_notification import GetNotification, get_notification
 from notifier.settings import GetNotificationSettings
 from tests.integration.conftest import Aws, Stack, a_request
 from tests.integration.receipts_stack import ReceiptsStack, SimulatedClock, a_receipt

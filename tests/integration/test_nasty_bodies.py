@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from notifier.failures import Reason
+from notifier.domain.failures import Reason
 from tests.integration.conftest import Stack, a_request
 from tests.local.blip import Bot
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-import notifier.polling
 from notifier import telemetry
-from notifier.aws.pacing import DynamoDbPacing
+from notifier.aws.bot_state import DynamoDbBotStates
 from notifier.aws.table import Table
-from notifier.request import ledger_key
+from notifier.domain.notification import ledger_key
+from notifier.use_cases import poll_receipts
 from tests.integration.conftest import Stack, a_request
 from tests.integration.receipts_stack import Json, ReceiptsStack, SimulatedClock
 from tests.local.blip import Bot
@@ -62,12 +62,12 @@ def item(stack: Stack, key: str) -> Json:
 
 
 def asked(stack: Stack) -> int:
-    """Give how many questions BLiP has got, refused ones too."""
+    """Return how many questions BLiP has got, refused ones too."""
     return sum(request.kind == "history" for request in stack.blip.requests)
 
 
 def due_in(stack: Stack, key: str, clock: SimulatedClock) -> float | None:
-    """Give the seconds until a message is asked about."""
+    """Return the seconds until a message is asked about."""
     poll_at = item(stack, key).get("poll_at")
     return None if poll_at is None else int(poll_at) / 1000 - clock.now()
 
@@ -217,7 +217,7 @@ def test_every_bot_gets_its_turn(
     clock: SimulatedClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(notifier.polling, "AT_ONCE", 2)
+    monkeypatch.setattr(poll_receipts, "CONCURRENCY", 2)
     other = Bot(name="other")
     stack.blip.put_bot(other)
     put_bots(stack, default={}, other={"key": other.key}, broken={"key": "no key"})
@@ -326,7 +326,7 @@ def test_while_a_number_is_down_its_receipts_are_asked_for(
     """They are what can tell whether it still is."""
     sent(stack)
     table = Table(stack.aws.dynamodb, "identities")
-    DynamoDbPacing(table, clock.now).number_down("default", "131042: payment")
+    DynamoDbBotStates(table, clock.now).number_down("default", "131042: payment")
     clock.advance(6 * MINUTE)
 
     assert receipts.poll() == 1
@@ -338,7 +338,7 @@ def test_more_is_asked_than_one_page_holds(
     clock: SimulatedClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(notifier.polling, "PAGE", notifier.polling.AT_ONCE)
+    monkeypatch.setattr(poll_receipts, "PAGE", poll_receipts.CONCURRENCY)
     several(stack, 50)
     clock.advance(6 * MINUTE)
 
@@ -380,7 +380,7 @@ def test_a_question_that_fails_is_put_off_and_does_not_hold_up_the_others(
     monkeypatch: pytest.MonkeyPatch,
     fault: Json,
 ) -> None:
-    monkeypatch.setattr(notifier.polling, "AT_ONCE", 2)
+    monkeypatch.setattr(poll_receipts, "CONCURRENCY", 2)
     keys = several(stack, 3)
     stack.blip.add_fault(path="history", **fault, times=1)
     clock.advance(6 * MINUTE)
@@ -461,7 +461,7 @@ def test_no_question_is_under_way_when_the_function_returns(
     clock: SimulatedClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(notifier.polling, "KEPT_TOGETHER", 1)
+    monkeypatch.setattr(poll_receipts, "KEPT_TOGETHER", 1)
     keys = several(stack, 2)
     clock.advance(6 * MINUTE)
     raised = threading.Event()
@@ -500,7 +500,7 @@ def test_the_function_as_lambda_calls_it(
         "IDENTITIES_TABLE": "identities",
         "BOTS_SECRET_ARN": stack.aws.secret,
         "RECEIPTS_QUEUE_URL": receipts.queue_url,
-        "PENALTY_SECONDS": "120",
+        "COOLDOWN_SECONDS": "120",
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)

@@ -15,8 +15,8 @@ from boto3.dynamodb.types import TypeSerializer
 from botocore.exceptions import BotoCoreError
 
 from notifier import telemetry
-from notifier.publishing import CALL_EVENTS
-from notifier.request import ledger_key
+from notifier.domain.notification import ledger_key
+from notifier.use_cases.publish_status_events import CALL_EVENTS
 from tests.integration.receipts_stack import Json, ReceiptsStack
 
 FUNCTIONS = Path(__file__).parents[2] / "functions"

@@ -13,10 +13,10 @@ from botocore.exceptions import ClientError
 from jsonschema import Draft202012Validator, FormatChecker
 
 from notifier import telemetry
-from notifier.bots import Bot
-from notifier.records import Receipt
-from notifier.request import ledger_key
-from notifier.runtime import BatchCrashed
+from notifier.domain.bots import Bot
+from notifier.domain.notification import ledger_key
+from notifier.domain.receipts import Receipt
+from notifier.entrypoints.environment import BatchCrashed
 from tests.integration.conftest import Stack, a_request
 from tests.integration.receipts_stack import Json, ReceiptsStack, SimulatedClock, a_receipt
 
@@ -469,7 +469,7 @@ def test_no_log_holds_a_number_or_a_parameter(
     def forget(recipient: tuple[str, str]) -> None:
         raise ValueError(f"no such value: {recipient}")
 
-    monkeypatch.setattr(receipts.recorder._receipts.identities, "forget", forget)
+    monkeypatch.setattr(receipts.recorder._receipts.identities, "invalidate", forget)
     assert len(receipts.record(a_receipt(keys[6], "failed", 131_026))) == 1
 
     lines = [f"{record.getMessage()} {vars(record)}" for record in caplog.records]

@@ -11,25 +11,25 @@ import boto3
 import pytest
 from moto.sqs import models as moto_queues
 
-from functions import upkeep
-from notifier import redrive
+from functions import operations
 from notifier.aws.ledger import DynamoDbLedger
 from notifier.aws.table import Table
-from notifier.failures import Reason
-from notifier.lifecycle import Status
-from notifier.records import Claim, QueuedRequest
-from notifier.redrive import ListOrder, RedriveOrder
-from notifier.request import ledger_key
+from notifier.domain.failures import Reason
+from notifier.domain.ledger_entries import Claim
+from notifier.domain.notification import QueuedRequest, ledger_key
+from notifier.domain.status import Status
+from notifier.use_cases import redrive_failures as redrive
+from notifier.use_cases.redrive_failures import ListOrder, RedriveOrder
 from tests.fakes import a_notification
 from tests.integration.conftest import Aws, Stack, a_request
 from tests.integration.receipts_stack import Json, ReceiptsStack, SimulatedClock, a_receipt
-from tests.integration.test_upkeep import Deployed
+from tests.integration.test_operations import Deployed
 
 
 def order(stack: Stack, *, redrive: bool = True, **chosen: Any) -> Json:
     """Do what an operator asks for; the answer."""
     kind = RedriveOrder if redrive else ListOrder
-    return upkeep.redrive(Deployed(stack.aws), kind(**chosen), lambda *_: None).as_json()
+    return operations.redrive(Deployed(stack.aws), kind(**chosen), lambda *_: None).as_json()
 
 
 def fates(answer: Json) -> dict[tuple[str, str], int]:
@@ -47,7 +47,7 @@ def depth(aws: Aws, url: str) -> int:
 # --- One letter's way -----------------------------------------------------------------------------
 
 
-def test_what_was_not_delivered_goes_out_again_once_its_cause_is_mended(
+def test_what_was_not_delivered_goes_out_again_once_its_cause_is_fixed(
     stack: Stack, receipts: ReceiptsStack
 ) -> None:
     request = a_request(id="order-1", valid_until="2101-01-01T00:00:00Z")
@@ -56,7 +56,7 @@ def test_what_was_not_delivered_goes_out_again_once_its_cause_is_mended(
     receipts.record(a_receipt(key, "failed", 132_001))
 
     dry = order(stack, each=True)
-    assert fates(dry) == {("would_go", "undelivered"): 1}
+    assert fates(dry) == {("would_redrive", "undelivered"): 1}
     assert dry["letters"][0]["code"] == 132_001
     assert stack.receive() == []
 
@@ -210,7 +210,7 @@ def thousand(aws: Aws) -> list[Json]:
             if not pattern:
                 claim = ledger.claim(notification, Status.SENDING, now + 30)
                 assert isinstance(claim, Claim)
-                ledger.end(claim, Status.FAILED, reason, 132_001)
+                ledger.mark_failed(claim, Status.FAILED, reason, 132_001)
                 (pattern,) = aws.dynamodb.scan(TableName="ledger")["Items"]
             own = {
                 "key": notification.key,
@@ -254,9 +254,9 @@ def test_a_thousand_letters_and_a_redrive_that_is_killed_four_times(
 
     listed = order(stack, redrive=False)
     assert fates(listed) == {("listed", reason): 200 for reason in REASONS}
-    assert (listed["looked_at"], listed["more"], listed["hidden"]) == (1000, False, 0)
+    assert (listed["scanned"], listed["more"], listed["hidden"]) == (1000, False, 0)
     dry = order(stack, reasons=["undelivered"])
-    assert fates(dry) == {("would_go", "undelivered"): 200}
+    assert fates(dry) == {("would_redrive", "undelivered"): 200}
 
     for operation, call, after in (
         ("ReceiveMessage", 30, True),
@@ -267,7 +267,7 @@ def test_a_thousand_letters_and_a_redrive_that_is_killed_four_times(
         killer.at(operation, call, after=after)
         with pytest.raises(Death):
             order(stack, reasons=["undelivered"], dry_run=False)
-        clock.advance(redrive.HIDDEN_SECONDS)
+        clock.advance(redrive.VISIBILITY_SECONDS)
     killer.rest()
     order(stack, reasons=["undelivered"], dry_run=False)
 

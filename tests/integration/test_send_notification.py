@@ -16,11 +16,13 @@ from typing import Any
 
 import pytest
 
-from notifier import delivery, telemetry
+from notifier import telemetry
 from notifier.aws.ledger import DynamoDbLedger
-from notifier.request import ledger_key
-from notifier.runtime import BatchCrashed, SystemClock, sending
-from notifier.runtime.sending import SendNotification
+from notifier.domain.notification import ledger_key
+from notifier.entrypoints import send_notification as sending
+from notifier.entrypoints.environment import BatchCrashed, SystemClock
+from notifier.entrypoints.send_notification import SendNotification
+from notifier.use_cases.send_notification import batch as batches
 from tests.integration.conftest import Record, Stack, a_request
 from tests.local.blip import Bot, wait_until
 from tests.unit.test_envelopes import PLACEHOLDERS, SENDS, differences, documented
@@ -47,7 +49,7 @@ def log(monkeypatch: pytest.MonkeyPatch, stack: Stack) -> Iterator[io.StringIO]:
 @pytest.fixture(autouse=True)
 def no_holding_still(monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch that can do nothing waits a moment: the unit tests show it, these don't wait."""
-    monkeypatch.setattr(delivery, "HOLD_STILL_SECONDS", 0)
+    monkeypatch.setattr(batches, "HOLD_STILL_SECONDS", 0)
 
 
 class Clock:
@@ -78,7 +80,7 @@ def phone(number: int) -> str:
 
 
 def set_plan(stack: Stack, **plan: Any) -> None:
-    """Give the bot another plan, at BLiP and in the secret."""
+    """Return the bot another plan, at BLiP and in the secret."""
     stack.blip.put_bot(Bot(name="simulated", **plan))
     stack.aws.put_bots({"default": {"base_url": stack.blip.url, "key": stack.blip.key} | plan})
 
@@ -115,7 +117,7 @@ def hidden(stack: Stack) -> list[int]:
     return seconds
 
 
-def side_by_side(stack: Stack, *batches: list[Record]) -> list[str]:
+def max_threads(stack: Stack, *batches: list[Record]) -> list[str]:
     """Hand each batch to a sandbox of its own, all at once; the bodies that come back."""
     functions = [stack.sandbox() for _ in batches]
     start = threading.Barrier(len(batches))
@@ -448,7 +450,7 @@ def test_the_same_request_in_five_sandboxes_at_once(stack: Stack) -> None:
     stack.publish(*[body] * 5)
     records = stack.receive()
 
-    waiting = side_by_side(stack, *[[record] for record in records])
+    waiting = max_threads(stack, *[[record] for record in records])
 
     assert len(stack.blip.inbox()) == 1
     assert stack.blip.statistics()["lookups"] == {PHONE: 1}
@@ -467,7 +469,7 @@ def test_twenty_requests_for_one_number_in_several_sandboxes_are_one_look_up(
     stack.publish(*bodies)
     records = stack.receive()
 
-    waiting = side_by_side(stack, *[records[start::5] for start in range(5)])
+    waiting = max_threads(stack, *[records[start::5] for start in range(5)])
 
     assert stack.blip.statistics()["lookups"] == {PHONE: 1}
     again = [record for record in records if record["body"] in waiting]
@@ -615,7 +617,7 @@ def test_a_status_of_a_newer_release_is_left_alone(stack: Stack) -> None:
     assert all(30 <= seconds <= 60 for seconds in hidden(stack))
 
 
-@pytest.mark.parametrize("step", ["start_sending", "settle_sent"])
+@pytest.mark.parametrize("step", ["start_sending", "mark_sent"])
 def test_a_crash_in_one_thread_hurts_one_record(
     stack: Stack, monkeypatch: pytest.MonkeyPatch, step: str, log: io.StringIO
 ) -> None:
@@ -678,7 +680,7 @@ def test_several_sandboxes_together_keep_to_the_plan(stack: Stack) -> None:
     stack.publish(*[request(to=phone(number)) for number in range(30)])
     records = stack.receive()
 
-    assert side_by_side(stack, records[:10], records[10:20], records[20:]) == []
+    assert max_threads(stack, records[:10], records[10:20], records[20:]) == []
 
     assert len(stack.blip.inbox()) == 30
     times = [sent.at for sent in stack.blip.requests]

@@ -590,7 +590,7 @@ def test_reason_codes_can_be_wrapped_by_the_gateway(blip: Simulator, client: Cli
     assert "(#132001)" in reason["description"]
 
 
-def test_a_template_can_be_mended_at_run_time(blip: Simulator, client: Client) -> None:
+def test_a_template_can_be_fixed_at_run_time(blip: Simulator, client: Client) -> None:
     blip.know(PHONE)
     sent = content(body("a"), name="order_lost")
     client.send(content=sent)

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from notifier.request import ledger_key
-from notifier.runtime import sending
+from notifier.domain.notification import ledger_key
+from notifier.entrypoints import send_notification as sending
 from tests.integration.conftest import Record, Stack, a_request
 from tests.integration.receipts_stack import Json, ReceiptsStack, SimulatedClock, a_receipt
 
@@ -591,8 +591,8 @@ def test_who_comes_second_with_the_same_question_goes_again(
 ) -> None:
     case = lost(stack, accept=False)
     first, other = stack.functions[0], stack.sandbox()
-    ledger: Any = first._delivery._ledger
-    question = ledger.question
+    ledger: Any = first._delivery._delivery.ledger
+    question = ledger.claim_unknown
     asking: list[Any] = []
 
     def ends(*_: Any) -> None:
@@ -604,7 +604,7 @@ def test_who_comes_second_with_the_same_question_goes_again(
         return question(*standing)
 
     monkeypatch.setattr(other._delivery._blip, "history", ends)
-    monkeypatch.setattr(ledger, "question", overtaken)
+    monkeypatch.setattr(ledger, "claim_unknown", overtaken)
     clock.advance(WINDOW + 2)
 
     assert stack.handle(case.records, function=first) != []

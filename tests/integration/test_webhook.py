@@ -17,8 +17,8 @@ from botocore.exceptions import ClientError
 
 from notifier import telemetry
 from notifier.aws.webhook import WebhookSecretError
-from notifier.request import ledger_key
-from notifier.runtime.receiving import receive_receipt
+from notifier.domain.notification import ledger_key
+from notifier.entrypoints.receive_receipt import receive_receipt
 from notifier.settings import ReceiveReceiptSettings
 from tests.integration.conftest import Aws
 from tests.integration.receipts_stack import SECRET, ReceiptsStack, SimulatedClock, a_receipt

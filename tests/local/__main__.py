@@ -158,7 +158,7 @@ def _stay(stack: LocalStack, letters: DeadLetters, console: Console) -> NoReturn
 
 
 def _post(url: str, *form: str, body: str | None = None) -> str:
-    """Give a command that calls SQS: with curl, else with what is here anyway."""
+    """Return a command that calls SQS: with curl, else with what is here anyway."""
     if shutil.which("curl"):
         fields = [f"-d {field}" for field in form]
         if body:

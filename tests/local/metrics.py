@@ -130,7 +130,7 @@ class Metrics:
         )
 
     def _of_queue(self, queue: str, url: str) -> dict[str, float]:
-        """Give the depth, and how long ago the queue was empty: no message in it is older."""
+        """Return the depth, and how long ago the queue was empty: no message in it is older."""
         attributes = self._aws.sqs.get_queue_attributes(
             QueueUrl=url,
             AttributeNames=["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"],
@@ -144,7 +144,7 @@ class Metrics:
         return {VISIBLE: visible, HIDDEN: hidden, AGE: age}
 
     def _of_functions(self) -> Counter[str]:
-        """Give what the functions have measured since the last time, from their log.
+        """Return what the functions have measured since the last time, from their log.
 
         Added up, but of what an alarm looks at for its maximum that.
         """
@@ -174,7 +174,7 @@ class Metrics:
 
 
 def _names(emf: dict[str, Any]) -> Iterator[str]:
-    """Give the names of the metrics in a line of CloudWatch's embedded metric format."""
+    """Return the names of the metrics in a line of CloudWatch's embedded metric format."""
     for directive in emf["_aws"]["CloudWatchMetrics"]:
         for metric in directive["Metrics"]:
             yield metric["Name"]

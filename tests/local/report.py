@@ -21,18 +21,20 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from notifier.failures import Reason
-from notifier.lifecycle import SENT_OR_LATER, UNDELIVERED, Status
-from notifier.request import Parsed, Unusable, ledger_key, parse
+from notifier.contract.parse import Parsed, parse
+from notifier.contract.problems import InvalidRequest
+from notifier.domain.failures import Reason
+from notifier.domain.notification import ledger_key
+from notifier.domain.status import SENT_OR_LATER, UNDELIVERED, Status
 from tests.local.stack import LocalStack, StackError
 
 # What SQS itself moved to the dead letters says no reason.
 RECEIVES_EXHAUSTED = "receives_exhausted"
 
 PUBLISHERS = 4
-MOST_BATCH_BYTES = 900_000  # SQS allows a mebibyte, attributes included
-MOST_KEYS = 100  # DynamoDB's own limit
-MOST_CHUNKS = 5  # looked at in one go
+MAX_BATCH_BYTES = 900_000  # SQS allows a mebibyte, attributes included
+MAX_KEYS = 100  # DynamoDB's own limit
+MAX_CHUNKS = 5  # looked at in one go
 LETTERS_HIDDEN_SECONDS = 600
 CLOCK_SKEW_SECONDS = 5
 GIVE_UP_SECONDS = 20 * 60
@@ -86,7 +88,7 @@ class Row:
         row = cls(line, source, body)
         try:
             row.parsed = parse(row.text or "")
-        except Unusable as unusable:
+        except InvalidRequest as unusable:
             row.id, row.bot = unusable.notification_id, unusable.bot
             row.template = unusable.template
         else:
@@ -143,7 +145,7 @@ def read_rows(files: Iterable[Path]) -> list[Row]:
 
 
 def expected_reason(sample: str) -> Reason | None:
-    """Tell how a file of `events/` should end: with the reason it is named after, or delivered."""
+    """Return how a file of `events/` should end: with the reason in its name, or delivered."""
     name = Path(sample).stem.partition("-")[2].replace("-", "_")
     return Reason(name) if name in set(Reason) else None
 
@@ -198,7 +200,7 @@ class DeadLetters:
         self._held: dict[str, str] = {}
 
     def collect(self) -> list[Letter]:
-        """Give those not seen before. They stay hidden until they are given back."""
+        """Return those not seen before. They stay hidden until they are given back."""
         new = []
         while messages := self._sqs.receive_message(
             QueueUrl=self._url,
@@ -357,7 +359,7 @@ class Report:
         # Some of them at a time, and the next ones the next time.
         keys = deque(dict.fromkeys(row.key for row in waiting if row.key is not None))
         keys.rotate(-(self._looked_at % max(1, len(keys))))
-        chunks = list(islice(batched(keys, MOST_KEYS, strict=False), MOST_CHUNKS))
+        chunks = list(islice(batched(keys, MAX_KEYS, strict=False), MAX_CHUNKS))
         for chunk in chunks:
             for item in self._items(chunk):
                 self._read_item(item)
@@ -463,7 +465,7 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
     batch: list[Row] = []
     size = 0
     for row in rows:
-        if batch and (len(batch) == 10 or size + len(row.body) > MOST_BATCH_BYTES):
+        if batch and (len(batch) == 10 or size + len(row.body) > MAX_BATCH_BYTES):
             yield batch
             batch, size = [], 0
         batch.append(row)

@@ -98,7 +98,7 @@ def _by_dimensions(evaluate: types.FunctionType) -> Callable[[dict[str, Any]], N
 # How often a batch that is not full is looked at again while its window is open.
 LOOK_SECONDS = 0.05
 # How many records are looked at for a batch, as of AWS's GetRecords.
-MOST_RECORDS = 1000
+MAX_RECORDS = 1000
 
 
 def _poll_streams() -> bool:
@@ -162,7 +162,7 @@ def _batch(mapping: Json, table: str, position: int) -> tuple[dict[int, Json], i
     """Return the next records that the filter lets through, by position, and where they end."""
     batch: dict[int, Json] = {}
     end = max(position, dynamodb.stream_start_position(table))
-    for record in dynamodb.stream_records_since(table, end, MOST_RECORDS):
+    for record in dynamodb.stream_records_since(table, end, MAX_RECORDS):
         if len(batch) >= mapping["BatchSize"]:
             break
         if lambda_svc._apply_filter_criteria([record], mapping):

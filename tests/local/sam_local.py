@@ -82,7 +82,7 @@ def main() -> int:
 
 
 def _as_deployed(template: dict[str, Any], aws: Aws, gateway: str) -> dict[str, Any]:
-    """Give a built template in CloudFormation's own words, with what deployed functions were told.
+    """Return a built template in CloudFormation's words, with what deployed functions get.
 
     In SAM's words `sam local start-api` looks for SAM's kind of API only.
     """
@@ -117,7 +117,7 @@ def _as_deployed(template: dict[str, Any], aws: Aws, gateway: str) -> dict[str, 
 
 
 def _as_told(function: str, aws: Aws, gateway: str) -> dict[str, Any]:
-    """Give what the deployed function was told, in a form that holds inside a container."""
+    """Return what the deployed function was told, in a form that holds inside a container."""
     detail = aws.stacks.describe_stack_resource(StackName=STACK, LogicalResourceId=function)
     deployed = aws.functions.get_function_configuration(
         FunctionName=detail["StackResourceDetail"]["PhysicalResourceId"]

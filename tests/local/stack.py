@@ -27,7 +27,7 @@ import botocore.session
 import yaml
 from botocore.config import Config
 
-from notifier.bots import BrokenBot, parse_bots
+from notifier.domain.bots import InvalidBot, parse_bots
 from tests.local.blip import Bot, Simulator
 from tests.local.metrics import Metrics, fit_for_ministack
 
@@ -82,7 +82,7 @@ def wait_until[T](
 
 
 def tail(log: Path, lines: int = 25) -> str:
-    """Give the end of a log, for a message to a person."""
+    """Return the end of a log, for a message to a person."""
     text = log.read_text(errors="replace") if log.exists() else ""
     return "\n".join(f"  | {line}" for line in text.splitlines()[-lines:])
 
@@ -313,7 +313,7 @@ class LocalStack:
         return Metrics(self.aws, self.name, self.template, self.resources, log)
 
     def ringing(self) -> dict[str, str]:
-        """Give the alarms that ring, by logical id, each with its description."""
+        """Return the alarms that ring, by logical id, each with its description."""
         alarms = self.aws.cloudwatch.describe_alarms(StateValue="ALARM")["MetricAlarms"]
         logical = {physical: name for name, physical in self.resources.items()}
         return {
@@ -380,7 +380,7 @@ class LocalStack:
         self.identities_table = self.resources["IdentitiesTable"]
 
     def _send_receipts_here(self, simulator: Simulator) -> None:
-        """Tell the simulator where receipts go, as the portal is told where there is a real BLiP.
+        """Return the simulator where receipts go, as the portal is told where there is a real BLiP.
 
         ministack has no name of its own for each API: it goes by the host header.
         """
@@ -413,7 +413,7 @@ class LocalStack:
                     )
 
     def _finish_mappings(self) -> None:
-        """Give the mappings their limits as numbers.
+        """Return the mappings their limits as numbers.
 
         ministack's CloudFormation hands on a parameter as the text that it came in, and its poller
         then fails on it for good.
@@ -427,14 +427,14 @@ class LocalStack:
 
 
 def _checked(secret: str) -> tuple[str, ...]:
-    """Give the names of the bots in a secret.
+    """Return the names of the bots in a secret.
 
     Raises:
         StackError: an address or a key that was given for a bot cannot be used.
     """
     bots = parse_bots(secret)
     for bot in bots.values():
-        if isinstance(bot, BrokenBot):
+        if isinstance(bot, InvalidBot):
             raise StackError(f"--blip and --key cannot be used: {bot.problem}")
     return tuple(bots)
 
@@ -445,7 +445,7 @@ def _architecture() -> str:
 
 @contextlib.contextmanager
 def _built(architecture: str, home: Path, tell: Callable[[str], None]) -> Iterator[Path]:
-    """Give the template as built and made fit for a local AWS; nobody builds meanwhile.
+    """Return the template as built and made fit for a local AWS; nobody builds meanwhile.
 
     Not in `.aws-sam/build`, where `sam deploy` to the real AWS would find it.
     """
@@ -472,7 +472,7 @@ def _built(architecture: str, home: Path, tell: Callable[[str], None]) -> Iterat
 
 
 def _sources(architecture: str) -> str:
-    """Tell one state of everything that goes into the build from another."""
+    """Return one state of everything that goes into the build from another."""
     digest = hashlib.sha256(architecture.encode())
     local = Path(__file__).parent
     files = [ROOT / "template.yaml", ROOT / "uv.lock", local / "stack.py", local / "metrics.py"]
@@ -565,7 +565,7 @@ def require_free(port: int) -> None:
 
 
 def free_ports(count: int) -> int:
-    """Give the first of some neighbouring ports on which nothing listens now."""
+    """Return the first of some neighbouring ports on which nothing listens now."""
     while True:
         # Below those that calls out are given: nobody takes one before it is listened on.
         base = random.randrange(20_000, 32_000)

@@ -23,9 +23,9 @@ RULES: list[Rule] = []
 REGION = "sa-east-1"
 # A name that CloudFormation makes up is as long as the stack's name, the logical id, and thirteen
 # characters; an ARN or a URL has account, region and service around it.
-LONGEST_REFERENCE = 256
+MAX_REFERENCE = 256
 # CloudFormation, "Parameters": a value has at most 4,096 bytes.
-LONGEST_PARAMETER = 4096
+MAX_PARAMETER = 4096
 # The indexes of the tables of deployed stacks. Add an index here when every stack has it.
 DEPLOYED_INDEXES = {"LedgerTable": {"polls"}, "IdentitiesTable": set[str]()}
 STATEFUL = [
@@ -64,15 +64,15 @@ def size(template: Template, node: Any) -> int:
                 return len(str(definition["MaxValue"]))
             if "AllowedValues" in definition:
                 return max(len(str(value)) for value in definition["AllowedValues"])
-            return int(definition.get("MaxLength", LONGEST_PARAMETER))
+            return int(definition.get("MaxLength", MAX_PARAMETER))
         case {"Fn::Split": [_, {"Ref": str(name)} as value]}:
             # Quotes around each, and of an account IAM makes `arn:aws:iam::123456789012:root`.
             accounts = _most_items(template.source["Parameters"][name])
             return size(template, value) + 31 * accounts + 3 * (size(template, value) // 30)
         case {"Fn::Sub": str(text)}:
-            return len(re.sub(r"\$\{[^}]*\}", "x" * LONGEST_REFERENCE, text))
+            return len(re.sub(r"\$\{[^}]*\}", "x" * MAX_REFERENCE, text))
         case {"Ref": _} | {"Fn::GetAtt": _}:
-            return LONGEST_REFERENCE
+            return MAX_REFERENCE
         case dict():
             return 2 + sum(len(name) + 4 + size(template, value) for name, value in node.items())
         case list():
@@ -157,14 +157,14 @@ def _most_items(definition: Json) -> int:
     """Return how many account numbers a parameter's pattern lets through."""
     accounts = itertools.takewhile(
         lambda n: re.fullmatch(definition["AllowedPattern"], ",".join(["123456789012"] * n)),
-        range(1, LONGEST_PARAMETER // 13 + 1),
+        range(1, MAX_PARAMETER // 13 + 1),
     )
     return max(accounts, default=0)
 
 
 @rule
 def queues_are_within_their_bounds(template: Template) -> Iterator[str]:
-    """Visibility 0 to 43,200 s, retention 60 to 1,209,600 s, 1,048,576 bytes, 1,000 receives.
+    """Visibility 0 to 43,200 s, retention 60 to 1,209,600 s, 1,048,576 bytes, 1,000 receive_count.
 
     SetQueueAttributes in SQS's API Reference; maxReceiveCount in its Developer Guide,
     sqs-dead-letter-queues.html.
@@ -179,9 +179,9 @@ def queues_are_within_their_bounds(template: Template) -> Iterator[str]:
         for attribute, (low, high) in bounds.items():
             if attribute in queue and not low <= number(template, queue[attribute]) <= high:
                 yield f"{name}.{attribute} is {number(template, queue[attribute])}"
-        receives = queue.get("RedrivePolicy", {}).get("maxReceiveCount", 1)
-        if not 1 <= number(template, receives) <= 1000:
-            yield f"{name}.maxReceiveCount is {receives}"
+        receive_count = queue.get("RedrivePolicy", {}).get("maxReceiveCount", 1)
+        if not 1 <= number(template, receive_count) <= 1000:
+            yield f"{name}.maxReceiveCount is {receive_count}"
 
 
 @rule

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from notifier import telemetry
-from notifier.delivery import LONGEST_PATIENCE_SECONDS, Outcome
-from notifier.receipts import Effect
+from notifier.use_cases.record_receipt import ReceiptOutcome
+from notifier.use_cases.send_notification.outcomes import Outcome
+from notifier.use_cases.send_notification.waits import MAX_JITTER_SECONDS
 from tests.template.transformed import ROOT, Template
 
 ALARMS = [
@@ -22,7 +23,7 @@ ALARMS = [
     "WebhookAlarm",
     "ReceiptsDeadLettersAlarm",
     "BotShutAlarm",
-    "PenaltiesAlarm",
+    "CooldownsAlarm",
     "CrashesAlarm",
     "BotMisconfiguredAlarm",
     "UnknownOutcomesAlarm",
@@ -233,7 +234,7 @@ def test_requests_that_wait_are_noticed_for_as_long_as_they_do(template: Templat
         {"Ref": "OldestRequestAlarmSeconds"},
     )
     assert alarm["DatapointsToAlarm"] == 1
-    assert alarm["EvaluationPeriods"] * alarm["Period"] >= LONGEST_PATIENCE_SECONDS
+    assert alarm["EvaluationPeriods"] * alarm["Period"] >= MAX_JITTER_SECONDS
 
 
 def test_status_events_that_are_late_are_noticed_long_before_they_are_lost(
@@ -271,7 +272,7 @@ def test_receipts_that_are_asked_for_too_late_are_noticed(template: Template) ->
 @pytest.mark.parametrize(
     ("alarm", "outcome"),
     [
-        ("BotShutAlarm", Outcome.BOT_SHUT),
+        ("BotShutAlarm", Outcome.BREAKER_OPEN),
         ("BotMisconfiguredAlarm", Outcome.MISCONFIGURED),
         ("UnknownOutcomesAlarm", Outcome.UNKNOWN),
         ("CrashesAlarm", Outcome.CRASHED),
@@ -297,7 +298,7 @@ def test_the_dashboard_shows_every_outcome_and_every_function(template: Template
 
     for outcome in {*Outcome} - {Outcome.SETTLED, Outcome.DENIED, Outcome.UNSETTLED}:
         assert f'"{outcome}"' in shown
-    for effect in Effect:
+    for effect in ReceiptOutcome:
         assert f'"{effect}"' in shown
     for function in template.resources("AWS::Lambda::Function"):
         graphs = 3  # duration, errors, throttles

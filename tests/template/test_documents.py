@@ -4,10 +4,10 @@ import re
 
 import pytest
 
-from notifier.delivery import Outcome
-from notifier.failures import Reason
-from notifier.lifecycle import SENT_OR_LATER, UNDELIVERED
-from notifier.receipts import Effect
+from notifier.domain.failures import Reason
+from notifier.domain.status import SENT_OR_LATER, UNDELIVERED
+from notifier.use_cases.record_receipt import ReceiptOutcome
+from notifier.use_cases.send_notification.outcomes import Outcome
 from tests.template.transformed import ROOT, Template, load
 
 RUNBOOK = (ROOT / "functions/README.md").read_text(encoding="utf-8")
@@ -26,7 +26,7 @@ def metrics() -> set[str]:
         "receipts_polled",
         "receipts_late",
     } <= written_out
-    return written_out | {*map(str, Outcome), *map(str, Effect)}
+    return written_out | {*map(str, Outcome), *map(str, ReceiptOutcome)}
 
 
 @pytest.mark.parametrize("name", load().source["Parameters"])

@@ -8,9 +8,7 @@ import pytest
 
 from notifier import telemetry
 from notifier.aws.outbox import PUBLISHABLE
-from notifier.delivery import CALL_SECONDS, SETTLE_SECONDS
-from notifier.forgetting import HIDDEN_SECONDS
-from notifier.lifecycle import Status
+from notifier.domain.status import Status
 from notifier.settings import (
     ForgetRecipientSettings,
     GetNotificationSettings,
@@ -21,6 +19,8 @@ from notifier.settings import (
     SendNotificationSettings,
     read,
 )
+from notifier.use_cases.forget_recipient import VISIBILITY_SECONDS
+from notifier.use_cases.send_notification.round import CALL_SECONDS, SETTLE_SECONDS
 from tests.template.transformed import ROOT, Template, load, logical_id
 
 SETTINGS: dict[str, Any] = {
@@ -264,7 +264,7 @@ def test_what_an_operator_invokes_answers_before_sam_gives_up_and_invokes_again(
 
 
 def test_a_letter_is_hidden_for_longer_than_a_run_can_take(template: Template) -> None:
-    assert template.properties("ForgetRecipientFunction")["Timeout"] < HIDDEN_SECONDS
+    assert template.properties("ForgetRecipientFunction")["Timeout"] < VISIBILITY_SECONDS
 
 
 def test_another_release_publishes_another_version_of_every_function() -> None:

@@ -26,7 +26,7 @@ DEFAULTS = {
     "MaxWaitSeconds": 604800,
     "MaximumConcurrency": 5,
     "OldestRequestAlarmSeconds": 1800,
-    "PenaltySeconds": 120,
+    "CooldownSeconds": 120,
     "ProducerAccounts": "",
     "PublishAllReceipts": "false",
     "PublisherArns": "",
@@ -37,7 +37,7 @@ parameter = pytest.mark.parametrize("name", [*DEFAULTS, "AllowedRecipients"])
 
 
 def accepts(definition: dict[str, Any], value: str) -> bool:
-    """Tell whether CloudFormation would take the value."""
+    """Return whether CloudFormation would take the value."""
     if "AllowedValues" in definition:
         return value in map(str, definition["AllowedValues"])
     if definition["Type"] == "Number":

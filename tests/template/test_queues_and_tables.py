@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from notifier.aws.queues import MOST_FAILURE_BYTES
-from notifier.request import MAX_BODY_BYTES
+from notifier.aws.queues import MAX_FAILURE_BYTES
+from notifier.contract.parse import MAX_BODY_BYTES
 from tests.template.transformed import Template, as_list, logical_id
 
 FOURTEEN_DAYS = 14 * 24 * 3600
@@ -145,7 +145,7 @@ def test_a_dead_letter_has_room_for_its_attributes(template: Template) -> None:
 def test_a_dead_letter_of_the_largest_body_can_be_put_back_with_its_attributes(
     template: Template,
 ) -> None:
-    largest = MAX_BODY_BYTES + MOST_FAILURE_BYTES + 2048
+    largest = MAX_BODY_BYTES + MAX_FAILURE_BYTES + 2048
 
     assert template.properties("RequestsQueue")["MaximumMessageSize"] >= largest
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from notifier.bots import PLACEHOLDER, Bot, BrokenBot, parse_bots
+from notifier.domain.bots import PLACEHOLDER, Bot, InvalidBot, parse_bots
 from tests.template.transformed import ROOT, Template, mentions
 
 EXPECTED = {
@@ -83,7 +83,7 @@ def test_the_bots_placeholder_is_refused_by_name(template: Template) -> None:
     bots = parse_bots(template.properties("BotsSecret")["SecretString"])
 
     assert list(bots) == ["default"]
-    assert isinstance(bots["default"], BrokenBot)
+    assert isinstance(bots["default"], InvalidBot)
     assert "key: is still the placeholder" in bots["default"].problem
 
 
@@ -94,7 +94,7 @@ def test_the_bots_placeholder_is_accepted_with_key_and_namespace_filled_in(
     assert secret["default"]["key"] == f"Key {PLACEHOLDER}"
 
     secret["default"]["key"] = "Key Ym90OnNlY3JldA=="
-    assert isinstance(parse_bots(json.dumps(secret))["default"], BrokenBot)
+    assert isinstance(parse_bots(json.dumps(secret))["default"], InvalidBot)
     secret["default"]["namespace"] = "c8e7b1d4_5f2a"
 
     assert isinstance(parse_bots(json.dumps(secret))["default"], Bot)

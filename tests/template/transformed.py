@@ -24,7 +24,7 @@ class Template:
     parameters: dict[str, str]
 
     def resources(self, type_: str) -> dict[str, dict[str, Any]]:
-        """Give the resources of a type by their logical ids."""
+        """Return the resources of a type by their logical ids."""
         return {
             logical_id: resource
             for logical_id, resource in self.transformed["Resources"].items()
@@ -36,7 +36,7 @@ class Template:
         return properties
 
     def as_deployed(self) -> dict[str, Any]:
-        """Give the transformed template with parameters set and conditions decided."""
+        """Return the transformed template with parameters set and conditions decided."""
         resources = {
             name: resource
             for name, resource in self.transformed["Resources"].items()

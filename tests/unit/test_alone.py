@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
-from notifier.bots import Bot
-from notifier.delivery import Outcome
-from notifier.records import BotState, Plan, Reservation
-from notifier.turn import Turn
+from notifier.domain.bot_state import BotState, Plan, Reservation
+from notifier.domain.bots import Bot
+from notifier.use_cases.send_notification.outcomes import Outcome
+from notifier.use_cases.send_notification.round import Round
 from tests.fakes import KEY, Clock, Sandbox, World, a_request
 
 NUMBER = "+5531988887777"
@@ -40,34 +40,34 @@ def reserved_before_claimed(world: World) -> Callable[[], bool]:
 
 
 def test_slot_of_one_known_recipient_is_reserved_ahead(world: World, sandbox: Sandbox) -> None:
-    ahead, before = reserved_before_claimed(world), len(sandbox.pacing.reservations)
+    ahead, before = reserved_before_claimed(world), len(sandbox.bot_states.reservations)
 
-    (verdict,) = sandbox.deliver(a_request(to=NUMBER))
+    (result,) = sandbox.deliver(a_request(to=NUMBER))
 
-    assert verdict.outcome is Outcome.SENT
+    assert result.outcome is Outcome.SENT
     assert ahead()
-    assert sandbox.pacing.reservations[before:] == [("default", "messages", 1)]
+    assert sandbox.bot_states.reservations[before:] == [("default", "messages", 1)]
 
 
 @pytest.mark.parametrize("why", ["new", "two", "again", "busy", "cold"])
 def test_slot_that_may_not_be_used_at_once_is_not_reserved_ahead(
     world: World, sandbox: Sandbox, why: str
 ) -> None:
-    records = [world.queued(a_request(to=NUMBER), receives=2 if why == "again" else 1)]
+    records = [world.queued(a_request(to=NUMBER), receive_count=2 if why == "again" else 1)]
     if why == "new":
         records = [world.queued(a_request(to="+5531933334444"))]
     if why == "two":
         world.know("+5531933334444")
         records.append(world.queued(a_request(id="other", to="+5531933334444")))
     if why == "busy":
-        sandbox.pacing.reserve(BOT, "messages", 20, 1, share=0.9)
+        sandbox.bot_states.reserve(BOT, "messages", 20, 1, share=0.9)
     if why == "cold":
         world.blip.taken.clear()
     ahead = reserved_before_claimed(world)
 
-    verdicts = sandbox.deliver(*records)
+    results = sandbox.deliver(*records)
 
-    assert {verdict.outcome for verdict in verdicts} == {Outcome.SENT}
+    assert {result.outcome for result in results} == {Outcome.SENT}
     assert not ahead()
 
 
@@ -81,7 +81,7 @@ def test_failure_of_a_reservation_ahead_shows_when_the_slot_is_taken() -> None:
 
     tried: list[Plan] = []
     clock = Clock()
-    turn = Turn(clock.now() + 30, {"default": BotState()}, reserve, clock)
+    turn = Round(clock.now() + 30, {"default": BotState()}, reserve, clock)
 
     turn.reserve_ahead(BOT)
     turn.wait_for_slot(BOT, "messages", known=True, after=1)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from notifier.bots import Bot, BotsSecretError, BrokenBot, parse_bots
+from notifier.domain.bots import Bot, BotsSecretError, InvalidBot, parse_bots
 from tests.fakes import KEY
 
 PLACEHOLDER = json.dumps(
@@ -32,7 +32,7 @@ def the_bot(**entry: Any) -> Bot:
 
 def the_problem(**entry: Any) -> str:
     bot = parse_bots(json.dumps({"default": {"key": KEY} | entry}))["default"]
-    assert isinstance(bot, BrokenBot), bot
+    assert isinstance(bot, InvalidBot), bot
     return bot.problem
 
 
@@ -88,7 +88,7 @@ def test_every_identifier_and_secret_make_a_key(identifier: str, secret: str) ->
 def test_the_deploy_s_placeholder_is_refused_by_name() -> None:
     bot = parse_bots(PLACEHOLDER)["default"]
 
-    assert isinstance(bot, BrokenBot)
+    assert isinstance(bot, InvalidBot)
     assert bot.problem == (
         "bot default: its entry in the bots' secret is wrong: "
         "key: is still the placeholder: put the bot's key from BLiP's portal here; "
@@ -181,7 +181,7 @@ def test_a_plan_is_a_finite_number(member: str, number: str) -> None:
 def test_a_name_that_no_request_can_use_is_told_so(name: str) -> None:
     (bot,) = parse_bots(json.dumps({name: {"key": KEY}})).values()
 
-    assert isinstance(bot, BrokenBot)
+    assert isinstance(bot, InvalidBot)
     assert "name:" in bot.problem
 
 
@@ -189,7 +189,7 @@ def test_a_name_that_no_request_can_use_is_told_so(name: str) -> None:
 def test_an_entry_that_is_no_object_is_told_so(entry: Any) -> None:
     bot = parse_bots(json.dumps({"default": entry}))["default"]
 
-    assert bot == BrokenBot(
+    assert bot == InvalidBot(
         "default", "bot default: its entry in the bots' secret is not a JSON object"
     )
 
@@ -198,8 +198,8 @@ def test_a_broken_bot_does_no_harm_to_the_others() -> None:
     bots = parse_bots(json.dumps({"good": {"key": KEY}, "bad": {"key": "REPLACE_ME"}, "ugly": 7}))
 
     assert isinstance(bots["good"], Bot)
-    assert isinstance(bots["bad"], BrokenBot)
-    assert isinstance(bots["ugly"], BrokenBot)
+    assert isinstance(bots["bad"], InvalidBot)
+    assert isinstance(bots["ugly"], InvalidBot)
 
 
 @pytest.mark.parametrize("secret", ["", "REPLACE_ME", "[]", "null", "7", '"text"', "{", '{"a":}'])

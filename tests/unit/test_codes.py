@@ -10,8 +10,9 @@ import httpx
 import pytest
 
 from notifier.blip.client import BlipClient
-from notifier.bots import Bot
-from notifier.failures import (
+from notifier.contract.request import Template
+from notifier.domain.bots import Bot
+from notifier.domain.failures import (
     Failure,
     Misconfigured,
     Reason,
@@ -20,7 +21,6 @@ from notifier.failures import (
     Transient,
     Unknown,
 )
-from notifier.request import Template
 from tests.fakes import KEY
 
 BOT = Bot(name="default", base_url="http://127.0.0.1", key=KEY)

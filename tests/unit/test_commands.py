@@ -17,8 +17,8 @@ import pytest
 from rich.console import Console
 
 from functions import __main__ as commands
-from functions import upkeep
-from notifier.redrive import ListOrder, RedriveOrder
+from functions import operations
+from notifier.use_cases.redrive_failures import ListOrder, RedriveOrder
 from tests.local import stack as local
 
 # A SAM CLI that notes what it is asked, and answers what the test has written down.
@@ -89,7 +89,7 @@ class Letters:
 @pytest.fixture
 def letters(monkeypatch: pytest.MonkeyPatch) -> Letters:
     letters = Letters(answer())
-    monkeypatch.setattr(upkeep, "redrive", letters.redrive)
+    monkeypatch.setattr(operations, "redrive", letters.redrive)
     return letters
 
 
@@ -127,7 +127,7 @@ def group(fate: str = "listed", **changes: Any) -> dict[str, Any]:
 
 
 def answer(*groups: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    found = {"looked_at": sum(each["count"] for each in groups), "hidden": 0, "more": False}
+    found = {"scanned": sum(each["count"] for each in groups), "hidden": 0, "more": False}
     return found | {"groups": list(groups)} | changes
 
 
@@ -321,7 +321,7 @@ def test_an_age_that_is_none_is_refused(
 
 def test_a_dry_run_says_that_it_is_one(letters: Letters, run: Run) -> None:
     refused = group("refused", reason="expired", count=2, why="it has expired")
-    letters.answer = answer(group("would_go"), refused)
+    letters.answer = answer(group("would_redrive"), refused)
 
     code, text = run("redrive")
 
@@ -395,12 +395,12 @@ def test_publishing_again_tells_how_far_it_is_and_where_to_continue(
 ) -> None:
     asked: list[tuple[float, str | None]] = []
 
-    def republish(_: Any, since: float, after: str | None) -> Iterator[upkeep.Republished]:
+    def republish(_: Any, since: float, after: str | None) -> Iterator[operations.Republished]:
         asked.append((since, after))
-        yield upkeep.Republished(100, 230, (), "key-100")
-        yield upkeep.Republished(150, 340, ("key-120",))
+        yield operations.Republished(100, 230, (), "key-100")
+        yield operations.Republished(150, 340, ("key-120",))
 
-    monkeypatch.setattr(upkeep, "republish", republish)
+    monkeypatch.setattr(operations, "republish", republish)
 
     code, text = run("republish", "2026-11-26T00:00:00Z")
 
@@ -430,7 +430,7 @@ def test_what_aws_refuses_is_said_in_a_line(run: Run) -> None:
         return SimpleNamespace(as_json=lambda: answer(group("not_taken")))
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(upkeep, "redrive", refused)
+        patched.setattr(operations, "redrive", refused)
         code, text = run("redrive", "--execute")
 
     assert code == 1
@@ -449,13 +449,13 @@ def rotation(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
         "others_with_the_old_one": ["shop"],
     }
 
-    def rotate(stack: Any, bot: str, *, leaked: bool) -> upkeep.Rotation:
+    def rotate(stack: Any, bot: str, *, leaked: bool) -> operations.Rotation:
         assert (stack.name, bot) == ("blip-notifier", "clinic")
         assert leaked == (values["previous_until"] is None)
-        return upkeep.Rotation(**values)
+        return operations.Rotation(**values)
 
     values |= changes
-    monkeypatch.setattr(upkeep, "rotate_webhook", rotate)
+    monkeypatch.setattr(operations, "rotate_webhook", rotate)
 
 
 def test_a_rotation_says_what_to_enter_and_until_when(

@@ -17,12 +17,16 @@ from jsonschema.validators import validator_for
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from pydantic import BaseModel
 
-from notifier import request
 from notifier.aws.events import detail
-from notifier.failures import Reason
-from notifier.lifecycle import Status
-from notifier.records import StatusEvent
-from notifier.request import NotificationRequest, Unusable, parse
+from notifier.contract import request
+from notifier.contract.parse import _unwrapped as unwrapped_body
+from notifier.contract.parse import parse
+from notifier.contract.problems import InvalidRequest
+from notifier.contract.request import NotificationRequest
+from notifier.domain.failures import Reason
+from notifier.domain.notification import ledger_key
+from notifier.domain.status import Status
+from notifier.domain.status_events import StatusEvent
 from tests import schemas
 
 type Json = dict[str, Any]
@@ -103,7 +107,7 @@ def test_the_examples_in_the_schema_keep_to_it() -> None:
 
 @pytest.mark.parametrize("name", USABLE)
 def test_usable_samples_parse_and_keep_to_the_schema(name: str) -> None:
-    unwrapped = request._unwrapped(SAMPLES[name])
+    unwrapped = unwrapped_body(SAMPLES[name])
     REQUEST_VALIDATOR.validate(unwrapped)
     assert (unwrapped != json.loads(SAMPLES[name])) == (name in WRAPPED)
     parsed = parse(SAMPLES[name]).request
@@ -112,13 +116,13 @@ def test_usable_samples_parse_and_keep_to_the_schema(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "reason"), UNUSABLE.items())
 def test_unusable_samples_are_refused(name: str, reason: Reason) -> None:
-    with pytest.raises(Unusable) as refused:
+    with pytest.raises(InvalidRequest) as refused:
         parse(SAMPLES[name])
     assert refused.value.reason is reason
 
 
 def test_the_invalid_sample_breaks_several_fields_and_the_schema() -> None:
-    with pytest.raises(Unusable) as refused:
+    with pytest.raises(InvalidRequest) as refused:
         parse(SAMPLES["41-invalid.json"])
     assert [error.field for error in refused.value.fields] == [
         "to",
@@ -216,7 +220,7 @@ def test_any_text_that_parses_keeps_to_the_schema(text: str, place: str) -> None
             content[place] = text
     try:
         parse(json.dumps(content))
-    except Unusable:
+    except InvalidRequest:
         return
     REQUEST_VALIDATOR.validate(content)
 
@@ -258,7 +262,7 @@ def test_the_schema_finds_what_parse_refuses(path: tuple[str, ...], value: objec
     for step in path[:-1]:
         target = target[step]
     target[path[-1]] = value
-    with pytest.raises(Unusable):
+    with pytest.raises(InvalidRequest):
         parse(json.dumps(content))
     assert not REQUEST_VALIDATOR.is_valid(content)
 
@@ -316,7 +320,7 @@ def event(**changes: object) -> Json:
 def test_what_is_told_keeps_to_its_schema(
     status: Status, reason: Reason | None, generation: int
 ) -> None:
-    key = request.ledger_key("default", "order-981")
+    key = ledger_key("default", "order-981")
     told = StatusEvent(key, "order-981", "default", status, generation, 1.5, reason, {"a": "b"})
     ended = status in {"failed", "rejected", "expired"}
     inward = status in {"claimed", "sending", "retrying", "unknown"}

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from notifier.aws.ledger import DynamoDbLedger
-from notifier.bots import Bot
-from notifier.delivery import Outcome, Verdict
-from notifier.failures import (
+from notifier.domain.bot_state import Reservation
+from notifier.domain.bots import Bot
+from notifier.domain.failures import (
     Failure,
     Misconfigured,
     Reason,
@@ -28,9 +28,12 @@ from notifier.failures import (
     Transient,
     Unknown,
 )
-from notifier.lifecycle import Status
-from notifier.records import ClaimLost, Control, LookUpLease, Receipt, Reservation
-from notifier.request import ledger_key
+from notifier.domain.ledger_entries import ClaimLost, Control
+from notifier.domain.notification import ledger_key
+from notifier.domain.receipts import Receipt
+from notifier.domain.recipients import LookUpLease
+from notifier.domain.status import Status
+from notifier.use_cases.send_notification.outcomes import Outcome, Result
 from tests.fakes import (
     KEY,
     OTHER_KEY,
@@ -74,8 +77,8 @@ def request(**changes: Any) -> Request:
     return a_request(**{"template": template} | changes)
 
 
-def outcome(verdict: Verdict) -> str:
-    return verdict.outcome.value
+def outcome(result: Result) -> str:
+    return result.outcome.value
 
 
 def key_of(body: Mapping[str, Any]) -> str:
@@ -98,10 +101,10 @@ def test_a_known_recipient_is_written_to_at_once(world: World) -> None:
     world.know(PHONE)
     body = request()
 
-    (verdict,) = world.sandbox().deliver(body)
+    (result,) = world.sandbox().deliver(body)
 
-    assert outcome(verdict) == "sent"
-    assert verdict.come_back_in is None
+    assert outcome(result) == "sent"
+    assert result.retry_in is None
     (sent,) = world.blip.sent
     assert sent.message_id == key_of(body)
     assert sent.identity == identity_of(PHONE)
@@ -241,18 +244,18 @@ def test_a_request_that_comes_again_is_a_duplicate(world: World) -> None:
     body = request()
     world.sandbox().deliver(body)
 
-    (verdict,) = world.sandbox().deliver(body)
+    (result,) = world.sandbox().deliver(body)
 
-    assert (outcome(verdict), verdict.come_back_in) == ("duplicate", None)
+    assert (outcome(result), result.retry_in) == ("duplicate", None)
     assert len(world.blip.sent) == 1
 
 
 def test_the_same_request_five_times_in_one_batch_is_sent_once(world: World) -> None:
     body = request()
 
-    verdicts = world.sandbox().deliver(*[body] * 5)
+    results = world.sandbox().deliver(*[body] * 5)
 
-    assert sorted(map(outcome, verdicts)) == ["duplicate"] * 4 + ["sent"]
+    assert sorted(map(outcome, results)) == ["duplicate"] * 4 + ["sent"]
     assert len(world.blip.sent) == 1
 
 
@@ -260,17 +263,17 @@ def test_the_same_json_in_another_order_is_the_same_request(world: World) -> Non
     body = request()
     reordered = dict(reversed(body.items()))
 
-    verdicts = world.sandbox().deliver(body, reordered)
+    results = world.sandbox().deliver(body, reordered)
 
-    assert sorted(map(outcome, verdicts)) == ["duplicate", "sent"]
+    assert sorted(map(outcome, results)) == ["duplicate", "sent"]
 
 
 def test_two_requests_for_one_person_are_one_look_up_and_two_sends(world: World) -> None:
     first, second = request(), request()
 
-    verdicts = world.sandbox().deliver(first, second)
+    results = world.sandbox().deliver(first, second)
 
-    assert list(map(outcome, verdicts)) == ["sent", "sent"]
+    assert list(map(outcome, results)) == ["sent", "sent"]
     assert world.blip.look_ups == [PHONE]
 
 
@@ -283,9 +286,9 @@ def test_what_another_sandbox_is_working_on_comes_back_when_its_lease_ends(world
     world.blip.before_look_up = meanwhile
     world.sandbox(uniform=min).deliver(body, seconds=30)
 
-    (verdict,) = found
-    assert outcome(verdict) == "put_off"
-    assert verdict.come_back_in == pytest.approx(30, abs=3)
+    (result,) = found
+    assert outcome(result) == "retry_later"
+    assert result.retry_in == pytest.approx(30, abs=3)
     assert len(world.blip.sent) == 1
     assert world.entry(body)["attempts"] == 1
 
@@ -296,9 +299,9 @@ def test_other_content_under_the_same_id_is_a_dead_letter_and_harms_nobody(world
     other = body | {"to": OTHER_PHONE}
     before = world.entry(body)
 
-    (verdict,) = world.sandbox().deliver(other)
+    (result,) = world.sandbox().deliver(other)
 
-    assert (outcome(verdict), verdict.reason) == ("dead_letter", Reason.ID_CONFLICT)
+    assert (outcome(result), result.reason) == ("dead_letter", Reason.ID_CONFLICT)
     (letter,) = world.dead_letters.letters
     assert '"+5511988887777"' in letter.body
     assert (letter.reason, letter.bot, letter.notification_id, letter.generation) == (
@@ -330,9 +333,9 @@ def test_a_redrive_is_the_next_generation_and_another_message(world: World) -> N
     body = request()
     rejected(world, body)
 
-    (verdict,) = world.sandbox().deliver(world.queued(body, generation=1))
+    (result,) = world.sandbox().deliver(world.queued(body, generation=1))
 
-    assert outcome(verdict) == "sent"
+    assert outcome(result) == "sent"
     assert world.blip.taken[0].message_id == f"{key_of(body)}:2"
     entry = world.entry(body)
     assert (entry["status"], entry["generation"]) == ("sent", 2)
@@ -342,9 +345,9 @@ def test_a_redrive_may_bring_other_content(world: World) -> None:
     body = request()
     rejected(world, body)
 
-    (verdict,) = world.sandbox().deliver(world.queued(body | {"to": OTHER_PHONE}, generation=1))
+    (result,) = world.sandbox().deliver(world.queued(body | {"to": OTHER_PHONE}, generation=1))
 
-    assert outcome(verdict) == "sent"
+    assert outcome(result) == "sent"
     assert world.blip.taken[0].identity == identity_of(OTHER_PHONE)
 
 
@@ -352,9 +355,9 @@ def test_what_failed_is_not_sent_for_a_mere_repetition(world: World) -> None:
     body = request()
     rejected(world, body)
 
-    (verdict,) = world.sandbox().deliver(body)
+    (result,) = world.sandbox().deliver(body)
 
-    assert outcome(verdict) == "duplicate"
+    assert outcome(result) == "duplicate"
     assert world.blip.taken == []
     assert len(ends(world)) == 1
 
@@ -364,9 +367,9 @@ def test_two_redrives_of_one_failure_are_one_send(world: World) -> None:
     rejected(world, body)
     redriven = world.queued(body, generation=1)
 
-    verdicts = world.sandbox().deliver(redriven, world.queued(body, generation=1))
+    results = world.sandbox().deliver(redriven, world.queued(body, generation=1))
 
-    assert sorted(map(outcome, verdicts)) == ["duplicate", "sent"]
+    assert sorted(map(outcome, results)) == ["duplicate", "sent"]
 
 
 def test_a_claim_that_was_lost_between_look_up_and_send_sends_nothing(world: World) -> None:
@@ -381,9 +384,9 @@ def test_a_claim_that_was_lost_between_look_up_and_send_sends_nothing(world: Wor
         assert outcome(meanwhile) == "sent"
 
     world.blip.before_look_up = freeze
-    (verdict,) = slow.deliver(body)
+    (result,) = slow.deliver(body)
 
-    assert outcome(verdict) == "put_off"
+    assert outcome(result) == "retry_later"
     assert len(world.blip.sent) == 1
     assert world.entry(body)["status"] == "sent"
 
@@ -402,9 +405,9 @@ def test_a_claim_that_was_lost_between_look_up_and_send_sends_nothing(world: Wor
     ],
 )
 def test_what_cannot_be_understood_is_a_dead_letter(world: World, body: str, reason: str) -> None:
-    (verdict,) = world.sandbox().deliver(body)
+    (result,) = world.sandbox().deliver(body)
 
-    assert (outcome(verdict), verdict.come_back_in) == ("dead_letter", None)
+    assert (outcome(result), result.retry_in) == ("dead_letter", None)
     (letter,) = world.dead_letters.letters
     assert (letter.body, letter.reason.value) == (body, reason)
     assert letter.generation is None
@@ -427,9 +430,9 @@ def test_an_invalid_request_with_a_readable_id_is_told_to_upstream(world: World)
 def test_a_broken_request_does_no_harm_to_its_neighbours(world: World) -> None:
     good = [request(to=f"+55119888877{n:02}") for n in range(4)]
 
-    verdicts = world.sandbox().deliver("x", good[0], "{}", good[1], good[2], "[]", good[3])
+    results = world.sandbox().deliver("x", good[0], "{}", good[1], good[2], "[]", good[3])
 
-    assert list(map(outcome, verdicts)) == [
+    assert list(map(outcome, results)) == [
         *("dead_letter", "sent", "dead_letter", "sent"),
         *("sent", "dead_letter", "sent"),
     ]
@@ -438,9 +441,9 @@ def test_a_broken_request_does_no_harm_to_its_neighbours(world: World) -> None:
 def test_too_late_is_a_dead_letter(world: World) -> None:
     body = request(valid_until=at(world.clock.now()))
 
-    (verdict,) = world.sandbox().deliver(body)
+    (result,) = world.sandbox().deliver(body)
 
-    assert verdict.reason is Reason.EXPIRED
+    assert result.reason is Reason.EXPIRED
     assert world.entry(body)["status"] == "expired"
     assert world.blip.look_ups == []
     assert world.blip.sent == []
@@ -465,9 +468,9 @@ def test_what_gets_too_late_while_it_waits_for_its_slot_is_not_sent(world: World
     in_time = request()
     late = request(to=OTHER_PHONE, valid_until=at(world.clock.now() + 1))
 
-    _, verdict = world.sandbox().deliver(in_time, late)
+    _, result = world.sandbox().deliver(in_time, late)
 
-    assert verdict.reason is Reason.EXPIRED
+    assert result.reason is Reason.EXPIRED
     assert [sent.message_id for sent in world.blip.sent] == [key_of(in_time)]
 
 
@@ -492,9 +495,9 @@ def test_a_stage_writes_to_nobody_who_is_not_allowed(
     stranger, looked_up = request(), request(to="+5531999990000")
     tester = request(to=OTHER_PHONE)
 
-    verdicts = stage.deliver(stranger, looked_up, tester)
+    results = stage.deliver(stranger, looked_up, tester)
 
-    assert [outcome(verdict) for verdict in verdicts] == ["dead_letter", "dead_letter", "sent"]
+    assert [outcome(result) for result in results] == ["dead_letter", "dead_letter", "sent"]
     assert sorted(ends(world)) == sorted(
         [("not_allowed", stranger["id"]), ("not_allowed", looked_up["id"])]
     )
@@ -528,9 +531,9 @@ def test_what_waits_for_a_bot_that_does_not_work_does_not_wait_for_ever(
     world.blip.before_ping = always(lambda: Transient("nothing"))
     match still:
         case "paused":
-            sandbox.pacing.pause("default")
+            sandbox.bot_states.pause("default")
         case "broken":
-            sandbox.pacing.open_breaker("default", "nothing works")
+            sandbox.bot_states.open_breaker("default", "nothing works")
         case _:
             world.bots = {"default": {"key": "Key REPLACE_ME"}}
     old, young, late = request(), request(), request(valid_until=at(world.clock.now() - 1))
@@ -540,7 +543,7 @@ def test_what_waits_for_a_bot_that_does_not_work_does_not_wait_for_ever(
     )
 
     assert (outcome(gone), outcome(expired)) == ("dead_letter", "dead_letter")
-    assert waits.come_back_in is not None
+    assert waits.retry_in is not None
     assert sorted(ends(world)) == sorted([("waited_too_long", old["id"]), ("expired", late["id"])])
     assert world.entry(young) == {}
     assert (world.blip.look_ups, world.blip.sent) == ([], [])
@@ -574,26 +577,26 @@ def test_a_redriven_conflict_does_not_take_the_others_place(world: World) -> Non
     again = sandbox.deliver(world.queued(other, generation=conflict.generation))
     sent = sandbox.deliver(world.queued(first, generation=rejected.generation))
 
-    assert [outcome(verdict) for verdict in (*again, *sent)] == ["dead_letter", "sent"]
+    assert [outcome(result) for result in (*again, *sent)] == ["dead_letter", "sent"]
 
 
 def test_a_key_that_stays_wrong_is_told_as_such(world: World) -> None:
     sandbox = world.sandbox()
-    sandbox.pacing.open_breaker("default", "a wrong key")
+    sandbox.bot_states.open_breaker("default", "a wrong key")
     world.blip.before_ping = always(lambda: Misconfigured("HTTP 401", code=13))
 
-    (verdict,) = sandbox.deliver(request())
+    (result,) = sandbox.deliver(request())
 
-    assert outcome(verdict) == "misconfigured"
-    assert verdict.come_back_in is not None
+    assert outcome(result) == "misconfigured"
+    assert result.retry_in is not None
 
 
 def test_a_bot_that_nobody_knows_is_a_dead_letter(world: World) -> None:
     body = request(bot="clinic")
 
-    (verdict,) = world.sandbox().deliver(body)
+    (result,) = world.sandbox().deliver(body)
 
-    assert verdict.reason is Reason.UNKNOWN_BOT
+    assert result.reason is Reason.UNKNOWN_BOT
     (letter,) = world.dead_letters.letters
     assert (letter.bot, letter.generation) == ("clinic", 1)
     assert "'clinic'" in letter.failure["detail"]
@@ -606,9 +609,9 @@ def test_a_bot_that_was_added_a_moment_ago_is_found(world: World) -> None:
     world.bots["clinic"] = {"key": OTHER_KEY}
     world.clock.advance(11)
 
-    (verdict,) = sandbox.deliver(request(bot="clinic"))
+    (result,) = sandbox.deliver(request(bot="clinic"))
 
-    assert outcome(verdict) == "sent"
+    assert outcome(result) == "sent"
     assert sandbox.secrets.fetches == 2
 
 
@@ -617,8 +620,8 @@ def test_a_number_that_is_none_is_a_dead_letter_and_remembered(world: World) -> 
     first, second = request(), request()
 
     for body in (first, second):
-        (verdict,) = world.sandbox().deliver(body)
-        assert verdict.reason is Reason.NOT_A_PHONE_NUMBER
+        (result,) = world.sandbox().deliver(body)
+        assert result.reason is Reason.NOT_A_PHONE_NUMBER
         assert world.entry(body)["status"] == "rejected"
 
     assert world.blip.look_ups == [PHONE]
@@ -628,17 +631,17 @@ def test_a_number_that_is_none_is_a_dead_letter_and_remembered(world: World) -> 
         assert letter.failure["phase"] == "look-up"
 
     world.clock.advance(DAY)
-    (verdict,) = world.sandbox().deliver(request())
-    assert outcome(verdict) == "sent"
+    (result,) = world.sandbox().deliver(request())
+    assert outcome(result) == "sent"
 
 
 def test_a_refused_message_is_a_dead_letter_at_once(world: World) -> None:
     world.blip.before_send = raises(Rejected(Reason.REJECTED, "no such template", code=21))
     body = request()
 
-    (verdict,) = world.sandbox().deliver(body)
+    (result,) = world.sandbox().deliver(body)
 
-    assert (outcome(verdict), verdict.come_back_in) == ("dead_letter", None)
+    assert (outcome(result), result.retry_in) == ("dead_letter", None)
     (letter,) = world.dead_letters.letters
     assert letter.reason is Reason.REJECTED
     assert letter.failure == {
@@ -685,15 +688,15 @@ def test_a_dead_letter_that_cannot_be_put_loses_nothing(world: World) -> None:
             raise failures.pop()
 
     world.dead_letters.before_put = put
-    (verdict,) = world.sandbox().deliver(body)
-    assert outcome(verdict) == "crashed"
-    assert verdict.come_back_in is not None
-    assert 30 <= verdict.come_back_in <= 60
+    (result,) = world.sandbox().deliver(body)
+    assert outcome(result) == "crashed"
+    assert result.retry_in is not None
+    assert 30 <= result.retry_in <= 60
     assert world.events.told == []
 
-    world.clock.advance(verdict.come_back_in)
-    (verdict,) = world.sandbox().deliver(body)
-    assert verdict.reason is Reason.EXPIRED
+    world.clock.advance(result.retry_in)
+    (result,) = world.sandbox().deliver(body)
+    assert result.reason is Reason.EXPIRED
     assert ends(world) == [("expired", body["id"])]
 
 
@@ -711,7 +714,7 @@ def fail(world: World, stage: str, failure: Callable[[], Exception]) -> None:
     setattr(world.blip, stage, strike)
 
 
-def mend(world: World) -> None:
+def fix(world: World) -> None:
     for stage in STAGES:
         setattr(world.blip, stage, lambda _: None)
 
@@ -721,15 +724,15 @@ def test_a_passing_failure_is_tried_again(world: World, stage: str) -> None:
     fail(world, stage, lambda: Transient("busy", code=51))
     body, sandbox = request(), world.sandbox()
 
-    (verdict,) = sandbox.deliver(body)
+    (result,) = sandbox.deliver(body)
 
-    assert outcome(verdict) == "retrying"
+    assert outcome(result) == "retrying"
     entry = world.entry(body)
     assert (entry["status"], entry["attempts"]) == ("retrying", 1)
     assert "token" not in entry
-    mend(world)
-    (verdict,) = sandbox.deliver(body)
-    assert outcome(verdict) == "sent"
+    fix(world)
+    (result,) = sandbox.deliver(body)
+    assert outcome(result) == "sent"
     # The identity's lease was given back, too.
     assert len(world.blip.look_ups) == (2 if stage == "before_look_up" else 1)
 
@@ -750,8 +753,8 @@ def test_the_wait_grows_exponentially_with_full_jitter_up_to_a_quarter_of_an_hou
     for _ in expected:
         world.clock.advance(900)
         world.identities_table.items.pop("bot:default", None)  # the breaker is another matter
-        (verdict,) = world.sandbox(uniform=uniform).deliver(body)
-        waits.append(verdict.come_back_in)
+        (result,) = world.sandbox(uniform=uniform).deliver(body)
+        waits.append(result.retry_in)
 
     assert waits == expected
 
@@ -761,11 +764,11 @@ def test_the_last_attempt_ends_in_a_dead_letter(world: World) -> None:
     body = request()
 
     for _ in range(2):
-        (verdict,) = world.sandbox(max_attempts=3).deliver(body)
-        assert outcome(verdict) == "retrying"
-    (verdict,) = world.sandbox(max_attempts=3).deliver(body)
+        (result,) = world.sandbox(max_attempts=3).deliver(body)
+        assert outcome(result) == "retrying"
+    (result,) = world.sandbox(max_attempts=3).deliver(body)
 
-    assert verdict.reason is Reason.RETRIES_EXHAUSTED
+    assert result.reason is Reason.RETRIES_EXHAUSTED
     (letter,) = world.dead_letters.letters
     assert letter.failure["attempts"] == 3
     assert letter.failure["code"] == 503
@@ -778,22 +781,22 @@ def test_a_redrive_has_all_its_attempts_before_it(world: World) -> None:
     body = request()
     world.sandbox(max_attempts=1).deliver(body)
 
-    (verdict,) = world.sandbox(max_attempts=2).deliver(world.queued(body, generation=1))
+    (result,) = world.sandbox(max_attempts=2).deliver(world.queued(body, generation=1))
 
-    assert outcome(verdict) == "retrying"
+    assert outcome(result) == "retrying"
 
 
 def test_what_is_valid_for_a_moment_comes_back_when_that_ends(world: World) -> None:
     fail(world, "before_send", lambda: Transient("busy"))
     body = request(valid_until=at(world.clock.now() + 3))
 
-    (verdict,) = world.sandbox().deliver(body)
-    assert outcome(verdict) == "retrying"
-    assert verdict.come_back_in == pytest.approx(3, abs=0.5)
+    (result,) = world.sandbox().deliver(body)
+    assert outcome(result) == "retrying"
+    assert result.retry_in == pytest.approx(3, abs=0.5)
 
     world.clock.advance(3)
-    (verdict,) = world.sandbox().deliver(body)
-    assert verdict.reason is Reason.EXPIRED
+    (result,) = world.sandbox().deliver(body)
+    assert result.reason is Reason.EXPIRED
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -804,24 +807,24 @@ def test_a_throttled_bot_is_shut_for_everybody(
     fail(world, stage, lambda: Throttled("slowly", code=34, retry_after_seconds=retry_after))
     bodies = [request(to=f"+55119888877{n:02}") for n in range(5)]
 
-    verdicts = world.sandbox(uniform=min).deliver(*bodies)
+    results = world.sandbox(uniform=min).deliver(*bodies)
 
     # One was over the plan; the others of the batch were not even tried.
     asked = world.blip.look_ups if stage == "before_look_up" else world.blip.sent
     assert len(asked) == 1
-    assert sorted(map(outcome, verdicts)) == ["in_penalty"] * 4 + ["throttled"]
-    assert all(verdict.come_back_in == pytest.approx(seconds, abs=1) for verdict in verdicts)
+    assert sorted(map(outcome, results)) == ["cooling_down"] * 4 + ["throttled"]
+    assert all(result.retry_in == pytest.approx(seconds, abs=1) for result in results)
     for body in bodies:
         assert world.entry(body)["attempts"] == 0
         assert world.entry(body)["status"] == "retrying"
 
     # Another sandbox, another notification: not even claimed.
-    mend(world)
+    fix(world)
     later = request()
     world.clock.advance(seconds - 1)
-    (verdict,) = world.sandbox(uniform=min).deliver(later)
-    assert outcome(verdict) == "in_penalty"
-    assert verdict.come_back_in == pytest.approx(1, abs=0.5)
+    (result,) = world.sandbox(uniform=min).deliver(later)
+    assert outcome(result) == "cooling_down"
+    assert result.retry_in == pytest.approx(1, abs=0.5)
     assert world.entry(later) == {}
 
     world.clock.advance(2)
@@ -846,13 +849,13 @@ def test_waiting_for_a_penalty_is_no_attempt(world: World) -> None:
     body = request()
 
     for _ in range(30):
-        (verdict,) = world.sandbox(max_attempts=2).deliver(body)
-        assert outcome(verdict) == "throttled"
+        (result,) = world.sandbox(max_attempts=2).deliver(body)
+        assert outcome(result) == "throttled"
         world.clock.advance(200)
 
-    mend(world)
-    (verdict,) = world.sandbox(max_attempts=2).deliver(body)
-    assert outcome(verdict) == "sent"
+    fix(world)
+    (result,) = world.sandbox(max_attempts=2).deliver(body)
+    assert outcome(result) == "sent"
 
 
 # --- A bot that is not well -----------------------------------------------------------------------
@@ -872,9 +875,9 @@ def test_a_rotated_key_is_picked_up_on_the_way(world: World, stage: str) -> None
     setattr(world.blip, stage, wrong_key)
     world.blip.before_send = wrong_key
 
-    (verdict,) = sandbox.deliver(request())
+    (result,) = sandbox.deliver(request())
 
-    assert outcome(verdict) == "sent"
+    assert outcome(result) == "sent"
     assert world.blip.taken[0].bot.key == OTHER_KEY
     assert sandbox.secrets.fetches == 2
 
@@ -886,32 +889,32 @@ def test_a_wrong_key_stops_the_bot_and_its_requests_wait(world: World, stage: st
     sandbox = world.sandbox(uniform=min)
     bodies = [request(to=f"+55119888877{n:02}") for n in range(5)]
 
-    verdicts = sandbox.deliver(*bodies)
+    results = sandbox.deliver(*bodies)
 
     asked = world.blip.look_ups if stage == "before_look_up" else world.blip.sent
     assert len(asked) == 1
-    assert all(outcome(verdict) in {"misconfigured", "bot_shut"} for verdict in verdicts)
-    assert all(verdict.come_back_in == 600 for verdict in verdicts)
+    assert all(outcome(result) in {"misconfigured", "breaker_open"} for result in results)
+    assert all(result.retry_in == 600 for result in results)
     assert ends(world) == []
     assert all(world.entry(body)["attempts"] == 0 for body in bodies)
 
     # Hours later it is the same; nothing is claimed, looked up or sent, nothing dead-lettered.
     for _ in range(20):
         world.clock.advance(700)
-        (verdict,) = world.sandbox().deliver(request())
-        assert outcome(verdict) == "misconfigured"
-        assert verdict.come_back_in is not None
-        assert 600 <= verdict.come_back_in <= 900
+        (result,) = world.sandbox().deliver(request())
+        assert outcome(result) == "misconfigured"
+        assert result.retry_in is not None
+        assert 600 <= result.retry_in <= 900
     assert len(world.blip.sent) <= 1
     assert ends(world) == []
 
-    # Somebody mends the key.
+    # Somebody fixes the key.
     world.bots = {"default": {"key": OTHER_KEY}}
     world.clock.advance(700)
     for _ in range(2):
-        verdicts = sandbox.deliver(*bodies)
+        results = sandbox.deliver(*bodies)
         world.clock.advance(700)
-    assert {outcome(verdict) for verdict in verdicts} <= {"sent", "duplicate"}
+    assert {outcome(result) for result in results} <= {"sent", "duplicate"}
     assert len(world.blip.taken) == 5
 
 
@@ -925,9 +928,9 @@ def test_a_secret_that_breaks_when_it_is_needed_most_stops_the_bot(world: World)
     world.blip.before_send = world.blip.before_ping = wrong_key
     body = request()
 
-    (verdict,) = sandbox.deliver(body)
+    (result,) = sandbox.deliver(body)
 
-    assert outcome(verdict) == "misconfigured"
+    assert outcome(result) == "misconfigured"
     assert world.entry(body)["status"] == "retrying"
 
 
@@ -948,15 +951,15 @@ def test_a_bot_that_cannot_be_used_lets_its_requests_wait(world: World, bots: An
     world.bots = bots
     body = request()
 
-    (verdict,) = world.sandbox().deliver(body)
+    (result,) = world.sandbox().deliver(body)
 
-    assert verdict.come_back_in is not None
-    assert 600 <= verdict.come_back_in <= 900
+    assert result.retry_in is not None
+    assert 600 <= result.retry_in <= 900
     assert world.entry(body) == {}
     assert ends(world) == []
 
     world.bots = {"default": {"key": KEY}}
-    world.clock.advance(verdict.come_back_in)
+    world.clock.advance(result.retry_in)
     assert outcome(world.sandbox().deliver(body)[0]) == "sent"
 
 
@@ -965,7 +968,7 @@ def test_a_bot_that_cannot_be_used_does_no_harm_to_the_others(world: World) -> N
 
     first, second = world.sandbox().deliver(request(), request(bot="clinic"))
 
-    assert first.come_back_in is not None
+    assert first.retry_in is not None
     assert outcome(second) == "sent"
 
 
@@ -985,9 +988,9 @@ def test_a_batch_that_can_do_nothing_holds_still_for_a_moment(world: World) -> N
 def five_failures(world: World, failure: Callable[[], Failure]) -> None:
     fail(world, "before_send", failure)
     for number in range(5):
-        (verdict,) = world.sandbox().deliver(request(to=f"+55119888877{number:02}"))
-        assert outcome(verdict) in {"retrying", "unknown"}
-    mend(world)
+        (result,) = world.sandbox().deliver(request(to=f"+55119888877{number:02}"))
+        assert outcome(result) in {"retrying", "unknown"}
+    fix(world)
 
 
 @pytest.mark.parametrize("failure", [Transient, Unknown])
@@ -998,8 +1001,8 @@ def test_five_notifications_in_a_row_without_an_answer_stop_the_bot(
     asked = len(world.blip.look_ups), len(world.blip.sent)
     body = request()
 
-    (verdict,) = world.sandbox().deliver(body)  # the probe
-    assert outcome(verdict) == "sent"
+    (result,) = world.sandbox().deliver(body)  # the probe
+    assert outcome(result) == "sent"
     assert world.blip.pings == 1
     assert outcome(world.sandbox().deliver(request())[0]) == "sent"
     assert world.blip.pings == 1
@@ -1015,8 +1018,8 @@ def test_while_the_probe_is_not_answered_nothing_is_claimed_looked_up_or_sent(
     bodies = [request() for _ in range(3)]
 
     for _ in range(3):
-        verdicts = world.sandbox().deliver(*bodies)
-        assert {outcome(verdict) for verdict in verdicts} == {"bot_shut"}
+        results = world.sandbox().deliver(*bodies)
+        assert {outcome(result) for result in results} == {"breaker_open"}
         world.clock.advance(31)
 
     assert world.blip.pings == 3
@@ -1034,9 +1037,9 @@ def test_a_secret_that_breaks_while_the_bot_is_probed_leaves_the_breaker_open(
     world.clock.advance(11)
     world.blip.before_ping = wrong_key
 
-    (verdict,) = sandbox.deliver(request())
+    (result,) = sandbox.deliver(request())
 
-    assert outcome(verdict) == "misconfigured"
+    assert outcome(result) == "misconfigured"
     assert world.blip.pings == 1
 
 
@@ -1044,9 +1047,9 @@ def test_one_notification_goes_through_with_a_probe(world: World) -> None:
     five_failures(world, lambda: Transient("nothing"))
     bodies = [request(to=f"+55119777766{n:02}") for n in range(4)]
 
-    verdicts = world.sandbox().deliver(*bodies)
+    results = world.sandbox().deliver(*bodies)
 
-    assert sorted(map(outcome, verdicts)) == ["bot_shut"] * 3 + ["sent"]
+    assert sorted(map(outcome, results)) == ["breaker_open"] * 3 + ["sent"]
     assert {outcome(v) for v in world.sandbox().deliver(*bodies)} == {"sent", "duplicate"}
 
 
@@ -1054,11 +1057,11 @@ def test_what_was_under_way_when_the_breaker_opened_does_not_close_it(world: Wor
     fail(world, "before_send", lambda: Transient("nothing"))
     world.sandbox().deliver(request())  # so that an answer is worth a write
     sandbox = world.sandbox()
-    world.blip.before_send = lambda _: sandbox.pacing.number_down("default", "payment")
+    world.blip.before_send = lambda _: sandbox.bot_states.number_down("default", "payment")
 
-    (verdict,) = sandbox.deliver(request())
+    (result,) = sandbox.deliver(request())
 
-    assert outcome(verdict) == "sent"
+    assert outcome(result) == "sent"
     item = world.identities_table.get("bot:default")
     assert (item["broken"], "tried_at" in item) == ("payment", False)
 
@@ -1068,28 +1071,28 @@ def test_a_probe_that_crashes_hurts_its_bot_only(
 ) -> None:
     world.bots = {name: {"key": KEY} for name in ("default", "clinic")}
     sandbox = world.sandbox()
-    sandbox.pacing.open_breaker("default", "nothing works")
+    sandbox.bot_states.open_breaker("default", "nothing works")
 
     def crash(_: str) -> bool:
         raise ConnectionError
 
-    monkeypatch.setattr(sandbox.pacing, "probe", crash)
+    monkeypatch.setattr(sandbox.bot_states, "probe", crash)
 
-    verdicts = sandbox.deliver(request(), request(bot="clinic"))
+    results = sandbox.deliver(request(), request(bot="clinic"))
 
-    assert sorted(map(outcome, verdicts)) == ["bot_shut", "sent"]
+    assert sorted(map(outcome, results)) == ["breaker_open", "sent"]
     assert world.blip.pings == 0
 
 
 def test_a_refusal_is_no_sign_that_a_number_delivers_again(world: World) -> None:
     world.blip.before_look_up = always(lambda: Rejected(Reason.NOT_A_PHONE_NUMBER, "no", code=61))
     sandbox = world.sandbox()
-    sandbox.pacing.number_down("default", "payment")
+    sandbox.bot_states.number_down("default", "payment")
 
     for number in range(3):
         world.clock.advance(601)
-        (verdict,) = sandbox.deliver(request(to=f"+55119777766{number:02}"))
-        assert outcome(verdict) == "dead_letter"
+        (result,) = sandbox.deliver(request(to=f"+55119777766{number:02}"))
+        assert outcome(result) == "dead_letter"
 
     item = world.identities_table.get("bot:default")
     assert (item["broken"], "tried_at" in item) == ("payment", False)
@@ -1104,7 +1107,7 @@ def test_nobody_is_looked_up_while_a_number_is_down(
 
     def just_before(*arguments: Any) -> Any:
         found = read(*arguments)
-        sandbox.pacing.number_down("default", "payment")
+        sandbox.bot_states.number_down("default", "payment")
         return found
 
     monkeypatch.setattr(sandbox.identities, "read", just_before)
@@ -1129,41 +1132,41 @@ def test_bots_that_hang_keep_no_other_waiting(world: World) -> None:
     with ThreadPoolExecutor(8) as threads:
         sandbox = world.sandbox(threads=threads)
         for name in names[:2]:
-            sandbox.pacing.open_breaker(name, "nothing works")
+            sandbox.bot_states.open_breaker(name, "nothing works")
 
-        verdicts = sandbox.deliver(*[request(bot=name) for name in names])
+        results = sandbox.deliver(*[request(bot=name) for name in names])
 
-    assert sorted(map(outcome, verdicts)) == ["bot_shut", "bot_shut", "sent"]
+    assert sorted(map(outcome, results)) == ["breaker_open", "breaker_open", "sent"]
     assert waited == [True, True]
 
 
 def test_a_paused_bot_sends_nothing_until_it_is_resumed(world: World) -> None:
     world.bots = {name: {"key": KEY} for name in ("default", "clinic")}
     sandbox = world.sandbox()
-    sandbox.pacing.pause("default")
+    sandbox.bot_states.pause("default")
     body, other = request(), request(bot="clinic")
 
     paused, sent = sandbox.deliver(body, other)
 
     assert (outcome(paused), outcome(sent)) == ("paused", "sent")
-    assert paused.come_back_in is not None
-    assert paused.come_back_in >= 600
+    assert paused.retry_in is not None
+    assert paused.retry_in >= 600
     assert world.entry(body) == {}
     assert world.blip.look_ups == [PHONE]
 
-    sandbox.pacing.resume("default")
+    sandbox.bot_states.resume("default")
     assert outcome(sandbox.deliver(body)[0]) == "sent"
     assert world.entry(body)["attempts"] == 1
 
 
 def test_what_is_paused_in_the_middle_of_a_batch_goes_no_further(world: World) -> None:
     sandbox = world.sandbox()
-    world.blip.before_look_up = lambda _: sandbox.pacing.pause("default")
+    world.blip.before_look_up = lambda _: sandbox.bot_states.pause("default")
     body = request()
 
-    (verdict,) = sandbox.deliver(body)
+    (result,) = sandbox.deliver(body)
 
-    assert outcome(verdict) == "paused"
+    assert outcome(result) == "paused"
     assert world.blip.sent == []
     assert world.entry(body)["status"] == "retrying"
 
@@ -1172,8 +1175,8 @@ def test_one_notification_that_fails_five_times_stops_nobody(world: World) -> No
     fail(world, "before_send", lambda: Transient("nothing"))
     body = request()
     for _ in range(6):
-        (verdict,) = world.sandbox().deliver(body)
-        assert outcome(verdict) == "retrying"
+        (result,) = world.sandbox().deliver(body)
+        assert outcome(result) == "retrying"
 
 
 def test_an_answer_in_between_starts_the_count_anew(world: World) -> None:
@@ -1181,7 +1184,7 @@ def test_an_answer_in_between_starts_the_count_anew(world: World) -> None:
         fail(world, "before_send", lambda: Transient("nothing"))
         for _ in range(4):
             assert outcome(world.sandbox().deliver(request())[0]) == "retrying"
-        mend(world)
+        fix(world)
         assert outcome(world.sandbox().deliver(request())[0]) == "sent"
     assert world.blip.pings == 0
 
@@ -1219,9 +1222,9 @@ def test_a_crash_hides_no_answer_that_another_notification_got(world: World) -> 
     world.identities_table.items["bot:default"] = {"failing": {"a", "b", "c", "d"}}
     world.blip.before_send = raises(RuntimeError("nobody foresaw it"))
 
-    verdicts = world.sandbox().deliver(request(), request(to=OTHER_PHONE))
+    results = world.sandbox().deliver(request(), request(to=OTHER_PHONE))
 
-    assert list(map(outcome, verdicts)) == ["crashed", "sent"]
+    assert list(map(outcome, results)) == ["crashed", "sent"]
     assert "failing" not in world.identities_table.get("bot:default")
 
 
@@ -1230,17 +1233,17 @@ def test_with_too_little_time_left_nothing_is_claimed_and_all_comes_back_at_once
 ) -> None:
     bodies = [request() for _ in range(5)]
 
-    verdicts = world.sandbox().deliver(*bodies, seconds=11.9)
+    results = world.sandbox().deliver(*bodies, seconds=11.9)
 
-    assert [(outcome(v), v.come_back_in) for v in verdicts] == [("put_off", 0)] * 5
+    assert [(outcome(v), v.retry_in) for v in results] == [("retry_later", 0)] * 5
     assert world.ledger_table.writes == 0
     assert world.blip.look_ups == []
 
 
 def test_what_is_broken_is_a_dead_letter_also_with_little_time_left(world: World) -> None:
-    (verdict,) = world.sandbox().deliver("not JSON", seconds=1)
+    (result,) = world.sandbox().deliver("not JSON", seconds=1)
 
-    assert outcome(verdict) == "dead_letter"
+    assert outcome(result) == "dead_letter"
 
 
 def test_nobody_is_looked_up_who_could_not_be_written_to_afterwards(world: World) -> None:
@@ -1250,7 +1253,7 @@ def test_nobody_is_looked_up_who_could_not_be_written_to_afterwards(world: World
 
     first, second = world.sandbox().deliver(unknown, known, seconds=20)
 
-    assert (outcome(first), first.come_back_in) == ("put_off", 0)
+    assert (outcome(first), first.retry_in) == ("retry_later", 0)
     assert outcome(second) == "sent"
     assert world.blip.look_ups == []
     entry = world.entry(unknown)
@@ -1267,10 +1270,10 @@ def test_slow_neighbours_leave_no_send_that_could_be_cut_off(world: World) -> No
     world.blip.call_seconds = 9.5
     bodies = [request(to=f"+551198888770{number}") for number in range(6)]
 
-    verdicts = world.sandbox().deliver(*bodies, seconds=30)
+    results = world.sandbox().deliver(*bodies, seconds=30)
 
-    assert list(map(outcome, verdicts)) == ["sent", "sent", *["put_off"] * 4]
-    assert all(v.come_back_in == pytest.approx(0, abs=1) for v in verdicts[2:])
+    assert list(map(outcome, results)) == ["sent", "sent", *["retry_later"] * 4]
+    assert all(v.retry_in == pytest.approx(0, abs=1) for v in results[2:])
     assert all(world.entry(body)["attempts"] == 0 for body in bodies[2:])
     assert world.clock.now() - world.blip.sent[-1].at <= 12
 
@@ -1282,14 +1285,14 @@ def test_a_batch_keeps_to_the_plan(world: World) -> None:
         world.know(body["to"])
     sandbox = world.sandbox()
 
-    verdicts = sandbox.deliver(*bodies)
+    results = sandbox.deliver(*bodies)
 
-    assert set(map(outcome, verdicts)) == {"sent"}
+    assert set(map(outcome, results)) == {"sent"}
     times = [sent.at for sent in world.blip.sent]
     assert max(sum(first <= at < first + 1 for at in times) for first in times) <= 20
     assert times[-1] - times[0] < 30 / 20 + 0.2
     # One reservation for the whole batch.
-    assert sandbox.pacing.reservations == [("default", "messages", 30)]
+    assert sandbox.bot_states.reservations == [("default", "messages", 30)]
 
 
 @pytest.mark.parametrize("answered_in", [0.02, 0.04, 0.1, 0.7])
@@ -1301,17 +1304,17 @@ def test_slots_whose_reservation_takes_long_let_everybody_send_and_not_at_once(
     for body in bodies:
         world.know(body["to"])
     sandbox = world.sandbox()
-    reserve = sandbox.pacing.reserve
+    reserve = sandbox.bot_states.reserve
 
     def slowly(*args: Any, **kwargs: Any) -> Reservation:
         reservation = reserve(*args, **kwargs)
         world.clock.sleep(answered_in)
         return reservation
 
-    monkeypatch.setattr(sandbox.pacing, "reserve", slowly)
-    verdicts = sandbox.deliver(*bodies)
+    monkeypatch.setattr(sandbox.bot_states, "reserve", slowly)
+    results = sandbox.deliver(*bodies)
 
-    assert set(map(outcome, verdicts)) == {"sent"}
+    assert set(map(outcome, results)) == {"sent"}
     times = [sent.at for sent in world.blip.sent]
     assert max(sum(first <= at < first + 0.5 for at in times) for first in times) <= 11
     assert min(later - earlier for earlier, later in pairwise(times)) > 0
@@ -1335,7 +1338,10 @@ def test_the_look_ups_of_a_batch_reserve_together_and_so_do_the_sends_after_them
 
     sandbox.deliver(*[request(to=f"+55119888877{n:02}") for n in range(2)])
 
-    assert sandbox.pacing.reservations == [("default", "commands", 2), ("default", "messages", 2)]
+    assert sandbox.bot_states.reservations == [
+        ("default", "commands", 2),
+        ("default", "messages", 2),
+    ]
 
 
 def test_a_bot_without_a_slot_soon_lets_its_requests_wait_unclaimed(world: World) -> None:
@@ -1347,10 +1353,10 @@ def test_a_bot_without_a_slot_soon_lets_its_requests_wait_unclaimed(world: World
     first.deliver(*bodies[:6])
     world.clock.advance(-5)  # as if the two had started together
 
-    verdicts = second.deliver(*bodies[6:])
+    results = second.deliver(*bodies[6:])
 
-    assert set(map(outcome, verdicts)) == {"put_off"}
-    waits = [verdict.come_back_in for verdict in verdicts]
+    assert set(map(outcome, results)) == {"retry_later"}
+    waits = [result.retry_in for result in results]
     assert all(wait is not None and 5 < wait < 7 for wait in waits)
     assert all(world.entry(body) == {} for body in bodies[6:])
 
@@ -1385,9 +1391,9 @@ def test_what_another_sandbox_is_looking_up_is_waited_for(world: World) -> None:
             world.know(PHONE)
 
     clock.happens = learn
-    (verdict,) = world.sandbox().deliver(request())
+    (result,) = world.sandbox().deliver(request())
 
-    assert outcome(verdict) == "sent"
+    assert outcome(result) == "sent"
     assert world.blip.look_ups == []
 
 
@@ -1415,11 +1421,11 @@ def test_what_another_sandbox_looks_up_for_too_long_comes_back(world: World) -> 
     other.lease(("default", PHONE), 22)
     started, body = world.clock.now(), request()
 
-    (verdict,) = world.sandbox().deliver(body)
+    (result,) = world.sandbox().deliver(body)
 
-    assert outcome(verdict) == "put_off"
-    assert verdict.come_back_in is not None
-    assert 1 <= verdict.come_back_in <= 5.1
+    assert outcome(result) == "retry_later"
+    assert result.retry_in is not None
+    assert 1 <= result.retry_in <= 5.1
     assert 1.9 < world.clock.now() - started < 2.3
     assert world.blip.look_ups == []
     entry = world.entry(body)
@@ -1439,9 +1445,9 @@ def test_who_wakes_too_late_for_a_slot_takes_another(world: World) -> None:
             clock.advance(0.3)
 
     clock.happens = stall
-    verdicts = world.sandbox().deliver(*bodies)
+    results = world.sandbox().deliver(*bodies)
 
-    assert set(map(outcome, verdicts)) == {"sent"}
+    assert set(map(outcome, results)) == {"sent"}
     times = [sent.at for sent in world.blip.sent]
     assert min(later - earlier for earlier, later in pairwise(times)) >= 1 / 2
 
@@ -1454,9 +1460,9 @@ WINDOW = 900
 def unknown(world: World, body: Request, *, stored: Status | None = None) -> None:
     """Let the answer to its send be lost."""
     world.blip.before_send = raises(Unknown("no answer"))
-    (verdict,) = world.sandbox().deliver(body)
-    assert outcome(verdict) == "unknown"
-    assert verdict.come_back_in == pytest.approx(WINDOW, abs=1)
+    (result,) = world.sandbox().deliver(body)
+    assert outcome(result) == "unknown"
+    assert result.retry_in == pytest.approx(WINDOW, abs=1)
     assert world.entry(body)["status"] == "unknown"
     if stored is not None:
         message_id = world.blip.sent[-1].message_id
@@ -1468,8 +1474,8 @@ def show_later_message(world: World) -> str:
     before = len(world.blip.taken)
     world.blip.before_send = lambda _: None
     world.clock.advance(3)
-    (verdict,) = world.sandbox().deliver(request(to="+5511977776666"))
-    assert outcome(verdict) == "sent"
+    (result,) = world.sandbox().deliver(request(to="+5511977776666"))
+    assert outcome(result) == "sent"
     later = world.blip.taken[before].message_id
     world.blip.stored[later] = [Receipt(later, 1, Status.ACCEPTED)]
     return later
@@ -1481,9 +1487,9 @@ def test_what_may_have_gone_out_is_not_sent_again_before_that_is_settled(world: 
 
     for generation in (None, 1):
         world.clock.advance(WINDOW / 3)
-        (verdict,) = world.sandbox().deliver(world.queued(body, generation=generation))
-        assert verdict.come_back_in is not None
-        assert 0 < verdict.come_back_in <= WINDOW
+        (result,) = world.sandbox().deliver(world.queued(body, generation=generation))
+        assert result.retry_in is not None
+        assert 0 < result.retry_in <= WINDOW
     assert len(world.blip.sent) == 1
     assert world.blip.asked == []
 
@@ -1493,9 +1499,9 @@ def test_what_may_have_gone_out_is_not_dead_lettered_for_being_late(world: World
     unknown(world, body)
 
     world.clock.advance(120)
-    (verdict,) = world.sandbox().deliver(body)
+    (result,) = world.sandbox().deliver(body)
 
-    assert verdict.come_back_in is not None
+    assert result.retry_in is not None
     assert ends(world) == []
 
 
@@ -1503,15 +1509,15 @@ def test_a_sandbox_that_ended_in_the_middle_of_a_send_leaves_an_unknown(world: W
     world.know(PHONE)
     fail(world, "before_send", lambda: RuntimeError("the sandbox is gone"))
     body = request()
-    (verdict,) = world.sandbox().deliver(body)
-    assert outcome(verdict) == "crashed"
+    (result,) = world.sandbox().deliver(body)
+    assert outcome(result) == "crashed"
     assert world.entry(body)["status"] == "sending"
-    mend(world)
+    fix(world)
 
     for seconds in (20, 40, WINDOW - 60):
         world.clock.advance(seconds)
-        (verdict,) = world.sandbox().deliver(body)
-        assert verdict.come_back_in is not None
+        (result,) = world.sandbox().deliver(body)
+        assert result.retry_in is not None
     assert len(world.blip.sent) == 1
 
     world.clock.advance(WINDOW)
@@ -1525,9 +1531,9 @@ def test_what_blip_s_history_knows_went_out(world: World, stored: Status) -> Non
     unknown(world, body, stored=stored)
 
     world.clock.advance(WINDOW + 2)
-    (verdict,) = world.sandbox().deliver(body)
+    (result,) = world.sandbox().deliver(body)
 
-    assert (outcome(verdict), verdict.come_back_in) == ("settled", None)
+    assert (outcome(result), result.retry_in) == ("settled", None)
     assert world.entry(body)["status"] == stored
     assert len(world.blip.sent) == 1
 
@@ -1540,8 +1546,8 @@ def test_what_blip_s_history_does_not_know_is_sent_again_under_the_same_id_once(
     later = show_later_message(world)
 
     world.clock.advance(WINDOW + 2)
-    (verdict,) = world.sandbox().deliver(body)
-    assert (outcome(verdict), verdict.come_back_in) == ("denied", 0)
+    (result,) = world.sandbox().deliver(body)
+    assert (outcome(result), result.retry_in) == ("denied", 0)
     assert world.blip.asked == [key_of(body), later]
     world.blip.before_send = raises(Unknown("no answer"))
     world.sandbox().deliver(body)
@@ -1549,8 +1555,8 @@ def test_what_blip_s_history_does_not_know_is_sent_again_under_the_same_id_once(
 
     # The second time it is given up.
     world.clock.advance(WINDOW + 2)
-    (verdict,) = world.sandbox().deliver(body)
-    assert verdict.reason is Reason.OUTCOME_UNKNOWN
+    (result,) = world.sandbox().deliver(body)
+    assert result.reason is Reason.OUTCOME_UNKNOWN
     assert world.dead_letters.letters[0].failure["possibly_sent"] is True
     assert len(world.blip.sent) == 3
 
@@ -1561,9 +1567,9 @@ def test_what_is_too_late_by_the_time_it_is_denied_is_not_sent_again(world: Worl
     later = show_later_message(world)
 
     world.clock.advance(WINDOW + 2)
-    (verdict,) = world.sandbox().deliver(body)
+    (result,) = world.sandbox().deliver(body)
 
-    assert verdict.reason is Reason.EXPIRED
+    assert result.reason is Reason.EXPIRED
     assert world.entry(body)["status"] == "expired"
     assert [sent.message_id for sent in world.blip.sent] == [key_of(body), later]
 
@@ -1573,9 +1579,9 @@ def test_what_is_too_late_but_went_out_is_no_dead_letter(world: World) -> None:
     unknown(world, body, stored=Status.RECEIVED)
 
     world.clock.advance(WINDOW + 2)
-    (verdict,) = world.sandbox().deliver(body)
+    (result,) = world.sandbox().deliver(body)
 
-    assert outcome(verdict) == "settled"
+    assert outcome(result) == "settled"
     assert ends(world) == []
 
 
@@ -1584,9 +1590,9 @@ def test_who_prefers_none_to_two_gets_none(world: World) -> None:
     unknown(world, body)
 
     world.clock.advance(WINDOW + 2)
-    (verdict,) = world.sandbox().deliver(body)
+    (result,) = world.sandbox().deliver(body)
 
-    assert verdict.reason is Reason.OUTCOME_UNKNOWN
+    assert result.reason is Reason.OUTCOME_UNKNOWN
     assert len(world.blip.sent) == 1
 
 
@@ -1599,9 +1605,9 @@ def test_a_question_that_fails_is_no_answer(world: World, failure: type[Failure]
 
     for _ in range(3):
         world.clock.advance(WINDOW + 2)
-        (verdict,) = world.sandbox().deliver(body)
-        assert verdict.come_back_in is not None
-        assert verdict.come_back_in >= 120
+        (result,) = world.sandbox().deliver(body)
+        assert result.retry_in is not None
+        assert result.retry_in >= 120
         assert world.entry(body)["status"] == "unknown"
     assert len(world.blip.sent) == 1
     assert ends(world) == []
@@ -1613,9 +1619,9 @@ def test_what_is_too_late_at_the_very_moment_it_is_denied_is_not_sent_again(worl
     show_later_message(world)
     world.clock.advance(WINDOW + 2)
 
-    (verdict,) = world.sandbox().deliver(body)
+    (result,) = world.sandbox().deliver(body)
 
-    assert verdict.reason is Reason.EXPIRED
+    assert result.reason is Reason.EXPIRED
     assert len(world.blip.sent) == 2
 
 
@@ -1631,9 +1637,9 @@ def test_an_unknown_of_a_bot_that_was_taken_away_waits_for_it(
     assert outcome(world.sandbox().deliver(body)[0]) == "misconfigured"
     world.clock.advance(900)  # now it is an unknown bot
 
-    (verdict,) = world.sandbox(uniform=uniform).deliver(body)
+    (result,) = world.sandbox(uniform=uniform).deliver(body)
 
-    assert (outcome(verdict), verdict.come_back_in) == ("unsettled", wait)
+    assert (outcome(result), result.retry_in) == ("unsettled", wait)
     assert ends(world) == []
     # Nobody has it meanwhile: whoever comes next may ask.
     world.bots = bots
@@ -1649,7 +1655,7 @@ def test_a_question_waits_for_its_place_in_the_commands_plan(world: World) -> No
 
     sandbox.deliver(*bodies)
 
-    assert sandbox.pacing.reservations == [("default", "commands", 1)] * 2
+    assert sandbox.bot_states.reservations == [("default", "commands", 1)] * 2
 
 
 def test_a_question_takes_no_place_that_is_reserved_for_a_look_up(world: World) -> None:
@@ -1660,7 +1666,7 @@ def test_a_question_takes_no_place_that_is_reserved_for_a_look_up(world: World) 
 
     sandbox.deliver(body, *[request(to=f"+55119888877{n:02}") for n in range(2)])
 
-    commands = [count for _, plan, count in sandbox.pacing.reservations if plan == "commands"]
+    commands = [count for _, plan, count in sandbox.bot_states.reservations if plan == "commands"]
     assert commands == [1, 2]
 
 
@@ -1672,10 +1678,10 @@ def test_a_question_for_which_there_is_no_place_soon_is_asked_later(world: World
     later = round((world.clock.now() + 60) * 1e6)
     world.identities_table.items["bot:default"]["next_commands_at"] = later
 
-    (verdict,) = world.sandbox().deliver(body)
+    (result,) = world.sandbox().deliver(body)
 
-    assert outcome(verdict) == "put_off"
-    assert verdict.come_back_in == pytest.approx(60, abs=1)
+    assert outcome(result) == "retry_later"
+    assert result.retry_in == pytest.approx(60, abs=1)
     assert world.blip.asked == []
     # Nobody has it meanwhile: whoever comes next may ask.
     world.clock.advance(60)
@@ -1692,8 +1698,8 @@ def test_no_question_is_asked_whose_answer_could_come_too_late(world: World) -> 
 
     first, second = world.sandbox().deliver(*bodies, seconds=31)
 
-    assert (outcome(first), outcome(second)) == ("denied", "put_off")
-    assert second.come_back_in == pytest.approx(0, abs=1)
+    assert (outcome(first), outcome(second)) == ("denied", "retry_later")
+    assert second.retry_in == pytest.approx(0, abs=1)
     assert world.blip.asked == [key_of(bodies[0]), later]
 
 
@@ -1735,9 +1741,9 @@ def test_unknown_is_given_up_after_three_days_when_the_history_shows_nothing(
     show_later_message(world)
 
     world.clock.advance(3 * DAY)
-    (verdict,) = world.sandbox().deliver(body)
+    (result,) = world.sandbox().deliver(body)
 
-    assert verdict.reason is Reason.OUTCOME_UNKNOWN
+    assert result.reason is Reason.OUTCOME_UNKNOWN
     assert world.blip.asked == [key_of(body)]
     assert len(world.blip.sent) == 2
 
@@ -1747,9 +1753,9 @@ def test_unknown_is_settled_after_three_days_when_the_history_still_shows_it(wor
     unknown(world, body, stored=Status.ACCEPTED)
 
     world.clock.advance(3 * DAY)
-    (verdict,) = world.sandbox().deliver(body)
+    (result,) = world.sandbox().deliver(body)
 
-    assert outcome(verdict) == "settled"
+    assert outcome(result) == "settled"
 
 
 def test_unknown_is_given_up_after_three_days_when_the_question_fails(world: World) -> None:
@@ -1758,9 +1764,9 @@ def test_unknown_is_given_up_after_three_days_when_the_question_fails(world: Wor
     world.clock.advance(3 * DAY)
     world.blip.before_history = raises(Transient("no answer"))
 
-    (verdict,) = world.sandbox().deliver(body)
+    (result,) = world.sandbox().deliver(body)
 
-    assert verdict.reason is Reason.OUTCOME_UNKNOWN
+    assert result.reason is Reason.OUTCOME_UNKNOWN
 
 
 # --- The control question -------------------------------------------------------------------------
@@ -1851,9 +1857,9 @@ def test_first_message_of_a_bot_is_given_up_after_six_hours(world: World) -> Non
     world.clock.advance(6 * 3600 - 1)
     assert outcome(world.sandbox().deliver(body)[0]) == "unsettled"
     world.clock.advance(1)
-    (verdict,) = world.sandbox().deliver(body)
+    (result,) = world.sandbox().deliver(body)
 
-    assert verdict.reason is Reason.OUTCOME_UNKNOWN
+    assert result.reason is Reason.OUTCOME_UNKNOWN
     assert len(world.blip.sent) == 1
 
 
@@ -1862,9 +1868,9 @@ def test_producer_that_wants_no_second_send_hears_after_the_window(world: World)
     unknown(world, body)
     world.clock.advance(WINDOW + 2)
 
-    (verdict,) = world.sandbox().deliver(body)
+    (result,) = world.sandbox().deliver(body)
 
-    assert verdict.reason is Reason.OUTCOME_UNKNOWN
+    assert result.reason is Reason.OUTCOME_UNKNOWN
     assert world.blip.asked == [key_of(body)]
 
 
@@ -1914,9 +1920,9 @@ def test_notification_that_is_always_refused_is_given_up(world: World) -> None:
     for _ in range(19):
         world.sandbox().deliver(body)
         world.clock.advance(900)
-    (verdict,) = world.sandbox().deliver(body)
+    (result,) = world.sandbox().deliver(body)
 
-    assert verdict.reason is Reason.RETRIES_EXHAUSTED
+    assert result.reason is Reason.RETRIES_EXHAUSTED
     assert "broken" not in world.identities_table.get("bot:default")
     assert world.dead_letters.letters[0].failure["code"] == 403
 
@@ -1943,22 +1949,22 @@ def test_later_refusals_of_the_same_notifications_do_not_open_the_breaker(world:
 
     for _ in range(3):
         world.clock.advance(900)
-        verdicts = world.sandbox().deliver(*bodies)
-        assert list(map(outcome, verdicts)) == ["refused"] * 8
+        results = world.sandbox().deliver(*bodies)
+        assert list(map(outcome, results)) == ["refused"] * 8
 
     assert "broken" not in world.identities_table.get("bot:default")
 
 
 def test_probe_that_is_refused_costs_no_attempt_and_leaves_the_breaker_open(world: World) -> None:
     sandbox = world.sandbox()
-    sandbox.pacing.open_breaker("default", "no answer")
+    sandbox.bot_states.open_breaker("default", "no answer")
     refuse(world, PHONE)
     world.know(PHONE)
     body = request()
 
-    (verdict,) = sandbox.deliver(body)
+    (result,) = sandbox.deliver(body)
 
-    assert outcome(verdict) == "misconfigured"
+    assert outcome(result) == "misconfigured"
     assert world.entry(body)["attempts"] == 0
     assert "broken" in world.identities_table.get("bot:default")
 
@@ -1975,15 +1981,15 @@ def test_probe_that_is_refused_costs_an_old_notification_of_a_bot_that_worked_an
     published_at = world.clock.now() - age
     if worked_before is not None:
         control = Control("a message", published_at - worked_before)
-        sandbox.pacing.keep_control("default", control, 0)
-    sandbox.pacing.open_breaker("default", "no answer")
+        sandbox.bot_states.keep_control("default", control, 0)
+    sandbox.bot_states.open_breaker("default", "no answer")
     world.know(PHONE)
     refuse(world, PHONE)
     body = request()
 
-    (verdict,) = sandbox.deliver(world.queued(body, age=age))
+    (result,) = sandbox.deliver(world.queued(body, age=age))
 
-    assert outcome(verdict) == ("refused" if attempts else "misconfigured")
+    assert outcome(result) == ("refused" if attempts else "misconfigured")
     assert world.entry(body)["attempts"] == attempts
     assert "broken" in world.identities_table.get("bot:default")
 
@@ -1992,9 +1998,9 @@ def test_refusals_of_one_batch_ping_once(world: World) -> None:
     phones = [f"+55119888877{number:02}" for number in range(6)]
     refuse(world, *phones)
 
-    verdicts = world.sandbox().deliver(*(request(to=phone) for phone in phones))
+    results = world.sandbox().deliver(*(request(to=phone) for phone in phones))
 
-    assert {outcome(verdict) for verdict in verdicts} == {"refused"}
+    assert {outcome(result) for result in results} == {"refused"}
     assert world.blip.pings == 1
 
 
@@ -2004,9 +2010,9 @@ def test_throttled_ping_after_a_refusal_is_a_penalty(world: World) -> None:
     world.blip.before_ping = always(lambda: Throttled("too fast"))
     body = request()
 
-    (verdict,) = world.sandbox().deliver(body)
+    (result,) = world.sandbox().deliver(body)
 
-    assert outcome(verdict) == "throttled"
+    assert outcome(result) == "throttled"
     assert world.entry(body)["attempts"] == 0
 
 
@@ -2020,9 +2026,9 @@ def test_refusal_with_too_little_time_for_a_ping_comes_back_at_once(world: World
         raise Misconfigured("HTTP 403", code=403)
 
     world.blip.before_send = slowly
-    (verdict,) = world.sandbox().deliver(body, seconds=14)
+    (result,) = world.sandbox().deliver(body, seconds=14)
 
-    assert (outcome(verdict), world.blip.pings) == ("put_off", 0)
+    assert (outcome(result), world.blip.pings) == ("retry_later", 0)
     assert world.entry(body)["attempts"] == 0
 
 
@@ -2037,14 +2043,16 @@ def test_first_throttling_of_a_penalty_lowers_the_share_and_the_others_do_not(
 
     sandbox.deliver(request())
     first = world.identities_table.get("bot:default")
-    sandbox.pacing.shut(Bot(name="default", key=KEY), "messages", world.clock.now() + 130)
+    sandbox.bot_states.start_cooldown(
+        Bot(name="default", key=KEY), "messages", world.clock.now() + 130
+    )
     second = world.identities_table.get("bot:default")
 
     assert (first["messages_share"], first["penalties"]) == (720_000, 1)
     assert (second["messages_share"], second["penalties"]) == (720_000, 1)
-    assert second["shut_until"] > first["shut_until"]
+    assert second["throttled_until"] > first["throttled_until"]
     assert "commands_share" not in first
-    assert world.meter.counts["penalty_began"] == 1
+    assert world.meter.counts["cooldown_began"] == 1
 
 
 def test_throttled_look_up_lowers_the_share_of_the_commands(world: World) -> None:
@@ -2058,17 +2066,17 @@ def test_throttled_look_up_lowers_the_share_of_the_commands(world: World) -> Non
 
 
 def test_share_never_falls_below_a_tenth_and_climbs_from_what_was_left(world: World) -> None:
-    pacing, bot = world.sandbox().pacing, Bot(name="default", key=KEY)
+    bot_states, bot = world.sandbox().bot_states, Bot(name="default", key=KEY)
     shares = []
     for _ in range(15):
-        pacing.shut(bot, "messages", world.clock.now() + 120)
-        shares.append(pacing.state("default").share("messages", bot.share, world.clock.now()))
+        bot_states.start_cooldown(bot, "messages", world.clock.now() + 120)
+        shares.append(bot_states.state("default").share("messages", bot.share, world.clock.now()))
         world.clock.advance(121)
 
     assert shares[1] == pytest.approx(0.8 * (0.72 + 0.02 * 121 / 3600))
     assert min(shares) == shares[-1] == 0.1
     world.clock.advance(3600)
-    assert pacing.state("default").share("messages", bot.share, world.clock.now()) > 0.12
+    assert bot_states.state("default").share("messages", bot.share, world.clock.now()) > 0.12
 
 
 def test_slots_are_spaced_by_the_share_that_is_in_force(world: World) -> None:
@@ -2099,20 +2107,20 @@ def test_bot_that_is_still_leaves_room_in_flight_for_others(
     sandbox = world.sandbox()
     match reason:
         case "paused":
-            sandbox.pacing.pause("default")
+            sandbox.bot_states.pause("default")
         case "broken":
-            sandbox.pacing.open_breaker("default", "no answer")
+            sandbox.bot_states.open_breaker("default", "no answer")
             world.blip.before_ping = always(lambda: Transient("busy"))
         case _:
             bot = Bot(name="default", key=KEY)
-            sandbox.pacing.shut(bot, "messages", world.clock.now() + 100)
+            sandbox.bot_states.start_cooldown(bot, "messages", world.clock.now() + 100)
     world.in_flight = in_flight
 
-    (verdict,) = sandbox.deliver(request())
+    (result,) = sandbox.deliver(request())
 
     # What waits for the end of a penalty comes back by 200 a second.
     long = 105 + in_flight / 200 if reason == "penalty" else 900
-    assert verdict.come_back_in == (long if in_flight < 80_000 else 30)
+    assert result.retry_in == (long if in_flight < 80_000 else 30)
     assert [slept for slept in world.clock.slept if slept > 0.01] == (
         [3] if in_flight >= 110_000 else []
     )
@@ -2120,7 +2128,7 @@ def test_bot_that_is_still_leaves_room_in_flight_for_others(
 
 def test_all_sandboxes_together_look_through_no_more_than_2000_a_second(world: World) -> None:
     sandbox = world.sandbox(maximum_concurrency=100)
-    sandbox.pacing.pause("default")
+    sandbox.bot_states.pause("default")
 
     sandbox.deliver(*(request(to=f"+55119888877{number:02}") for number in range(10)))
     assert world.clock.slept == [pytest.approx(0.5 - 0.03)]
@@ -2131,12 +2139,12 @@ def test_all_sandboxes_together_look_through_no_more_than_2000_a_second(world: W
 def test_batch_that_could_do_something_does_not_hold_still(world: World) -> None:
     world.bots["other"] = world.bots["default"]
     sandbox = world.sandbox()
-    sandbox.pacing.pause("default")
+    sandbox.bot_states.pause("default")
     world.in_flight = 110_000
 
     still, sent = sandbox.deliver(request(), request(bot="other"))
 
-    assert (still.come_back_in, outcome(sent)) == (30, "sent")
+    assert (still.retry_in, outcome(sent)) == (30, "sent")
     assert world.clock.slept == []
 
 
@@ -2152,9 +2160,9 @@ def test_every_wait_is_a_sixtieth_of_the_age_at_least(
     changes = {} if valid_for is None else {"valid_until": at(world.clock.now() + valid_for)}
     queued = world.queued(request(**changes), age=age)
 
-    (verdict,) = world.sandbox(uniform=min).deliver(queued)
+    (result,) = world.sandbox(uniform=min).deliver(queued)
 
-    assert verdict.come_back_in == pytest.approx(least, abs=0.1)
+    assert result.retry_in == pytest.approx(least, abs=0.1)
 
 
 # --- A bot that vanishes from the secret ----------------------------------------------------------
@@ -2181,9 +2189,9 @@ def test_bot_that_stays_away_is_an_unknown_bot_after_a_quarter_of_an_hour(world:
     world.sandbox().deliver(request())
     world.clock.advance(900)
 
-    (verdict,) = world.sandbox().deliver(request())
+    (result,) = world.sandbox().deliver(request())
 
-    assert verdict.reason is Reason.UNKNOWN_BOT
+    assert result.reason is Reason.UNKNOWN_BOT
 
 
 # --- AWS fails, and nothing was sent --------------------------------------------------------------
@@ -2200,10 +2208,10 @@ def test_what_was_not_sent_is_not_left_as_if_it_might_have_been(
     def fail_to_reserve(*_: Any, **__: Any) -> None:
         raise EndpointConnectionError(endpoint_url="https://aws.invalid")
 
-    monkeypatch.setattr(sandbox.pacing, "reserve", fail_to_reserve)
-    (verdict,) = sandbox.deliver(body)
+    monkeypatch.setattr(sandbox.delivery, "_reserve", fail_to_reserve)
+    (result,) = sandbox.deliver(body)
 
-    assert outcome(verdict) == "crashed"
+    assert outcome(result) == "crashed"
     item = world.entry(body)
     assert (item["status"], item["attempts"]) == ("retrying", 0)
 
@@ -2216,10 +2224,10 @@ def test_what_was_posted_stays_as_it_is_when_the_answer_cannot_be_written(
     def fail_to_settle(*_: Any, **__: Any) -> None:
         raise EndpointConnectionError(endpoint_url="https://aws.invalid")
 
-    monkeypatch.setattr(sandbox.ledger, "settle_sent", fail_to_settle)
-    (verdict,) = sandbox.deliver(body)
+    monkeypatch.setattr(sandbox.ledger, "mark_sent", fail_to_settle)
+    (result,) = sandbox.deliver(body)
 
-    assert (outcome(verdict), world.entry(body)["status"]) == ("crashed", "sending")
+    assert (outcome(result), world.entry(body)["status"]) == ("crashed", "sending")
 
 
 @pytest.mark.parametrize("failure", [Transient("busy"), Throttled("slowly")], ids=type)
@@ -2234,9 +2242,9 @@ def test_what_was_surely_not_sent_is_given_back_when_the_ledger_first_fails(
         raise EndpointConnectionError(endpoint_url="https://aws.invalid")
 
     monkeypatch.setattr(sandbox.ledger, "release", fail_to_release)
-    (verdict,) = sandbox.deliver(body)
+    (result,) = sandbox.deliver(body)
 
-    assert (outcome(verdict), world.entry(body)["status"]) == ("crashed", "retrying")
+    assert (outcome(result), world.entry(body)["status"]) == ("crashed", "retrying")
 
 
 @pytest.mark.parametrize("method", ["keep_control", "answered"])
@@ -2249,10 +2257,10 @@ def test_what_was_sent_does_not_come_back_when_the_bot_s_item_cannot_be_written(
     def fail_to_write(*_: Any, **__: Any) -> None:
         raise ReadTimeoutError(endpoint_url="https://aws.invalid")
 
-    monkeypatch.setattr(sandbox.pacing, method, fail_to_write)
-    (verdict,) = sandbox.deliver(request())
+    monkeypatch.setattr(sandbox.bot_states, method, fail_to_write)
+    (result,) = sandbox.deliver(request())
 
-    assert (outcome(verdict), verdict.come_back_in) == ("sent", None)
+    assert (outcome(result), result.retry_in) == ("sent", None)
     assert len(world.events.told) == 1
     assert "the bot's item was not written" in caplog.messages
 
@@ -2273,9 +2281,9 @@ def test_claim_whose_answer_is_lost_is_taken_back(
         raise ReadTimeoutError(endpoint_url="https://aws.invalid")
 
     monkeypatch.setattr(world.ledger_table, "update", lose_answers)
-    (verdict,) = sandbox.deliver(body)
+    (result,) = sandbox.deliver(body)
 
-    assert outcome(verdict) == "crashed"
+    assert outcome(result) == "crashed"
     assert (world.entry(body)["status"], world.entry(body)["attempts"]) == ("retrying", 0)
 
 
@@ -2310,10 +2318,10 @@ def test_after_a_failure(
     world.blip.before_ping = raises(Transient("no answer"))
     spread = Spread()
 
-    (verdict,) = world.sandbox(uniform=spread).deliver(request())
+    (result,) = world.sandbox(uniform=spread).deliver(request())
 
     assert spread.asked[0] == pytest.approx(bounds)
-    assert verdict.come_back_in == pytest.approx(bounds[1])
+    assert result.retry_in == pytest.approx(bounds[1])
 
 
 @pytest.mark.parametrize(("left", "wait"), [(0.5, 0.5), (7, 7), (100, 10)])
@@ -2322,19 +2330,19 @@ def test_after_a_failure_no_longer_than_the_request_is_valid(
 ) -> None:
     fail(world, "before_send", lambda: Transient("busy"))
 
-    (verdict,) = world.sandbox().deliver(request(valid_until=at(world.clock.now() + left)))
+    (result,) = world.sandbox().deliver(request(valid_until=at(world.clock.now() + left)))
 
-    assert verdict.come_back_in == pytest.approx(wait, abs=0.1)
+    assert result.retry_in == pytest.approx(wait, abs=0.1)
 
 
 def test_for_a_penalty(world: World) -> None:
     until = round(1000 * (world.clock.now() + 50))
-    world.identities_table.items["bot:default"] = {"shut_until": until}
+    world.identities_table.items["bot:default"] = {"throttled_until": until}
     spread = Spread()
 
-    (verdict,) = world.sandbox(uniform=spread).deliver(request())
+    (result,) = world.sandbox(uniform=spread).deliver(request())
 
-    assert (outcome(verdict), verdict.come_back_in) == ("in_penalty", 55)
+    assert (outcome(result), result.retry_in) == ("cooling_down", 55)
     assert spread.asked == [(0, 5), (0, 0)]  # and nothing else is in flight
 
 
@@ -2357,10 +2365,10 @@ def test_who_has_waited_long_for_a_slot_waits_longer(
     world.identities_table.items["bot:default"] = {"next_messages_at": free_at}
     changes = {} if valid_for is None else {"valid_until": at(world.clock.now() + valid_for)}
 
-    (verdict,) = world.sandbox(uniform=Spread()).deliver(world.queued(request(**changes), age=age))
+    (result,) = world.sandbox(uniform=Spread()).deliver(world.queued(request(**changes), age=age))
 
-    assert outcome(verdict) == "put_off"
-    assert verdict.come_back_in == pytest.approx(20 + longer, abs=0.1)
+    assert outcome(result) == "retry_later"
+    assert result.retry_in == pytest.approx(20 + longer, abs=0.1)
 
 
 def refused(kind: str) -> list[Request]:
@@ -2383,9 +2391,9 @@ def test_one_message_is_refused_with_one_letter_however_often_it_comes(
     world.events.told.clear()
     message = world.queued(refused(kind)[0])
 
-    for receives in (1, 2, 3):
-        (verdict,) = world.sandbox().deliver(replace(message, receives=receives))
-        assert (outcome(verdict), verdict.come_back_in) == ("dead_letter", None)
+    for receive_count in (1, 2, 3):
+        (result,) = world.sandbox().deliver(replace(message, receive_count=receive_count))
+        assert (outcome(result), result.retry_in) == ("dead_letter", None)
 
     (letter,) = world.dead_letters.letters
     assert letter.reason == kind
@@ -2443,12 +2451,12 @@ def test_the_letter_comes_before_the_refusal_so_that_a_crash_repeats_it(
             raise RuntimeError("SQS does not answer")
 
     world.dead_letters.before_put = crash
-    (verdict,) = world.sandbox().deliver(message)
-    assert outcome(verdict) == "crashed"
+    (result,) = world.sandbox().deliver(message)
+    assert outcome(result) == "crashed"
     assert world.events.told == []
 
-    (verdict,) = world.sandbox().deliver(message)
-    assert outcome(verdict) == "dead_letter"
+    (result,) = world.sandbox().deliver(message)
+    assert outcome(result) == "dead_letter"
 
     assert held == [{}, {}]
     assert len(world.dead_letters.letters) == 1
@@ -2459,12 +2467,12 @@ def test_the_letter_comes_before_the_refusal_so_that_a_crash_repeats_it(
 def test_two_that_are_refused_at_once_are_two(world: World, kind: str) -> None:
     world.sandbox().deliver(request(id="order-1"))
 
-    verdicts = world.sandbox().deliver(*refused(kind))
+    results = world.sandbox().deliver(*refused(kind))
 
-    assert [outcome(verdict) for verdict in verdicts] == ["dead_letter"] * 2
+    assert [outcome(result) for result in results] == ["dead_letter"] * 2
     assert len(world.dead_letters.letters) == 2
     kept = {refusal[0] for refusal in world.ledger_table.get(REFUSED)["refusals"]}
-    assert kept == {verdict.queued.record_id for verdict in verdicts}
+    assert kept == {result.queued.record_id for result in results}
 
 
 def test_what_has_no_readable_id_leaves_only_its_letter(world: World) -> None:
@@ -2487,16 +2495,16 @@ def test_a_letter_that_cannot_be_put_comes_back_alone(
     monkeypatch.setattr(world.dead_letters, "put", broken)
     letter = world.queued("not JSON")
 
-    verdicts = {verdict.queued: verdict for verdict in sandbox.deliver(request(), letter)}
+    results = {result.queued: result for result in sandbox.deliver(request(), letter)}
 
-    assert sorted(map(outcome, verdicts.values())) == ["crashed", "sent"]
-    assert outcome(verdicts[letter]) == "crashed"
-    assert verdicts[letter].come_back_in is not None
+    assert sorted(map(outcome, results.values())) == ["crashed", "sent"]
+    assert outcome(results[letter]) == "crashed"
+    assert results[letter].retry_in is not None
 
 
 def test_how_old_is_what_has_to_come_back_is_measured(world: World) -> None:
     sandbox = world.sandbox()
-    sandbox.pacing.pause("default")
+    sandbox.bot_states.pause("default")
 
     sandbox.deliver(world.queued(request(), age=3600), world.queued(request(), age=60))
 
@@ -2505,12 +2513,12 @@ def test_how_old_is_what_has_to_come_back_is_measured(world: World) -> None:
 
 def test_a_throttled_probe_shuts_the_bot_for_everybody(world: World) -> None:
     sandbox = world.sandbox()
-    sandbox.pacing.open_breaker("default", "no answer")
+    sandbox.bot_states.open_breaker("default", "no answer")
     world.blip.before_ping = always(lambda: Throttled("too fast", retry_after_seconds=90))
 
-    (verdict,) = sandbox.deliver(request())
+    (result,) = sandbox.deliver(request())
 
-    assert (outcome(verdict), world.blip.sent) == ("in_penalty", [])
+    assert (outcome(result), world.blip.sent) == ("cooling_down", [])
     for _ in range(3):
         world.clock.advance(28)
         sandbox.deliver(request())
@@ -2522,11 +2530,11 @@ def test_no_probe_starts_that_cannot_end(world: World, seconds: float, pings: in
     world.identities_table.items["bot:default"] = {"broken": "no answer"}
     world.blip.before_ping = always(lambda: Transient("busy"))
 
-    (verdict,) = world.sandbox().deliver(request(), seconds=seconds)
+    (result,) = world.sandbox().deliver(request(), seconds=seconds)
 
     assert world.blip.pings == pings
     if not pings:  # another sandbox can try at once
-        assert (outcome(verdict), verdict.come_back_in) == ("put_off", 0)
+        assert (outcome(result), result.retry_in) == ("retry_later", 0)
 
 
 def test_for_a_breaker(world: World) -> None:
@@ -2534,9 +2542,9 @@ def test_for_a_breaker(world: World) -> None:
     world.blip.before_ping = always(lambda: Transient("busy"))
     spread = Spread()
 
-    (verdict,) = world.sandbox(uniform=spread).deliver(request())
+    (result,) = world.sandbox(uniform=spread).deliver(request())
 
-    assert (outcome(verdict), verdict.come_back_in) == ("bot_shut", 900)
+    assert (outcome(result), result.retry_in) == ("breaker_open", 900)
     assert spread.asked == [(600, 900)]
 
 
@@ -2546,12 +2554,12 @@ def test_for_a_slot_further_away_than_one_waits_for(world: World) -> None:
         world.identities_table.items["bot:default"] = {"next_messages_at": free_at}
 
     next_at(4)
-    (verdict,) = world.sandbox().deliver(request())
-    assert (outcome(verdict), verdict.come_back_in) == ("put_off", 4)
+    (result,) = world.sandbox().deliver(request())
+    assert (outcome(result), result.retry_in) == ("retry_later", 4)
 
     next_at(2)
-    (verdict,) = world.sandbox().deliver(request())
-    assert outcome(verdict) == "sent"
+    (result,) = world.sandbox().deliver(request())
+    assert outcome(result) == "sent"
 
 
 def test_for_a_claim_that_somebody_else_holds(world: World) -> None:
@@ -2563,8 +2571,8 @@ def test_for_a_claim_that_somebody_else_holds(world: World) -> None:
     world.blip.before_look_up = meanwhile
     world.sandbox().deliver(body, seconds=30)
 
-    (verdict,) = found
-    assert (outcome(verdict), verdict.come_back_in) == ("put_off", 33)
+    (result,) = found
+    assert (outcome(result), result.retry_in) == ("retry_later", 33)
     assert spread.asked == [(0, 1)]
 
 
@@ -2577,10 +2585,10 @@ def test_for_what_was_given_back_between_two_looks_at_it(
     standing = sandbox.ledger.read(key_of(body))
     monkeypatch.setattr(sandbox.ledger, "claim", lambda *_: standing)
 
-    (verdict,) = sandbox.deliver(body)
+    (result,) = sandbox.deliver(body)
 
-    assert (outcome(verdict), verdict.come_back_in) == ("put_off", 1)
-    assert verdict.notification is not None
+    assert (outcome(result), result.retry_in) == ("retry_later", 1)
+    assert result.notification is not None
 
 
 def test_for_a_claim_that_was_lost(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -2591,9 +2599,9 @@ def test_for_a_claim_that_was_lost(world: World, monkeypatch: pytest.MonkeyPatch
     sandbox = world.sandbox(uniform=spread)
     monkeypatch.setattr(sandbox.ledger, "start_sending", lost)
 
-    (verdict,) = sandbox.deliver(request())
+    (result,) = sandbox.deliver(request())
 
-    assert (outcome(verdict), verdict.come_back_in) == ("put_off", 10)
+    assert (outcome(result), result.retry_in) == ("retry_later", 10)
     assert spread.asked == [(5, 10)]
 
 
@@ -2604,11 +2612,11 @@ def test_for_a_question_that_somebody_else_asks(
     unknown(world, body)
     world.clock.advance(WINDOW + 2)
     sandbox = world.sandbox()
-    monkeypatch.setattr(sandbox.ledger, "question", lambda *_: None)
+    monkeypatch.setattr(sandbox.ledger, "claim_unknown", lambda *_: None)
 
-    (verdict,) = sandbox.deliver(body)
+    (result,) = sandbox.deliver(body)
 
-    assert (outcome(verdict), verdict.come_back_in) == ("put_off", 30)
+    assert (outcome(result), result.retry_in) == ("retry_later", 30)
     assert world.blip.asked == []
 
 
@@ -2617,10 +2625,10 @@ def test_for_a_look_up_of_another_sandbox(world: World) -> None:
     spread = Spread()
     began_at = world.clock.now()
 
-    (verdict,) = world.sandbox(uniform=spread).deliver(request())
+    (result,) = world.sandbox(uniform=spread).deliver(request())
 
-    assert outcome(verdict) == "put_off"
-    assert verdict.come_back_in == pytest.approx(5, abs=0.1)
+    assert outcome(result) == "retry_later"
+    assert result.retry_in == pytest.approx(5, abs=0.1)
     assert spread.asked[0] == (1, 5)
     assert world.clock.now() - began_at == pytest.approx(2, abs=0.11)
     assert set(world.clock.slept) == {0.1}
@@ -2630,9 +2638,9 @@ def test_for_a_look_up_of_another_sandbox(world: World) -> None:
 def test_for_the_first_question(world: World, window: int, wait: float) -> None:
     world.blip.before_send = raises(Unknown("no answer"))
 
-    (verdict,) = world.sandbox(settle_window_seconds=window).deliver(request())
+    (result,) = world.sandbox(settle_window_seconds=window).deliver(request())
 
-    assert (outcome(verdict), verdict.come_back_in) == ("unknown", wait)
+    assert (outcome(result), result.retry_in) == ("unknown", wait)
 
 
 @pytest.mark.parametrize(("passed", "wait"), [(0, 900), (100, 801), (899.5, 1.5)])
@@ -2642,10 +2650,10 @@ def test_for_the_settle_window(world: World, passed: float, wait: float) -> None
     world.clock.advance(passed)
     spread = Spread()
 
-    (verdict,) = world.sandbox(uniform=spread).deliver(body)
+    (result,) = world.sandbox(uniform=spread).deliver(body)
 
-    assert outcome(verdict) == "unsettled"
-    assert verdict.come_back_in == pytest.approx(wait, abs=0.01)
+    assert outcome(result) == "unsettled"
+    assert result.retry_in == pytest.approx(wait, abs=0.01)
     assert spread.asked == [(0, 1)]
 
 
@@ -2685,11 +2693,13 @@ def test_a_crash_before_the_send_hurts_one_record_and_loses_nothing(
 
     monkeypatch.setattr(adapter, method, crash)
     # The log of a crash shows what was raised. What the adapters raise holds nothing personal.
-    monkeypatch.setattr("notifier.delivery.logger.error", lambda *_, **__: None)
-    verdicts = sandbox.deliver(*bodies)
+    monkeypatch.setattr(
+        "notifier.use_cases.send_notification.batch.logger.error", lambda *_, **__: None
+    )
+    results = sandbox.deliver(*bodies)
 
-    assert list(map(outcome, verdicts)) == ["sent", "crashed", "sent"]
-    wait = verdicts[1].come_back_in
+    assert list(map(outcome, results)) == ["sent", "crashed", "sent"]
+    wait = results[1].retry_in
     assert wait is not None
     assert 30 <= wait <= 60
     world.clock.advance(wait)
@@ -2700,9 +2710,9 @@ def test_a_crash_before_the_send_hurts_one_record_and_loses_nothing(
 def test_a_mere_repetition_is_not_told_again(world: World) -> None:
     body = request()
     world.sandbox().deliver(body)
-    for receives in (1, 2):
-        (verdict,) = world.sandbox().deliver(world.queued(body, receives=receives))
-        assert (outcome(verdict), verdict.come_back_in) == ("duplicate", None)
+    for receive_count in (1, 2):
+        (result,) = world.sandbox().deliver(world.queued(body, receive_count=receive_count))
+        assert (outcome(result), result.retry_in) == ("duplicate", None)
 
     assert [(event.notification_id, event.status) for event in world.events.told] == [
         (body["id"], Status.SENT)
@@ -2767,12 +2777,12 @@ def test_whatever_happens_it_is_sent_once_or_a_dead_letter(
     world.blip.before_send, world.blip.before_look_up = send, look_up
     done = False
     for _ in range(60):
-        (verdict,) = world.sandbox().deliver(body)
-        if verdict.come_back_in is None:
+        (result,) = world.sandbox().deliver(body)
+        if result.retry_in is None:
             done = True
             break
         # SQS delivers again when it was told to; or, once in a while, earlier.
-        world.clock.advance(verdict.come_back_in / (3 if early and early.pop() else 1) + 0.001)
+        world.clock.advance(result.retry_in / (3 if early and early.pop() else 1) + 0.001)
 
     assert done
     assert len(arrived) <= 1
@@ -2781,8 +2791,8 @@ def test_whatever_happens_it_is_sent_once_or_a_dead_letter(
     assert final in ({"sent", "accepted"} if arrived else {"failed", "rejected"})
 
     world.identities_table.items.pop("bot:default", None)  # its breaker may still be open
-    (verdict,) = world.sandbox().deliver(body)
-    assert verdict.outcome is Outcome.DUPLICATE
+    (result,) = world.sandbox().deliver(body)
+    assert result.outcome is Outcome.DUPLICATE
     assert len(arrived) <= 1
 
 
@@ -2832,8 +2842,8 @@ def test_what_was_cancelled_is_acknowledged_whatever_comes(
 
     for _ in range(2):
         again = world.queued(body | changes, generation=generation, age=age)
-        (verdict,) = sandbox.deliver(again)
-        assert (verdict.outcome, verdict.come_back_in) == (Outcome.CANCELLED, None)
+        (result,) = sandbox.deliver(again)
+        assert (result.outcome, result.retry_in) == (Outcome.CANCELLED, None)
 
     # Upstream hears of it once, however often its request comes.
     (event,) = world.events.told
@@ -2851,9 +2861,9 @@ def test_of_a_bot_that_does_not_exist_too(world: World) -> None:
     body = request(bot="nobody")
     cancelled(world, body)
 
-    (verdict,) = world.sandbox().deliver(body)
+    (result,) = world.sandbox().deliver(body)
 
-    assert verdict.outcome is Outcome.CANCELLED
+    assert result.outcome is Outcome.CANCELLED
     assert world.dead_letters.letters == []
 
 
@@ -2871,9 +2881,9 @@ def test_nobody_hears_of_what_was_forgotten(world: World) -> None:
 
     before = world.entry(body)
 
-    (verdict,) = world.sandbox().deliver(body)
+    (result,) = world.sandbox().deliver(body)
 
-    assert (verdict.outcome, verdict.come_back_in) == (Outcome.CANCELLED, None)
+    assert (result.outcome, result.retry_in) == (Outcome.CANCELLED, None)
     assert world.entry(body) == before
     assert world.ledger_table.writes == 1  # the claim, which did not hold
     assert world.events.told == []

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from notifier.blip import envelopes
-from notifier.request import Template, parse
+from notifier.contract.parse import parse
+from notifier.contract.request import Template
 from tests.fakes import a_request
 
 DOCUMENT = Path(__file__).parent / "blip_document"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 
-from notifier.failures import Failure, Reason, Rejected, Throttled, Transient, crash_facts
+from notifier.domain.failures import Failure, Reason, Rejected, Throttled, Transient, crash_facts
 
 
 def test_a_refusal_by_aws_is_told_by_operation_and_code_without_its_message() -> None:

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from notifier.aws.ledger import DynamoDbLedger
-from notifier.bots import Bot
-from notifier.delivery import Outcome
-from notifier.failures import Failure, Reason, Transient, Unknown
-from notifier.forgetting import Forgetting, Order, OrderError, Report, read_order
-from notifier.lifecycle import Status
-from notifier.receipts import Effect
-from notifier.records import Receipt
+from notifier.domain.bots import Bot
+from notifier.domain.failures import Failure, Reason, Transient, Unknown
+from notifier.domain.receipts import Receipt
+from notifier.domain.status import Status
+from notifier.use_cases.forget_recipient import Forgetting, Order, OrderError, Report, read_order
+from notifier.use_cases.record_receipt import ReceiptOutcome
+from notifier.use_cases.send_notification.outcomes import Outcome
 from tests.fakes import FakeDeadLetters, FakeIdentities, World, a_request, raises
 
 PHONE = "+5531999998888"
@@ -55,8 +55,8 @@ class Memory:
     def retrying(self, request: Request) -> None:
         """Let a request be tried in vain."""
         self.world.blip.before_send = raises(Transient("503"))
-        (verdict,) = self.world.sandbox().deliver(request)
-        assert verdict.outcome is Outcome.RETRYING
+        (result,) = self.world.sandbox().deliver(request)
+        assert result.outcome is Outcome.RETRYING
 
     def everything(self) -> str:
         """Whatever is held anywhere, as text."""
@@ -101,7 +101,7 @@ def test_a_dry_run_finds_everything_and_changes_nothing(memory: Memory) -> None:
 
     assert report.found == {"notifications": 4, "identities": 2, "dead_letters": 2}
     assert report.erased == dict.fromkeys(ALL, 0)
-    assert (report.possible, report.looked_at, report.continue_from) == (0, 7 + 3, None)
+    assert (report.possible, report.scanned, report.continue_from) == (0, 7 + 3, None)
     assert memory.everything() == before
     assert len(memory.world.dead_letters.receive(1)) == 2
 
@@ -158,8 +158,8 @@ def test_a_copy_that_is_still_on_the_queue_is_not_sent(
         # Put back later than the mark: what stops it is the tombstone.
         world.clock.advance(100)
         again = world.queued(request, generation=generation)
-        (verdict,) = world.sandbox().deliver(again)
-        assert (verdict.outcome, verdict.come_back_in) == (Outcome.CANCELLED, None)
+        (result,) = world.sandbox().deliver(again)
+        assert (result.outcome, result.retry_in) == (Outcome.CANCELLED, None)
 
     assert len(world.blip.taken) == sent
     assert world.events.told == []
@@ -175,17 +175,17 @@ def test_a_request_that_nobody_has_taken_up_yet_is_not_sent(memory: Memory) -> N
     memory.run()
     world.events.told.clear()
 
-    (verdict,) = sandbox.deliver(on_the_queue)
+    (result,) = sandbox.deliver(on_the_queue)
 
-    assert (verdict.outcome, verdict.come_back_in) == (Outcome.CANCELLED, None)
+    assert (result.outcome, result.retry_in) == (Outcome.CANCELLED, None)
     assert len(world.blip.taken) == 1
     assert world.entry(request) == {}
     assert world.events.told == []
     # Of another bot neither, and nobody is held up by it.
     other = a_request(to=OTHER)
     of_another_bot = world.queued(a_request(bot="clinic"), age=100)
-    verdicts = sandbox.deliver(of_another_bot, other)
-    assert [each.outcome for each in verdicts] == [Outcome.CANCELLED, Outcome.SENT]
+    results = sandbox.deliver(of_another_bot, other)
+    assert [each.outcome for each in results] == [Outcome.CANCELLED, Outcome.SENT]
 
 
 def test_who_comes_back_later_is_sent_to_again(memory: Memory) -> None:
@@ -194,11 +194,11 @@ def test_who_comes_back_later_is_sent_to_again(memory: Memory) -> None:
     memory.run()
     world.clock.advance(1)
 
-    (verdict,) = world.sandbox().deliver(a_request())
-    assert verdict.outcome is Outcome.SENT
-    (verdict,) = world.sandbox().deliver(a_request())
+    (result,) = world.sandbox().deliver(a_request())
+    assert result.outcome is Outcome.SENT
+    (result,) = world.sandbox().deliver(a_request())
 
-    assert verdict.outcome is Outcome.SENT
+    assert result.outcome is Outcome.SENT
     assert world.blip.look_ups == [PHONE, PHONE]
 
 
@@ -210,9 +210,9 @@ def test_a_sandbox_in_the_middle_of_it_sends_nothing(memory: Memory) -> None:
 
     world.blip.before_look_up = forget
 
-    (verdict,) = world.sandbox().deliver(request)
+    (result,) = world.sandbox().deliver(request)
 
-    assert verdict.outcome is Outcome.PUT_OFF
+    assert result.outcome is Outcome.RETRY_LATER
     assert world.blip.taken == []
     assert PHONE not in memory.everything()
 
@@ -228,7 +228,7 @@ def test_a_receipt_of_what_was_forgotten_writes_nothing(memory: Memory, status: 
 
     effect = sandbox.receipts.record(Receipt(before["key"], 1, status, code=131026))
 
-    assert effect is Effect.FOREIGN
+    assert effect is ReceiptOutcome.FOREIGN
     assert world.entry(request) == before
     assert world.dead_letters.letters == []
     assert world.events.told == []
@@ -271,9 +271,9 @@ def test_who_is_forgotten_while_they_are_looked_up_leaves_no_identity(
         case _:
             memory.world.blip.before_look_up = forgotten_meanwhile
 
-    (verdict,) = sandbox.deliver(request)
+    (result,) = sandbox.deliver(request)
 
-    assert verdict.outcome == "put_off"
+    assert result.outcome == "retry_later"
     assert memory.world.blip.sent == []
     assert not any(PHONE in key for key in memory.world.identities_table.items)
     assert sandbox.identities.read([("default", PHONE)], [])[0].keys() == {("default", PHONE)}
@@ -361,7 +361,7 @@ def test_what_one_run_has_no_time_for_the_next_one_does(
     filled(memory)
     for request in range(20):
         letter(memory.world.dead_letters, json.dumps(a_request(id=f"more-{request}")))
-    clock, held, receive = memory.world.clock, memory.ledger.held, memory.receipts.receive
+    clock, held, receive = memory.world.clock, memory.ledger.matches, memory.receipts.receive
 
     def slow_page(*arguments: Any) -> Any:
         clock.advance(1)
@@ -371,7 +371,7 @@ def test_what_one_run_has_no_time_for_the_next_one_does(
         clock.advance(0.2)
         return receive(*arguments)
 
-    monkeypatch.setattr(memory.ledger, "held", slow_page)
+    monkeypatch.setattr(memory.ledger, "matches", slow_page)
     monkeypatch.setattr(memory.receipts, "receive", slow_letters)
 
     runs, found = in_steps(memory, dry_run=dry_run)
@@ -412,9 +412,9 @@ def test_a_run_that_dies_anywhere_is_run_again(memory: Memory) -> None:
             memory = Memory()
             requests = filled(memory)
             for part, names in (
-                (memory.ledger, ("held", "forget")),
+                (memory.ledger, ("matches", "erase")),
                 (memory.identities, ("holds", "erase", "mark_forgotten")),
-                *((queue, ("receive", "delete", "hide")) for queue in memory.queues),
+                *((queue, ("receive", "delete", "change_visibility")) for queue in memory.queues),
             ):
                 for name in names:
                     setattr(part, name, mortal(getattr(part, name), after=after))

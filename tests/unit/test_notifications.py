@@ -8,11 +8,11 @@ import pytest
 
 from notifier.aws.ledger import DynamoDbLedger
 from notifier.aws.refusals import DynamoDbRefusals
-from notifier.failures import Reason, Transient
-from notifier.lifecycle import SENT_OR_LATER, Status
-from notifier.notifications import Notifications, NotKnown, TooLate
-from notifier.records import Account, Change, Refusal
-from notifier.request import ledger_key
+from notifier.domain.failures import Reason, Transient
+from notifier.domain.ledger_entries import Change, NotificationDetails, Refusal
+from notifier.domain.notification import ledger_key
+from notifier.domain.status import SENT_OR_LATER, Status
+from notifier.use_cases.get_notification import Notifications, NotKnown, TooLate
 from tests.fakes import World, a_request, raises
 
 
@@ -113,7 +113,7 @@ def test_every_answer_is_logged_with_id_and_bot(
     sent, other = a_request(), a_request()
     asked.world.sandbox().deliver(sent)
     caplog.clear()
-    caplog.set_level(logging.INFO, logger="notifier.notifications")
+    caplog.set_level(logging.INFO, logger="notifier.use_cases.get_notification")
     asked.cancel(other)
     with pytest.raises(TooLate):
         asked.cancel(sent)
@@ -164,7 +164,7 @@ def test_of_what_was_refused_the_last_refusal_is_told_and_when_the_others_were(
     refuse(asked.world, "message-1", "message-2")
     refuse(asked.world, "message-3", metadata={"order": "982"}, correlation_id="trace-1")
 
-    assert asked.notifications.get("clinic", "order-1") == Account(
+    assert asked.notifications.get("clinic", "order-1") == NotificationDetails(
         notification_id="order-1",
         bot="clinic",
         status=Status.REJECTED,

@@ -80,7 +80,7 @@ def test_a_refusal_is_one_line() -> None:
 
 def an_answer(found: int, erased: int, continue_from: str | None, possible: int = 0) -> Json:
     return {
-        "looked_at": 100,
+        "scanned": 100,
         "possible": possible,
         "found": {"notifications": found, "identities": 0, "dead_letters": 0},
         "erased": {"notifications": erased, "identities": 0, "dead_letters": 0},

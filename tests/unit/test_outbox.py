@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from notifier.aws.events import detail
 from notifier.aws.ledger import DynamoDbLedger
 from notifier.aws.outbox import status_events
-from notifier.failures import Reason, Rejected, Transient, Unknown
-from notifier.lifecycle import Status
-from notifier.publishing import ALL_PUBLISHED
-from notifier.records import Receipt, StatusEvent, Undelivered
-from notifier.request import ledger_key
+from notifier.domain.failures import Reason, Rejected, Transient, Unknown
+from notifier.domain.notification import ledger_key
+from notifier.domain.receipts import FailureKind, Receipt
+from notifier.domain.status import Status
+from notifier.domain.status_events import StatusEvent
+from notifier.use_cases.publish_status_events import ALL_PUBLISHED
 from tests.fakes import Item, World, a_request, raises
 
 DAY = 86_400
@@ -90,7 +91,7 @@ class History:
         sandbox.deliver(self.world.queued(REQUEST, generation=generation))
 
     def receipt(self, status: str, *, generation: int, code: int | None = None) -> None:
-        undelivered = Undelivered.LATER if code == 131056 else Undelivered.FOR_GOOD
+        undelivered = FailureKind.RATE_LIMITED if code == 131056 else FailureKind.PERMANENT
         about = Receipt(KEY, generation, Status(status), undelivered, code)
         self.world.sandbox().receipts.record(about)
 
@@ -133,7 +134,7 @@ STEPS: dict[str, Callable[[History], object]] = {
     },
     "rate limit": receiving("failed", 0, 131056),
     "cancelled": lambda history: history.ledger.cancel("default", "order-1"),
-    "forgotten": lambda history: history.ledger.forget(KEY),
+    "forgotten": lambda history: history.ledger.erase(KEY),
     "refused": History.refuse,
     "46 days": lambda history: history.world.clock.advance(46 * DAY),
 }

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from notifier.phone import mask, normalise
+from notifier.contract.phone import mask, normalise
 
 PACKAGE = Path(__file__).parents[2] / "layers" / "notifier"
 
@@ -119,7 +119,7 @@ def test_the_mask_never_shows_more_than_four_characters(text: str) -> None:
 
 def test_importing_it_loads_no_geography() -> None:
     loaded = subprocess.run(
-        [sys.executable, "-c", "import sys, notifier.phone; print(*sys.modules)"],
+        [sys.executable, "-c", "import sys, notifier.contract.phone; print(*sys.modules)"],
         env={"PYTHONPATH": str(PACKAGE)},
         capture_output=True,
         text=True,

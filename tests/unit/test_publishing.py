@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 from notifier.aws.ledger import DynamoDbLedger
 from notifier.aws.outbox import PUBLISHABLE, ledger_write, status_events
-from notifier.failures import Reason, Rejected, Throttled, Transient
-from notifier.lifecycle import SENT_OR_LATER, Status
-from notifier.publishing import ALL_PUBLISHED, DEFAULT_PUBLISHED
-from notifier.receipts import Effect
-from notifier.records import LedgerWrite, Publication, Receipt, StatusEvent, Undelivered
-from notifier.request import ledger_key
+from notifier.domain.failures import Reason, Rejected, Throttled, Transient
+from notifier.domain.ledger_entries import LedgerWrite
+from notifier.domain.notification import ledger_key
+from notifier.domain.receipts import FailureKind, Receipt
+from notifier.domain.status import SENT_OR_LATER, Status
+from notifier.domain.status_events import Publication, StatusEvent
+from notifier.use_cases.publish_status_events import ALL_PUBLISHED, DEFAULT_PUBLISHED
+from notifier.use_cases.record_receipt import ReceiptOutcome
 from tests.fakes import Item, World, a_notification, a_request, raises, stream_record
 
 REQUEST = a_request(id="order-1", metadata={"order": "981"}, correlation_id="trace-1")
@@ -344,7 +346,7 @@ def test_of_accepted_and_dispatched_only_those_hear_who_want_to(
 def test_of_a_rate_limit_only_the_second_end(world: World) -> None:
     sandbox = world.sandbox()
     sandbox.deliver(REQUEST)
-    later = Receipt(KEY, 1, Status.FAILED, Undelivered.LATER, 131056)
+    later = Receipt(KEY, 1, Status.FAILED, FailureKind.RATE_LIMITED, 131056)
     sandbox.receipts.record(later)
     assert heard(world) == [("sent", 1, None)]
 
@@ -359,8 +361,8 @@ def test_of_a_rate_limit_that_overtakes_the_answer_that_it_was_sent(world: World
     sandbox = world.sandbox()
 
     def overtake(_: object) -> None:
-        later = Receipt(KEY, 1, Status.FAILED, Undelivered.LATER, 131056)
-        assert sandbox.receipts.record(later) is Effect.POSTPONED
+        later = Receipt(KEY, 1, Status.FAILED, FailureKind.RATE_LIMITED, 131056)
+        assert sandbox.receipts.record(later) is ReceiptOutcome.POSTPONED
 
     world.blip.before_send = overtake
     sandbox.deliver(REQUEST)
@@ -407,7 +409,7 @@ def test_of_a_cancellation_in_advance_once_when_its_request_comes(world: World) 
 def test_of_a_cancellation_in_advance_that_was_forgotten_nothing(world: World) -> None:
     ledger = DynamoDbLedger(world.ledger_table, world.clock.now)
     ledger.cancel("default", "order-1")
-    ledger.forget(KEY)
+    ledger.erase(KEY)
     before = world.entry(REQUEST)
 
     world.sandbox().deliver(REQUEST)

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 
 from notifier.aws.events import detail
 from notifier.blip.receipts import FAILED, Envelope, failure_code, kind, receipt, reduced
-from notifier.failures import Reason
-from notifier.lifecycle import Status
-from notifier.publishing import ALL_PUBLISHED
-from notifier.receipts import Effect, Receipts
-from notifier.records import Receipt, StatusEvent, Undelivered
-from notifier.request import ledger_key, message_id
+from notifier.domain.failures import Reason
+from notifier.domain.notification import ledger_key, message_id
+from notifier.domain.receipts import FailureKind, Receipt
+from notifier.domain.status import Status
+from notifier.domain.status_events import StatusEvent
+from notifier.use_cases.publish_status_events import ALL_PUBLISHED
+from notifier.use_cases.record_receipt import ReceiptOutcome, Receipts
 from tests.fakes import Item, Sandbox, World, a_request
 
 KEY = ledger_key("default", "order-1")
@@ -80,12 +81,12 @@ POSSIBLY_SENT = {"LIME": [86]}
 TABLE = {
     code: undelivered
     for undelivered, families in (
-        (Undelivered.FOR_GOOD, FOR_GOOD),
-        (Undelivered.LATER, LATER),
-        (Undelivered.UNREACHABLE, UNREACHABLE),
-        (Undelivered.NUMBER_DOWN, NUMBER_DOWN),
-        (Undelivered.SPORADIC, SPORADIC),
-        (Undelivered.POSSIBLY_SENT, POSSIBLY_SENT),
+        (FailureKind.PERMANENT, FOR_GOOD),
+        (FailureKind.RATE_LIMITED, LATER),
+        (FailureKind.UNREACHABLE, UNREACHABLE),
+        (FailureKind.NUMBER_DOWN, NUMBER_DOWN),
+        (FailureKind.SPORADIC, SPORADIC),
+        (FailureKind.POSSIBLY_SENT, POSSIBLY_SENT),
     )
     for codes in families.values()
     for code in codes
@@ -120,23 +121,23 @@ def test_no_code_is_forgotten_and_none_stands_there_twice() -> None:
     assert sorted(listed) == sorted(FAILED)
 
 
-@pytest.mark.parametrize(("code", "undelivered"), TABLE.items())
-def test_every_code_means_one_thing(code: int, undelivered: Undelivered) -> None:
+@pytest.mark.parametrize(("code", "failure_kind"), TABLE.items())
+def test_every_code_means_one_thing(code: int, failure_kind: FailureKind) -> None:
     about = failed({"code": code, "description": "Something about +5531999998888"})
 
-    assert (about.undelivered, about.code) == (undelivered, code)
+    assert (about.failure_kind, about.code) == (failure_kind, code)
     assert about.detail.startswith(f"BLiP reports reason {code}: ")
     assert "5531" not in about.detail
 
 
-@pytest.mark.parametrize(("code", "undelivered"), TABLE.items())
+@pytest.mark.parametrize(("code", "failure_kind"), TABLE.items())
 @pytest.mark.parametrize("behind", [{"code": 81}, {}])
 def test_every_code_is_found_inside_the_description(
-    code: int, undelivered: Undelivered, behind: dict[str, int]
+    code: int, failure_kind: FailureKind, behind: dict[str, int]
 ) -> None:
     about = failed(behind | {"description": f"(#{code}) It did not work"})
 
-    assert (about.undelivered, about.code) == (undelivered, code)
+    assert (about.failure_kind, about.code) == (failure_kind, code)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,7 @@ def test_the_code_that_tells_most_is_found(reason: object, code: int | None) -> 
 @pytest.mark.parametrize("reason", [None, {}, {"code": True}, {"description": "out of luck"}])
 def test_a_failure_without_a_code_is_for_good(reason: object) -> None:
     assert failed(reason) == Receipt(
-        KEY, 1, Status.FAILED, Undelivered.FOR_GOOD, None, "BLiP reports a failure without a code"
+        KEY, 1, Status.FAILED, FailureKind.PERMANENT, None, "BLiP reports a failure without a code"
     )
     assert receipt(envelope()) == failed(reason)
 
@@ -200,7 +201,7 @@ def test_a_code_that_nobody_knows_is_for_good() -> None:
         KEY,
         1,
         Status.FAILED,
-        Undelivered.FOR_GOOD,
+        FailureKind.PERMANENT,
         9999,
         "BLiP reports reason 9999: a code that we do not know",
     )
@@ -375,7 +376,7 @@ class Case:
         return Receipts(
             ledger=mortal(self.sandbox.ledger),
             identities=mortal(self.sandbox.identities),
-            pacing=mortal(self.sandbox.pacing),
+            bot_states=mortal(self.sandbox.bot_states),
             requests=mortal(self.world.requests),
             dead_letters=mortal(self.world.dead_letters),
             meter=self.world.meter,
@@ -386,10 +387,10 @@ class Case:
     def send(self, generation: int | None = None) -> str:
         """Have the request delivered; the outcome."""
         queued = self.world.queued(self.body, generation=generation)
-        (verdict,) = self.sandbox.deliver(queued)
-        return verdict.outcome
+        (result,) = self.sandbox.deliver(queued)
+        return result.outcome
 
-    def record(self, status: str, code: int | None = None, generation: int = 1) -> Effect:
+    def record(self, status: str, code: int | None = None, generation: int = 1) -> ReceiptOutcome:
         self.world.clock.advance(1)
         return self.receipts.record(a_receipt(status, code, generation))
 
@@ -434,7 +435,7 @@ def test_each_receipt_moves_the_status_forward() -> None:
     case = Case()
 
     for status in ORDER:
-        assert case.record(status) is Effect.MOVED
+        assert case.record(status) is ReceiptOutcome.MOVED
         assert case.item["status"] == status
 
     assert case.timeline() == [("sent", 1), *((status, 1) for status in ORDER)]
@@ -462,7 +463,7 @@ def test_any_order_ends_the_same(reported: tuple[str, ...]) -> None:
     assert case.item["status"] == "consumed"
     forward = [max(map(ORDER.index, reported[: n + 1])) for n in range(4)]
     moved = [n == 0 or forward[n] > forward[n - 1] for n in range(4)]
-    assert effects == [Effect.MOVED if move else Effect.REPEATED for move in moved]
+    assert effects == [ReceiptOutcome.MOVED if move else ReceiptOutcome.REPEATED for move in moved]
 
 
 @given(st.lists(st.sampled_from([*ORDER, "failed"]), min_size=1, max_size=10))
@@ -499,7 +500,7 @@ def test_failed_after_received_is_ignored() -> None:
     before = case.item
 
     for code in (131026, 131056, 131042, 86, None):
-        assert case.record("failed", code) is Effect.REPEATED
+        assert case.record("failed", code) is ReceiptOutcome.REPEATED
 
     assert case.item == before
     assert case.world.dead_letters.letters == []
@@ -514,7 +515,7 @@ def test_received_after_failed_wins(status: str, code: int) -> None:
     case = Case()
     case.record("failed", code)
 
-    assert case.record(status) is Effect.MOVED
+    assert case.record(status) is ReceiptOutcome.MOVED
 
     assert case.item["status"] == status
     assert "reason" not in case.item
@@ -540,7 +541,7 @@ def test_received_cancels_a_generation_that_was_begun(status: str) -> None:
     item = case.item | {"status": status, "generation": 2, "token": "t", "lease_until": 1}
     case.world.ledger_table.items[KEY] = item
 
-    assert case.record("received", generation=1) is Effect.MOVED
+    assert case.record("received", generation=1) is ReceiptOutcome.MOVED
     assert case.send(generation=1) == "duplicate"
 
     assert len(case.world.blip.taken) == 1
@@ -558,7 +559,7 @@ def test_what_an_older_generation_did_is_kept_and_is_no_event() -> None:
     told = list(case.told)
 
     for status, code in (("accepted", None), ("dispatched", None), ("failed", 131026)):
-        assert case.record(status, code, generation=1) is Effect.REPEATED
+        assert case.record(status, code, generation=1) is ReceiptOutcome.REPEATED
 
     after = case.item
     assert case.late() == [("accepted", 1), ("dispatched", 1), ("failed", 1)]
@@ -569,7 +570,7 @@ def test_what_an_older_generation_did_is_kept_and_is_no_event() -> None:
 
     # That the person has the first one, too, is no news when the second one has arrived.
     case.record("received", generation=2)
-    assert case.record("received", generation=1) is Effect.REPEATED
+    assert case.record("received", generation=1) is ReceiptOutcome.REPEATED
     assert (case.timeline()[-1], case.late()[-1]) == (("received", 2), ("received", 1))
     assert case.told == [*told, ("received", 2, None)]
 
@@ -583,7 +584,7 @@ def test_a_receipt_may_come_before_the_answer_to_the_send() -> None:
 
     def receipt_overtakes(_: object) -> None:
         about = replace(a_receipt("received"), key=key)
-        assert case.receipts.record(about) is Effect.MOVED
+        assert case.receipts.record(about) is ReceiptOutcome.MOVED
 
     case.world.blip.before_send = receipt_overtakes
 
@@ -594,7 +595,7 @@ def test_a_receipt_may_come_before_the_answer_to_the_send() -> None:
 
 
 def test_effects_are_named_as_they_are_counted() -> None:
-    assert [effect.value for effect in Effect] == [
+    assert [effect.value for effect in ReceiptOutcome] == [
         "receipt_recorded",
         "receipt_repeated",
         "receipt_foreign",
@@ -613,7 +614,7 @@ RATE_CODES = [code for codes in LATER.values() for code in codes]
 def test_a_rate_limit_makes_one_next_generation_after_a_while(code: int) -> None:
     case = Case()
 
-    assert case.record("failed", code) is Effect.POSTPONED
+    assert case.record("failed", code) is ReceiptOutcome.POSTPONED
 
     assert case.world.requests.put_backs == [(case.body, 1, 600)]
     assert case.item["status"] == "failed"
@@ -621,17 +622,17 @@ def test_a_rate_limit_makes_one_next_generation_after_a_while(code: int) -> None
     assert case.world.dead_letters.letters == []
     assert case.told == []
     # However often it is reported.
-    assert case.record("failed", code) is Effect.REPEATED
+    assert case.record("failed", code) is ReceiptOutcome.REPEATED
     assert len(case.world.requests.put_backs) == 1
 
     assert case.send(generation=1) == "sent"
     assert case.send(generation=1) == "duplicate"
     assert [sent.message_id for sent in case.world.blip.taken] == [KEY, f"{KEY}:2"]
-    assert case.record("failed", code, generation=1) is Effect.REPEATED
+    assert case.record("failed", code, generation=1) is ReceiptOutcome.REPEATED
     assert len(case.world.requests.put_backs) == 1
 
     # The second time it is given up.
-    assert case.record("failed", code, generation=2) is Effect.DEAD_LETTER
+    assert case.record("failed", code, generation=2) is ReceiptOutcome.DEAD_LETTER
     assert len(case.world.requests.put_backs) == 1
     (letter,) = case.world.dead_letters.letters
     assert (letter.reason, letter.generation) == (Reason.UNDELIVERED, 2)
@@ -660,7 +661,7 @@ def test_a_redrive_may_meet_a_rate_limit_once_more() -> None:
         case.send(generation=generation)
 
     assert case.item["generation"] == 3
-    assert case.record("failed", 131056, generation=3) is Effect.POSTPONED
+    assert case.record("failed", 131056, generation=3) is ReceiptOutcome.POSTPONED
     assert [generation for _, generation, _ in case.world.requests.put_backs] == [1, 3]
 
 
@@ -679,12 +680,12 @@ def test_a_redrive_after_another_failure_may_meet_a_rate_limit() -> None:
     case.record("failed", 131049)
     case.send(generation=1)
 
-    assert case.record("failed", 130429, generation=2) is Effect.POSTPONED
+    assert case.record("failed", 130429, generation=2) is ReceiptOutcome.POSTPONED
 
 
 # --- Given up -------------------------------------------------------------------------------------
 
-ONCE_MORE = {Undelivered.LATER, Undelivered.SPORADIC}
+ONCE_MORE = {FailureKind.RATE_LIMITED, FailureKind.SPORADIC}
 GIVEN_UP = [code for code, follows in TABLE.items() if follows not in ONCE_MORE]
 
 
@@ -692,7 +693,7 @@ GIVEN_UP = [code for code, follows in TABLE.items() if follows not in ONCE_MORE]
 def test_every_other_failure_is_a_dead_letter(code: int | None) -> None:
     case = Case()
 
-    assert case.record("failed", code) is Effect.DEAD_LETTER
+    assert case.record("failed", code) is ReceiptOutcome.DEAD_LETTER
 
     (letter,) = case.world.dead_letters.letters
     assert letter.body == case.body
@@ -714,7 +715,7 @@ def test_every_other_failure_is_a_dead_letter(code: int | None) -> None:
     case.world.clock.advance(600)  # the number may be down
     assert case.send() == "duplicate"
     # However often it is reported.
-    assert case.record("failed", code) is Effect.REPEATED
+    assert case.record("failed", code) is ReceiptOutcome.REPEATED
     assert len(case.world.dead_letters.letters) == 1
 
 
@@ -790,7 +791,7 @@ def test_only_what_speaks_for_the_number_opens_the_breaker(code: int | None) -> 
         assert case.bot["broken"] == a_receipt("failed", code).detail
 
 
-TROUBLE = [code for code, follows in TABLE.items() if follows is Undelivered.SPORADIC]
+TROUBLE = [code for code, follows in TABLE.items() if follows is FailureKind.SPORADIC]
 
 
 @pytest.mark.parametrize("code", TROUBLE)
@@ -799,10 +800,10 @@ def test_sporadic_failure_goes_out_once_more_and_is_a_dead_letter_the_second_tim
 ) -> None:
     case = Case()
 
-    assert case.record("failed", code) is Effect.POSTPONED
+    assert case.record("failed", code) is ReceiptOutcome.POSTPONED
     assert case.world.dead_letters.letters == []
     case.send(generation=1)
-    assert case.record("failed", code, generation=2) is Effect.DEAD_LETTER
+    assert case.record("failed", code, generation=2) is ReceiptOutcome.DEAD_LETTER
 
 
 def in_trouble(case: Case, *keys: str, every: float = 1) -> bool:
@@ -810,7 +811,7 @@ def in_trouble(case: Case, *keys: str, every: float = 1) -> bool:
     for key in keys:
         case.world.clock.advance(every)
         sent_at = case.world.clock.now()
-        case.sandbox.pacing.number_in_trouble("default", key, sent_at, "not available")
+        case.sandbox.bot_states.number_in_trouble("default", key, sent_at, "not available")
     return "number_down_at" in case.bot
 
 
@@ -849,7 +850,7 @@ def test_request_that_the_contract_no_longer_takes_is_a_dead_letter_all_the_same
     case.item["request"] = "{}"
     case.world.ledger_table.items[KEY]["request"] = "{}"
 
-    assert case.record("failed", 131026) is Effect.DEAD_LETTER
+    assert case.record("failed", 131026) is ReceiptOutcome.DEAD_LETTER
 
     assert case.world.dead_letters.letters[0].body == "{}"
 
@@ -858,7 +859,7 @@ def test_what_whatsapp_said_of_an_old_message_says_nothing_of_the_number_now() -
     case = Case()
     case.world.clock.advance(3601)
 
-    assert case.record("failed", 131042) is Effect.DEAD_LETTER
+    assert case.record("failed", 131042) is ReceiptOutcome.DEAD_LETTER
 
     assert "broken" not in case.bot
 
@@ -935,7 +936,7 @@ def test_a_notification_that_the_ledger_does_not_hold_is_foreign() -> None:
     key = ledger_key("default", "somebody else's")
 
     for status in ("accepted", "dispatched", "received", "consumed", "failed"):
-        assert case.receipts.record(replace(a_receipt(status), key=key)) is Effect.FOREIGN
+        assert case.receipts.record(replace(a_receipt(status), key=key)) is ReceiptOutcome.FOREIGN
 
     assert list(case.world.ledger_table.items) == [KEY]
     assert case.told == []

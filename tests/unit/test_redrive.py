@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from notifier import redrive
-from notifier.failures import Reason
-from notifier.redrive import ListOrder, Redrive, RedriveOrder
+from notifier.domain.failures import Reason
+from notifier.use_cases import redrive_failures as redrive
+from notifier.use_cases.redrive_failures import ListOrder, Redrive, RedriveOrder
 from tests.fakes import OneAfterTheOther, World, a_request
 
 HOUR, DAY = 3600, 86_400
@@ -84,7 +84,7 @@ def visible(world: World) -> int:
 
 
 def test_nothing_lies_there(world: World) -> None:
-    assert run(world, "list") == {"looked_at": 0, "hidden": 0, "more": False, "groups": []}
+    assert run(world, "list") == {"scanned": 0, "hidden": 0, "more": False, "groups": []}
 
 
 def test_letters_are_counted_by_reason_bot_and_template(world: World) -> None:
@@ -112,14 +112,14 @@ def test_letters_are_counted_by_reason_bot_and_template(world: World) -> None:
     ]
     assert answer["groups"][0]["oldest"] == "2027-01-15T08:00:00Z"
     assert answer["groups"][0]["newest"] == "2027-01-15T09:00:22Z"
-    assert (answer["looked_at"], answer["more"]) == (28, False)
+    assert (answer["scanned"], answer["more"]) == (28, False)
 
 
 def test_what_was_looked_at_can_be_seen_again(world: World) -> None:
     for _ in range(35):
         put(world)
 
-    assert run(world, "list")["looked_at"] == 35
+    assert run(world, "list")["scanned"] == 35
     assert run(world, "list") | {"hidden": 0} == run(world, "list")
 
 
@@ -163,7 +163,7 @@ def test_what_somebody_else_is_looking_at_is_told(world: World) -> None:
 
     answer = run(world, "list")
 
-    assert (answer["looked_at"], answer["hidden"]) == (2, 10)
+    assert (answer["scanned"], answer["hidden"]) == (2, 10)
 
 
 def test_a_letter_that_comes_twice_counts_once(
@@ -175,14 +175,14 @@ def test_a_letter_that_comes_twice_counts_once(
     receive = world.dead_letters.receive
     first: list[Any] = []
 
-    def again(hidden_seconds: int) -> Any:
-        received = receive(hidden_seconds)
+    def again(visibility_seconds: int) -> Any:
+        received = receive(visibility_seconds)
         first[:] = first or received
         return [*received, first[0]] if received else first
 
     monkeypatch.setattr(world.dead_letters, "receive", again)
 
-    assert run(world, "list")["looked_at"] == 13
+    assert run(world, "list")["scanned"] == 13
     assert fates(execute(world)) == {("redriven", "undelivered"): 13}
     assert len(world.requests.redriven) == 13
 
@@ -196,7 +196,7 @@ def test_a_dry_run_tells_what_would_go_and_changes_nothing(world: World) -> None
 
     answer = run(world)
 
-    assert fates(answer) == {("would_go", "undelivered"): 1, ("refused", "malformed"): 1}
+    assert fates(answer) == {("would_redrive", "undelivered"): 1, ("refused", "malformed"): 1}
     assert world.requests.redriven == []
     assert visible(world) == 2
 
@@ -258,8 +258,8 @@ def test_what_has_expired_since_is_refused(
 @pytest.mark.parametrize(
     ("reason", "why"),
     [
-        (Reason.MALFORMED, "it is malformed: publish it anew, mended"),
-        (Reason.INVALID, "it is invalid: publish it anew, mended"),
+        (Reason.MALFORMED, "it is malformed: publish it anew, fixed"),
+        (Reason.INVALID, "it is invalid: publish it anew, fixed"),
         (Reason.EXPIRED, "it has expired"),
         (Reason.ID_CONFLICT, "its id belongs to another content: give it an id of its own"),
     ],
@@ -287,7 +287,7 @@ def test_what_the_contract_of_today_does_not_take_is_refused(
     answer = execute(world)
 
     assert answer["groups"][0]["fate"] == "refused"
-    assert answer["groups"][0]["why"] == "it is invalid: publish it anew, mended"
+    assert answer["groups"][0]["why"] == "it is invalid: publish it anew, fixed"
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ def test_filters(world: World, order: dict[str, Any], chosen: str) -> None:
     assert sorted(letter["id"] for letter in listed["letters"]) == list(chosen)
     gone = sorted(json.loads(queued.body)["id"] for queued in world.requests.redriven)
     assert gone == list(chosen)
-    assert answer["looked_at"] == 5
+    assert answer["scanned"] == 5
     assert visible(world) == 5 - len(chosen)
 
 
@@ -346,11 +346,11 @@ def test_no_more_than_the_limit_go(world: World, dry_run: bool) -> None:
 
     answer = run(world, limit=13, dry_run=dry_run)
 
-    fate = "would_go" if dry_run else "redriven"
+    fate = "would_redrive" if dry_run else "redriven"
     assert fates(answer)[fate, "undelivered"] == 13
     assert not answer["more"]
     assert len(world.requests.redriven) == (0 if dry_run else 13)
-    assert run(world, "list")["looked_at"] == 50 - len(world.requests.redriven)
+    assert run(world, "list")["scanned"] == 50 - len(world.requests.redriven)
 
 
 def test_what_sqs_does_not_take_stays(world: World) -> None:
@@ -383,8 +383,8 @@ def test_what_fails_again_at_once_goes_round_only_once(
 
     answer = execute(world)
 
-    assert (answer["looked_at"], fates(answer)) == (15, {("redriven", "undelivered"): 15})
-    assert run(world, "list")["looked_at"] == 15
+    assert (answer["scanned"], fates(answer)) == (15, {("redriven", "undelivered"): 15})
+    assert run(world, "list")["scanned"] == 15
 
 
 # --- Dying half way -------------------------------------------------------------------------------
@@ -429,8 +429,8 @@ def failed_for_good(world: World, count: int, **changes: Any) -> list[dict[str, 
     bodies = [a_request(to=f"+55319{number:08}", **changes) for number in range(count)]
     sandbox = world.sandbox()
     for body in bodies:
-        (verdict,) = sandbox.deliver(body)
-        assert verdict.reason is not None
+        (result,) = sandbox.deliver(body)
+        assert result.reason is not None
     return bodies
 
 
@@ -450,7 +450,7 @@ def test_wherever_a_redrive_dies_each_letter_is_sent_once(point: int, after: boo
 
     with pytest.raises(Death):
         dying.run(RedriveOrder(dry_run=False, reasons=["unknown_bot"]))
-    world.clock.advance(redrive.HIDDEN_SECONDS)
+    world.clock.advance(redrive.VISIBILITY_SECONDS)
     again = run(world, dry_run=False, reasons=["unknown_bot"])
 
     assert not again["more"]
@@ -480,7 +480,7 @@ def test_the_points_above_are_all_there_are() -> None:
     living.run(RedriveOrder(dry_run=False, reasons=["unknown_bot"]))
 
     # Each thread looks at least once, and gives something back or nothing.
-    assert mortal.calls == 7 + (redrive.SIDE_BY_SIDE - 1) + redrive.SIDE_BY_SIDE
+    assert mortal.calls == 7 + (redrive.MAX_THREADS - 1) + redrive.MAX_THREADS
 
 
 # --- Time -----------------------------------------------------------------------------------------
@@ -490,9 +490,9 @@ def slowly(world: World, monkeypatch: pytest.MonkeyPatch, seconds: float) -> Non
     """Let every answer of the queue take so long."""
     receive = world.dead_letters.receive
 
-    def slow(hidden_seconds: int) -> Any:
+    def slow(visibility_seconds: int) -> Any:
         world.clock.advance(seconds)
-        return receive(hidden_seconds)
+        return receive(visibility_seconds)
 
     monkeypatch.setattr(world.dead_letters, "receive", slow)
 
@@ -504,10 +504,10 @@ def test_a_run_sees_each_letter_once_however_long_it_takes(
         put(world)
     slowly(world, monkeypatch, 60)
 
-    assert run(world, "list")["looked_at"] == 400
+    assert run(world, "list")["scanned"] == 400
 
-    assert world.clock.now() - 1_800_000_000 > 2 * redrive.HIDDEN_SECONDS
-    assert {kept.receives for kept in world.dead_letters._kept.values()} == {1}
+    assert world.clock.now() - 1_800_000_000 > 2 * redrive.VISIBILITY_SECONDS
+    assert {kept.receive_count for kept in world.dead_letters._kept.values()} == {1}
     assert world.dead_letters.depth() == (400, 0)
 
 
@@ -521,17 +521,19 @@ def test_a_run_is_over_when_it_has_looked_at_what_there_was(
 
     calls = count()
 
-    def more(hidden_seconds: int) -> Any:
+    def more(visibility_seconds: int) -> Any:
         for _ in range(10 if next(calls) < 200 else 0):
             put(world, None)
         kept = world.dead_letters._kept
         for letter_id, letter in kept.items():
-            kept[letter_id] = letter if letter.receives else replace(letter, at=1_800_000_000.0)
-        return receive(hidden_seconds)
+            kept[letter_id] = (
+                letter if letter.receive_count else replace(letter, at=1_800_000_000.0)
+            )
+        return receive(visibility_seconds)
 
     monkeypatch.setattr(world.dead_letters, "receive", more)
 
-    assert 30 <= run(world, "list")["looked_at"] <= 30 + 10 * redrive.SIDE_BY_SIDE
+    assert 30 <= run(world, "list")["scanned"] <= 30 + 10 * redrive.MAX_THREADS
 
 
 def test_a_run_that_was_killed_gives_its_letters_back_by_itself(
@@ -544,13 +546,13 @@ def test_a_run_that_was_killed_gives_its_letters_back_by_itself(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(world.dead_letters, "hide", die)
+        patched.setattr(world.dead_letters, "change_visibility", die)
         patched.setattr(world.requests, "redrive", die)
         with pytest.raises(KeyboardInterrupt):
             execute(world)
 
-    world.clock.advance(redrive.HIDDEN_SECONDS)
-    assert run(world, "list")["looked_at"] == 30
+    world.clock.advance(redrive.VISIBILITY_SECONDS)
+    assert run(world, "list")["scanned"] == 30
 
 
 def test_an_error_ends_the_run_and_gives_the_letters_back(
@@ -560,9 +562,9 @@ def test_an_error_ends_the_run_and_gives_the_letters_back(
         put(world)
     receive, answers = world.dead_letters.receive, iter([True, True])
 
-    def fail(hidden_seconds: int) -> Any:
+    def fail(visibility_seconds: int) -> Any:
         if next(answers, False):
-            return receive(hidden_seconds)
+            return receive(visibility_seconds)
         raise ValueError("the queue does not answer")
 
     monkeypatch.setattr(world.dead_letters, "receive", fail)
@@ -575,14 +577,14 @@ def test_an_error_ends_the_run_and_gives_the_letters_back(
 def test_no_more_is_held_than_sqs_hides_at_a_time(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redrive, "MOST_HELD", 50)
+    monkeypatch.setattr(redrive, "MAX_HELD", 50)
     for _ in range(600):
         put(world)
 
     answer = run(world, "list")
 
     assert answer["more"]
-    assert 50 < answer["looked_at"] < 600
+    assert 50 < answer["scanned"] < 600
     assert world.dead_letters.depth() == (600, 0)
     # What is put back is held no more.
     answer = execute(world)

@@ -6,9 +6,9 @@ import pytest
 
 from notifier.aws.outbox import REFUSED
 from notifier.aws.refusals import DynamoDbRefusals
-from notifier.failures import Reason
-from notifier.records import Refusal
-from notifier.request import ledger_key
+from notifier.domain.failures import Reason
+from notifier.domain.ledger_entries import Refusal
+from notifier.domain.notification import ledger_key
 from tests.fakes import World, a_request
 
 KEY = ledger_key("default", "order-1") + REFUSED

@@ -13,10 +13,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from notifier.failures import Reason
-from notifier.request import (
-    MAX_BODY_BYTES,
-    MAX_REQUEST_BYTES,
+from notifier.contract.parse import MAX_BODY_BYTES, MAX_REQUEST_BYTES, parse
+from notifier.contract.problems import InvalidRequest
+from notifier.contract.request import (
     Currency,
     DateTime,
     HeaderDocument,
@@ -27,11 +26,9 @@ from notifier.request import (
     NotificationRequest,
     QuickReply,
     Template,
-    Unusable,
-    ledger_key,
-    message_id,
-    parse,
 )
+from notifier.domain.failures import Reason
+from notifier.domain.notification import ledger_key, message_id
 
 type Json = dict[str, Any]
 
@@ -56,8 +53,8 @@ def parsed(content: object) -> NotificationRequest:
     return parse(json.dumps(content)).request
 
 
-def refused(body: str) -> Unusable:
-    with pytest.raises(Unusable) as refusal:
+def refused(body: str) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as refusal:
         parse(body)
     return refusal.value
 
@@ -923,11 +920,11 @@ def replaced(path: tuple[str | int, ...], value: object) -> object:
     return content
 
 
-def judged(body: str) -> Unusable | None:
-    """Give the refusal; anything else that comes out of `parse` fails the test that calls this."""
+def judged(body: str) -> InvalidRequest | None:
+    """Return the refusal; anything else that comes out of `parse` fails the calling test."""
     try:
         parse(body)
-    except Unusable as error:
+    except InvalidRequest as error:
         refusal = error
     else:
         return None

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from notifier import phone, request
-from notifier.failures import FieldError, Reason
-from notifier.request import Unusable, parse
+from notifier.contract import phone
+from notifier.contract.parse import _unwrapped, parse
+from notifier.contract.problems import InvalidRequest
+from notifier.domain.failures import FieldError, Reason
 from tests.unit.test_contract import (
     README,
     REQUEST_VALIDATOR,
@@ -35,7 +36,7 @@ SHARES = 4
 
 # Most producers' validators take `format` for a note, as JSON Schema says.
 WITHOUT_FORMATS = Draft202012Validator(schema("request.schema.json"))
-BASES: list[Json] = [request._unwrapped(SAMPLES[name]) for name in USABLE] + SCHEMA_CASES
+BASES: list[Json] = [_unwrapped(SAMPLES[name]) for name in USABLE] + SCHEMA_CASES
 
 
 # --- The differences ------------------------------------------------------------------------------
@@ -89,7 +90,7 @@ MALFORMED: dict[str, Callable[[str], bool]] = {
 }
 
 
-def differences(content: Json, refused: Unusable) -> list[str | None]:
+def differences(content: Json, refused: InvalidRequest) -> list[str | None]:
     """Name why `parse` alone refuses a request; None stands for what has no name."""
     if refused.reason is Reason.MALFORMED:
         found = [name for name, is_it in MALFORMED.items() if is_it(refused.detail)]
@@ -269,7 +270,7 @@ def compared(content: Json) -> list[str | None]:
     """Return the differences between the schema and `parse`, or how both of them decided."""
     try:
         parse(json.dumps(content).replace("Infinity", "1e400"))
-    except Unusable as refused:
+    except InvalidRequest as refused:
         kept = WITHOUT_FORMATS.is_valid(content)
         return differences(content, refused) if kept else ["both refuse"]
     kept = REQUEST_VALIDATOR.is_valid(content)
@@ -282,10 +283,10 @@ def test_mutated_requests_meet_one_verdict(share: int) -> None:
     seen: Counter[str | None] = Counter()
     for _ in range(MUTATIONS // SHARES):
         content = mutator.draw()
-        verdict = compared(content)
-        assert None not in verdict, content
-        assert verdict != ["the schema alone refuses"], content
-        seen.update(verdict)
+        result = compared(content)
+        assert None not in result, content
+        assert result != ["the schema alone refuses"], content
+        seen.update(result)
     # Each difference still exists, and the mutations neither spare the rules nor only break them.
     assert seen.keys() == {*INVALID, *MALFORMED, "both accept", "both refuse"}
     assert min(seen["both accept"], seen["both refuse"]) > MUTATIONS // SHARES // 5

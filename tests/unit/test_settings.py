@@ -38,10 +38,10 @@ def read(kind: Any = SendNotificationSettings, **changes: str | None) -> Any:
 
 
 def test_every_variable_has_its_field() -> None:
-    of_sending = read(LEDGER_TABLE="the-ledger", PENALTY_SECONDS="120")
+    of_sending = read(LEDGER_TABLE="the-ledger", COOLDOWN_SECONDS="120")
 
     assert of_sending.ledger_table == "the-ledger"
-    assert of_sending.penalty_seconds == 120
+    assert of_sending.cooldown_seconds == 120
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -74,11 +74,11 @@ def test_a_switch_that_is_neither_is_named(text: str) -> None:
 
 def test_everything_that_is_wrong_is_told_at_once() -> None:
     with pytest.raises(SettingsError) as error:
-        read(LEDGER_TABLE=None, PENALTY_SECONDS="0", MAX_ATTEMPTS="many")
+        read(LEDGER_TABLE=None, COOLDOWN_SECONDS="0", MAX_ATTEMPTS="many")
 
     assert set(str(error.value).split("; ")) == {
         "LEDGER_TABLE is not set",
-        "PENALTY_SECONDS is not a whole number above zero",
+        "COOLDOWN_SECONDS is not a whole number above zero",
         "MAX_ATTEMPTS is not a whole number above zero",
     }
 

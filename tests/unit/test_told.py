@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from notifier.bots import Bot
-from notifier.delivery import Outcome
-from notifier.failures import (
+from notifier.domain.bots import Bot
+from notifier.domain.failures import (
     Failure,
     Misconfigured,
     Reason,
@@ -19,9 +18,12 @@ from notifier.failures import (
     Transient,
     Unknown,
 )
-from notifier.lifecycle import Status
-from notifier.records import Control, QueuedRequest, Receipt, StatusEvent
-from notifier.request import ledger_key
+from notifier.domain.ledger_entries import Control
+from notifier.domain.notification import QueuedRequest, ledger_key
+from notifier.domain.receipts import Receipt
+from notifier.domain.status import Status
+from notifier.domain.status_events import StatusEvent
+from notifier.use_cases.send_notification.outcomes import Outcome
 from tests.fakes import World, a_request, always, raises
 
 type Request = dict[str, Any]
@@ -95,9 +97,9 @@ def test_of_a_broken_request(world: World, caplog: pytest.LogCaptureFixture) -> 
     body = {"id": "order-1", "to": "+55", "template": {"name": "order_shipped", "language": "pt"}}
     queued = redriven(world, body, 2)
 
-    (verdict,) = world.sandbox().deliver(queued)
+    (result,) = world.sandbox().deliver(queued)
 
-    assert verdict.reason is Reason.INVALID
+    assert result.reason is Reason.INVALID
     (letter,) = world.dead_letters.letters
     assert (letter.bot, letter.notification_id, letter.generation) == (
         "default",
@@ -237,7 +239,7 @@ def test_of_a_bot_that_nobody_knows(world: World) -> None:
 
     (letter,) = world.dead_letters.letters
     assert letter.failure["detail"] == (
-        "the bots' secret has no entry 'clinic': add it, or mend the request"
+        "the bots' secret has no entry 'clinic': add it, or fix the request"
     )
 
 
@@ -330,7 +332,7 @@ def unknown(world: World, body: Request = REQUEST) -> None:
     deliver(world, body)
     # A later message of the bot, which its history shows.
     shown = Control("shown", world.clock.now() + 3)
-    world.sandbox().pacing.keep_control("default", shown, 0)
+    world.sandbox().bot_states.keep_control("default", shown, 0)
     world.blip.stored["shown"] = [Receipt("shown", 1, Status.ACCEPTED)]
     world.clock.advance(WINDOW + 2)
 
@@ -386,7 +388,7 @@ def test_of_what_was_sent_nothing_is_told_if_its_record_comes_again(
     told += [an_event(receipt)] if receipt is Status.CONSUMED else []
     assert world.events.told == told
 
-    deliver(world, receives=2)
+    deliver(world, receive_count=2)
 
     assert world.events.told == told
 
@@ -397,7 +399,7 @@ def test_of_what_failed_nothing_is_told_if_its_record_comes_again(world: World) 
     world.clock.advance(1)
     deliver(world, generation=1)
 
-    deliver(world, generation=1, receives=2)
+    deliver(world, generation=1, receive_count=2)
 
     assert [(event.reason, event.generation, event.time) for event in world.events.told] == [
         (Reason.REJECTED, 1, NOW),
@@ -436,9 +438,9 @@ def test_of_what_was_cancelled_is_told_when_its_request_comes(
         deliver(world)
     world.sandbox().ledger.cancel("default", "order-1")
 
-    (verdict,) = world.sandbox().deliver(REQUEST)
+    (result,) = world.sandbox().deliver(REQUEST)
 
-    assert verdict.come_back_in is None
+    assert result.retry_in is None
     assert world.events.told == [an_event(Status.CANCELLED, generation=generation)]
 
 
@@ -458,14 +460,14 @@ def test_what_a_send_came_to_is_logged_with_its_reason(
 ) -> None:
     world.blip.before_send = raises(failure)
 
-    (verdict,) = world.sandbox().deliver(REQUEST)
+    (result,) = world.sandbox().deliver(REQUEST)
 
-    assert verdict.come_back_in is not None
+    assert result.retry_in is not None
     assert logged(caplog, message) == {
         "notification_id": "order-1",
         "bot": "default",
         "key": KEY,
-        "come_back_in": round(verdict.come_back_in, 1),
+        "retry_in": round(result.retry_in, 1),
         "correlation_id": "trace-1",
         "detail": failure.detail,
     }
@@ -522,9 +524,9 @@ def test_a_bot_that_cannot_be_used_is_logged(
 ) -> None:
     world.bots = bots
 
-    (verdict,) = world.sandbox().deliver(REQUEST)
+    (result,) = world.sandbox().deliver(REQUEST)
 
-    assert verdict.outcome is Outcome.MISCONFIGURED
+    assert result.outcome is Outcome.MISCONFIGURED
     facts = logged(caplog, "the bot cannot be used")
     assert facts.keys() == {"bot", "problem"}
     assert facts["bot"] == "default"

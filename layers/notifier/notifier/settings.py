@@ -26,7 +26,7 @@ class SendNotificationSettings:
     requests_queue_url: str
     dead_letters_queue_url: str
     bots_secret_arn: str
-    penalty_seconds: int
+    cooldown_seconds: int
     breaker_wait_seconds: int
     backoff_base_seconds: int
     backoff_max_seconds: int
@@ -75,7 +75,7 @@ class PollReceiptsSettings:
     identities_table: str
     bots_secret_arn: str
     receipts_queue_url: str
-    penalty_seconds: int
+    cooldown_seconds: int
 
 
 @dataclass(frozen=True, slots=True)

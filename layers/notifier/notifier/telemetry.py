@@ -8,7 +8,7 @@
                            many of those get a number banned
 
     share_of_plan          the share of a bot's plan for messages that is in force, in percent
-    penalty_began          how often BLiP throttled a bot that it did not throttle before
+    cooldown_began          how often BLiP throttled a bot that it did not throttle before
 
     oldest_request         how old a request is that has to come back
     receipts_late          for how long the longest due question about receipts had been due

@@ -162,7 +162,7 @@ class Blip:
         return self.overrides.get(phone) or accounts.identity_of(phone)
 
     def know(self, phone: str, bot: str) -> str:
-        """Give out a number's identity without a look-up."""
+        """Return out a number's identity without a look-up."""
         identity = self.identity_of(phone)
         self.given_out[bot, identity] = phone
         return identity

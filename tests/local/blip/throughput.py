@@ -34,7 +34,7 @@ class Throttle:
     def __init__(self) -> None:
         self.meters = {"messages": Meter(), "notifications": Meter(), "commands": Meter()}
         self.penalties = 0
-        self.shut_until = 0.0
+        self.throttled_until = 0.0
 
     def refuses(
         self,
@@ -47,14 +47,14 @@ class Throttle:
     ) -> float | None:
         """Count one envelope; for how many seconds the key is shut, or None where it may pass."""
         count = self.meters[kind].count(now)
-        if now >= self.shut_until:
+        if now >= self.throttled_until:
             if limit is None or count <= limit:
                 return None
             self.penalties += 1
-            self.shut_until = now + penalty_seconds
+            self.throttled_until = now + penalty_seconds
         elif prolonged:
-            self.shut_until = now + penalty_seconds
-        return self.shut_until - now
+            self.throttled_until = now + penalty_seconds
+        return self.throttled_until - now
 
 
 class OtherTraffic:

@@ -9,8 +9,8 @@ from uuid import UUID, uuid5
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from notifier.failures import crash_facts
-from notifier.records import Publication, StatusEvent
+from notifier.domain.failures import crash_facts
+from notifier.domain.status_events import Publication, StatusEvent
 
 if TYPE_CHECKING:
     from mypy_boto3_events import EventBridgeClient
@@ -20,9 +20,9 @@ logger = logging.getLogger(__name__)
 SOURCE = "blip-notifier"
 DETAIL_TYPE = "Notification Status Changed"
 # What EventBridge answers for one entry while it takes none: it is throttled or broken, or the role
-# or the bus's policy lets nobody in, which AWS calls not retryable and an operator can change. Any
-# other code is about the event itself: InvalidArgument, MalformedDetail, RedactionFailure. Source:
-# the API references of PutEventsResultEntry, and of PutEvents for InternalException.
+# or the bus's policy lets no caller in, which AWS calls not retryable and an operator can change.
+# Any other code is about the event itself: InvalidArgument, MalformedDetail, RedactionFailure.
+# Source: the API references of PutEventsResultEntry, and of PutEvents for InternalException.
 _NOT_NOW = {
     "ThrottlingException",
     "InternalFailure",

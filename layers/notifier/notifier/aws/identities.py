@@ -13,7 +13,8 @@ Of a recipient who was forgotten there is for a while, so that no older request 
     forgotten_at  epoch milliseconds
     expires_at    epoch seconds, time to live: until SQS has deleted whatever was published before
 
-The bots' items lie in the same table (see `pacing`), so that one call reads all that a batch needs.
+The bots' items lie in the same table (see `bot_state`), so that one call reads all that a
+batch needs.
 """
 
 import hashlib
@@ -23,9 +24,10 @@ from threading import Lock
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from notifier.aws.pacing import bot_key, bot_state
+from notifier.aws.bot_state import bot_key, bot_state
 from notifier.aws.table import Item, Table, milliseconds
-from notifier.records import BotState, Identity, LookUpLease
+from notifier.domain.bot_state import BotState
+from notifier.domain.recipients import Identity, LookUpLease
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -65,13 +67,13 @@ class DynamoDbIdentities:
     def read(
         self, recipients: "Iterable[Recipient]", bots: "Iterable[str]"
     ) -> tuple[dict[Recipient, Identity], dict[str, BotState]]:
-        """Give what is known of these recipients and bots, with one call to the table.
+        """Return what is known of these recipients and bots, with one call to the table.
 
         What the table leaves unread is simply not known: a lease, or a reservation, finds it.
-        Whether somebody was forgotten is never remembered, but read each time.
+        Whether a recipient was forgotten is never remembered, but read each time.
 
         Raises:
-            UnreadError: DynamoDB did not say whether somebody was forgotten, or how a bot is.
+            UnreadError: DynamoDB left a recipient or a bot unread.
         """
         known: dict[Recipient, Identity] = {}
         wanted: dict[str, Recipient] = {}
@@ -147,11 +149,11 @@ class DynamoDbIdentities:
                 ":token": lease.token,
             },
         )
-        if kept:  # else the recipient was forgotten, or somebody else has the lease
+        if kept:  # else the recipient was forgotten, or another sandbox has the lease
             self._remember(lease.recipient, identity, good_until)
 
     def release(self, lease: LookUpLease) -> None:
-        """End the lease without an answer, so that nobody waits for it."""
+        """End the lease without an answer, so that no sandbox waits for it."""
         self._table.update(
             _key(lease.recipient),
             "REMOVE #token, lease_until",
@@ -159,7 +161,7 @@ class DynamoDbIdentities:
             {":token": lease.token},
         )
 
-    def forget(self, recipient: Recipient) -> None:
+    def invalidate(self, recipient: Recipient) -> None:
         """Drop what is known of a recipient: BLiP says that it is out of date."""
         with self._lock:
             self._memory.pop(recipient, None)
@@ -168,7 +170,7 @@ class DynamoDbIdentities:
         )
 
     def holds(self, recipient: Recipient) -> bool:
-        """Tell whether the table has anything on a recipient."""
+        """Return whether the table has anything on a recipient."""
         return bool(self._table.get(_key(recipient)))
 
     def erase(self, recipient: Recipient) -> None:
@@ -178,7 +180,7 @@ class DynamoDbIdentities:
         self._table.delete(_key(recipient))
 
     def mark_forgotten(self, phone: str) -> None:
-        """Let nothing be sent to a number that was published until now."""
+        """Block requests to this number that were published before now."""
         now = self._now()
         self._table.update(
             forgotten_key(phone),

@@ -2,7 +2,7 @@
 
     key            uuid5 of bot and id (partition key)
     id, bot        the producer's words for it
-    status         see `lifecycle`
+    status         see `domain.status`
     generation     1, and one more for each redrive
     attempts       how often it was claimed to be sent in this generation
     content_hash   of the producer's JSON
@@ -43,23 +43,22 @@ from uuid import uuid4
 from botocore.exceptions import BotoCoreError, ClientError
 
 from notifier.aws.table import Item, Table, milliseconds
-from notifier.failures import Reason, crash_facts
-from notifier.lifecycle import UNDELIVERED, Status, before
-from notifier.phone import mask
-from notifier.records import (
-    Account,
+from notifier.contract.phone import mask
+from notifier.domain.failures import Reason, crash_facts
+from notifier.domain.ledger_entries import (
     Change,
     Claim,
     ClaimLost,
     Control,
-    Held,
-    Notification,
-    Page,
+    LedgerEntry,
+    LedgerPage,
+    NotificationDetails,
     Poll,
-    Receipt,
-    Standing,
+    RecipientMatch,
 )
-from notifier.request import ledger_key
+from notifier.domain.notification import Notification, ledger_key
+from notifier.domain.receipts import Receipt
+from notifier.domain.status import UNDELIVERED, Status, before
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,22 +137,22 @@ class DynamoDbLedger:
         self._table = table
         self._now = now
 
-    def read(self, key: str) -> Standing | None:
-        """Give what the ledger holds of a notification, as it stands now.
+    def read(self, key: str) -> LedgerEntry | None:
+        """Return what the ledger holds of a notification, as it stands now.
 
         Of one whose recipient was forgotten it holds nothing that anybody may go by.
         """
         item = self._table.get(key)
         return None if not item or "forgotten" in item else _standing(item)
 
-    def account(self, bot: str, notification_id: str) -> Account | None:
-        """Tell how it goes with a notification; None if the ledger does not know it."""
+    def details(self, bot: str, notification_id: str) -> NotificationDetails | None:
+        """Return how it goes with a notification; None if the ledger does not know it."""
         item = self._table.get(ledger_key(bot, notification_id))
         if not item or item["expires_at"] <= round(self._now()):
             return None
         return _account(bot, notification_id, item)
 
-    def cancel(self, bot: str, notification_id: str) -> Account:
+    def cancel(self, bot: str, notification_id: str) -> NotificationDetails:
         """Take a notification back that has not gone out, or tell what stands in the way.
 
         What is not known yet is cancelled in advance: its request may be on the queue.
@@ -184,23 +183,23 @@ class DynamoDbLedger:
             return self.cancel(bot, notification_id)
         return _account(bot, notification_id, found)
 
-    def held(self, recipient: str, after: str | None) -> Page:
+    def matches(self, recipient: str, after: str | None) -> LedgerPage:
         """Look through a page of the ledger for what may be a recipient's.
 
         Args:
             recipient: the number.
             after: where the page before ended.
         """
-        items, looked_at, last = self._table.scan(
+        items, scanned, last = self._table.scan(
             "#recipient = :mask",
             {":mask": mask(recipient)},
             ["key", "bot", "request", "recipient"],
             after,
         )
-        held = [Held(item["key"], item["bot"], item.get("request", "")) for item in items]
-        return Page(held, looked_at, last)
+        held = [RecipientMatch(item["key"], item["bot"], item.get("request", "")) for item in items]
+        return LedgerPage(held, scanned, last)
 
-    def forget(self, key: str) -> None:
+    def erase(self, key: str) -> None:
         """Leave of a notification only that it must not be sent, for as long as it may come."""
         now = self._now()
         self._table.update(
@@ -217,7 +216,7 @@ class DynamoDbLedger:
 
     def claim(
         self, notification: Notification, status: Status, lease_until: float
-    ) -> Claim | Standing:
+    ) -> Claim | LedgerEntry:
         """Take a notification for sending, or tell what stands in the way.
 
         One conditional write. A redrive, and an id whose item has outlived its time, take two.
@@ -233,7 +232,7 @@ class DynamoDbLedger:
 
     def _claim_as(
         self, token: str, notification: Notification, status: Status, lease_until: float
-    ) -> Claim | Standing:
+    ) -> Claim | LedgerEntry:
         now = self._now()
         asked_generation = notification.queued.generation
         values = {
@@ -295,7 +294,7 @@ class DynamoDbLedger:
         )
 
     def release_unsent(self, claim: Claim) -> None:
-        """Give back what was claimed and surely not sent, after a failure of AWS."""
+        """Return back what was claimed and surely not sent, after a failure of AWS."""
         self._take_back(claim.key, claim.token)
 
     def _take_back(self, key: str, token: str) -> None:
@@ -328,7 +327,7 @@ class DynamoDbLedger:
         """Say that the POST may be under way from now on.
 
         Raises:
-            ClaimLost: somebody else has the notification; nothing may be sent.
+            ClaimLost: another sandbox has the notification; nothing may be sent.
         """
         held, found = self._table.update(
             claim.key,
@@ -347,8 +346,8 @@ class DynamoDbLedger:
             raise ClaimLost(claim.key, forgotten="forgotten" in found)
         return replace(claim, status=Status.SENDING)
 
-    def settle_sent(self, claim: Claim, poll_at: float | None) -> None:
-        """Record that BLiP took it. That is a fact, whoever holds the claim by now.
+    def mark_sent(self, claim: Claim, poll_at: float | None) -> None:
+        """Record that BLiP took it. That is a fact, even if another sandbox has the claim.
 
         Args:
             claim: the notification.
@@ -364,17 +363,17 @@ class DynamoDbLedger:
         )
         self._settle(claim, Status.SENT, condition, change=poll, values=values)
 
-    def settle_unknown(self, claim: Claim) -> None:
+    def mark_unknown(self, claim: Claim) -> None:
         """Record that it may have gone out, until now at the latest."""
         self._settle(claim, Status.UNKNOWN, _HELD, change=", in_flight_until = :now")
 
     def release(self, claim: Claim, *, attempted: bool) -> None:
-        """Give it back for a later attempt: it surely did not go out."""
+        """Return it back for a later attempt: it surely did not go out."""
         change = "" if attempted else ", attempts = attempts - :one"
         values = {} if attempted else {":one": 1}
         self._settle(claim, Status.RETRYING, _HELD, change=change, values=values)
 
-    def end(self, claim: Claim, status: Status, reason: Reason, code: int | None) -> None:
+    def mark_failed(self, claim: Claim, status: Status, reason: Reason, code: int | None) -> None:
         """Record that it ended without delivery. Its dead letter is on the queue already."""
         self._settle(
             claim,
@@ -385,8 +384,8 @@ class DynamoDbLedger:
             reason=reason,
         )
 
-    def question(self, standing: Standing, lease_until: float) -> Claim | None:
-        """Take an unknown to settle it; None if somebody else does.
+    def claim_unknown(self, standing: LedgerEntry, lease_until: float) -> Claim | None:
+        """Take an unknown to settle it; None if another sandbox does.
 
         What was `sending` when its sandbox ended is an unknown from here on.
         """
@@ -409,7 +408,7 @@ class DynamoDbLedger:
         )
         return _claim(found) if found.get("token") == token else None
 
-    def deny(self, claim: Claim) -> None:
+    def mark_not_sent(self, claim: Claim) -> None:
         """Record that an unknown never went out, by BLiP's own word; it may be sent again."""
         self._settle(
             claim,
@@ -419,8 +418,8 @@ class DynamoDbLedger:
             values={":none_yet": 0, ":one": 1},
         )
 
-    def put_back(self, claim: Claim) -> None:
-        """Give an unknown back unsettled, to be asked about later, bound to its control."""
+    def release_unknown(self, claim: Claim) -> None:
+        """Return an unknown back unsettled, to be asked about later, bound to its control."""
         change = "REMOVE #token, lease_until"
         values: dict[str, Any] = {":token": claim.token}
         if claim.control is not None:
@@ -431,7 +430,7 @@ class DynamoDbLedger:
             }
         self._table.update(claim.key, change, "#token = :token", values)
 
-    def advance(self, receipt: Receipt) -> tuple[bool, Standing | None]:
+    def advance(self, receipt: Receipt) -> tuple[bool, LedgerEntry | None]:
         """Move the status forward as far as the receipt says.
 
         That the person has it is true whatever the generation, and final. Everything else counts
@@ -500,7 +499,7 @@ class DynamoDbLedger:
         return moved
 
     def due(self, bot: str, count: int) -> list[Poll]:
-        """Give messages of a bot whose receipts should be asked for by now, longest due first."""
+        """Return messages of a bot whose receipts should be asked for by now, longest due first."""
         items = self._table.query(
             "polls",
             "poll_bot = :bot AND poll_at <= :now",
@@ -611,7 +610,7 @@ def _has_lapsed(item: Item, now: float) -> bool:
 
 
 def _has_not_gone_out(item: Item, now: float) -> bool:
-    """Tell whether nothing of it is under way, nor out, nor on the dead-letters queue."""
+    """Return whether nothing of it is under way, nor out, nor on the dead-letters queue."""
     match item["status"]:
         case Status.CANCELLED:
             return False
@@ -625,8 +624,8 @@ def _has_not_gone_out(item: Item, now: float) -> bool:
             return False
 
 
-def _account(bot: str, notification_id: str, item: Item) -> Account:
-    return Account(
+def _account(bot: str, notification_id: str, item: Item) -> NotificationDetails:
+    return NotificationDetails(
         notification_id=notification_id,
         bot=bot,
         status=Status(item["status"]),
@@ -662,10 +661,10 @@ def _claim(item: Item) -> Claim:
     )
 
 
-def _standing(item: Item) -> Standing:
+def _standing(item: Item) -> LedgerEntry:
     lease_until = item.get("lease_until", 0) / 1000
     sending = item["status"] == Status.SENDING
-    return Standing(
+    return LedgerEntry(
         key=item["key"],
         # What was cancelled in advance, or forgotten, has no content.
         notification_id=item.get("id", ""),

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from notifier.aws.table import Item, item_of
-from notifier.failures import Reason, crash_facts
-from notifier.lifecycle import SENT_OR_LATER, UNDELIVERED, Status
-from notifier.records import LedgerWrite, StatusEvent
+from notifier.domain.failures import Reason, crash_facts
+from notifier.domain.ledger_entries import LedgerWrite
+from notifier.domain.status import SENT_OR_LATER, UNDELIVERED, Status
+from notifier.domain.status_events import StatusEvent
 
 # How the key of a refused request's item ends; before it stands the key that its id names.
 REFUSED = ":refused"

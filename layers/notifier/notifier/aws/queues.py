@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from notifier.failures import Reason, crash_facts
-from notifier.records import DeadLetter, LedgerWrite, QueuedRequest
+from notifier.domain.dead_letters import DeadLetter
+from notifier.domain.failures import Reason, crash_facts
+from notifier.domain.ledger_entries import LedgerWrite
+from notifier.domain.notification import QueuedRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,16 +27,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # SQS hides a message for twelve hours at most, counted from its receipt; we stay well below.
-LONGEST_VISIBILITY_SECONDS = 6 * 3600
+MAX_VISIBILITY_SECONDS = 6 * 3600
 BATCH = 10
 # SQS takes 1 MiB at once; what it counts beside the bodies stays well below the rest.
-MOST_BATCH_BYTES = 1024 * 1024 - 16 * 1024
+MAX_BATCH_BYTES = 1024 * 1024 - 16 * 1024
 # Asked for so long, SQS looks at all of its servers: only then does "nothing" mean nothing.
 LONG_POLL_SECONDS = 1
-MOST_DIGITS = 9
+MAX_DIGITS = 9
 IN_FLIGHT_SECONDS = 10.0
 # Leaves room in SQS's message for everything else.
-MOST_FAILURE_BYTES = 4096
+MAX_FAILURE_BYTES = 4096
 
 
 def queued_request(record: Mapping[str, Any]) -> QueuedRequest:
@@ -47,14 +49,14 @@ def queued_request(record: Mapping[str, Any]) -> QueuedRequest:
         published_at=int(record["attributes"]["SentTimestamp"]) / 1000,
         generation=_number(attributes, "generation"),
         redrives=_number(attributes, "redrives") or 0,
-        receives=int(record["attributes"]["ApproximateReceiveCount"]),
+        receive_count=int(record["attributes"]["ApproximateReceiveCount"]),
     )
 
 
 def _number(attributes: Mapping[str, Any], name: str) -> int | None:
     """Read a number that we ourselves put there; a producer's text under its name is ignored."""
     text = attributes.get(name, {}).get("stringValue") or ""
-    usable = text.isdecimal() and text.isascii() and len(text) <= MOST_DIGITS
+    usable = text.isdecimal() and text.isascii() and len(text) <= MAX_DIGITS
     return int(text) if usable else None
 
 
@@ -65,8 +67,8 @@ class RequestsQueue:
         self._sqs = sqs
         self._url = url
 
-    def hide(self, waits: "Iterable[tuple[QueuedRequest, float]]") -> None:
-        """Let SQS deliver each of these again after so many seconds, not before.
+    def change_visibility(self, waits: "Iterable[tuple[QueuedRequest, float]]") -> None:
+        """Change when SQS delivers each of these again: after so many seconds.
 
         Where that fails they come back after the queue's own visibility timeout: later or sooner
         than asked for, but not lost. So it is no reason to fail the batch.
@@ -75,7 +77,7 @@ class RequestsQueue:
             {
                 "Id": str(number),
                 "ReceiptHandle": queued.receipt_handle,
-                "VisibilityTimeout": min(LONGEST_VISIBILITY_SECONDS, max(0, round(seconds))),
+                "VisibilityTimeout": min(MAX_VISIBILITY_SECONDS, max(0, round(seconds))),
             }
             for number, (queued, seconds) in enumerate(waits)
         ]
@@ -90,7 +92,7 @@ class RequestsQueue:
             else:
                 _warn_of_refused("requests not hidden", answer)
 
-    def put_back(
+    def enqueue_next_generation(
         self, body: str, *, bot: str, generation: int, redrives: int, delay_seconds: int
     ) -> None:
         """Put a request back to be sent as the generation after this one.
@@ -232,7 +234,7 @@ class DeadLettersQueue:
         self._sqs.send_message(QueueUrl=self._url, MessageBody=body, MessageAttributes=attributes)
 
     def depth(self) -> tuple[int, int]:
-        """Return about how many letters can be seen, and about how many somebody is looking at."""
+        """Return about how many letters can be seen, and about how many are in flight."""
         answer = self._sqs.get_queue_attributes(
             QueueUrl=self._url,
             AttributeNames=[
@@ -245,20 +247,20 @@ class DeadLettersQueue:
             int(answer["ApproximateNumberOfMessagesNotVisible"]),
         )
 
-    def receive(self, hidden_seconds: int) -> list[DeadLetter]:
+    def receive(self, visibility_seconds: int) -> list[DeadLetter]:
         """Give up to ten letters and hide them for so long; none if none can be seen now."""
         answer = self._sqs.receive_message(
             QueueUrl=self._url,
             MaxNumberOfMessages=BATCH,
             WaitTimeSeconds=LONG_POLL_SECONDS,
-            VisibilityTimeout=hidden_seconds,
+            VisibilityTimeout=visibility_seconds,
             MessageAttributeNames=["All"],
             MessageSystemAttributeNames=["SentTimestamp"],
         )
         return [_dead_letter(message) for message in answer.get("Messages", [])]
 
-    def hide(self, handles: "Iterable[str]", seconds: int) -> None:
-        """Let these be seen again after so many seconds.
+    def change_visibility(self, handles: "Iterable[str]", seconds: int) -> None:
+        """Change when these are visible again: after so many seconds.
 
         Where that fails they are seen when the time is over for which they were received.
         """
@@ -307,7 +309,7 @@ def _batches[T](messages: "Iterable[T]", body: "Callable[[T], str]") -> "Iterato
     size = 0
     for message in messages:
         own = len(body(message).encode())
-        if batch and (len(batch) == BATCH or size + own > MOST_BATCH_BYTES):
+        if batch and (len(batch) == BATCH or size + own > MAX_BATCH_BYTES):
             yield batch
             batch, size = [], 0
         batch.append(message)
@@ -377,14 +379,14 @@ def _numeral(number: int) -> "MessageAttributeValueTypeDef":
 
 
 def _short(failure: Mapping[str, Any]) -> str:
-    """Write the failure as ASCII JSON of at most MOST_FAILURE_BYTES, without empty members.
+    """Write the failure as ASCII JSON of at most MAX_FAILURE_BYTES, without empty members.
 
-    Broken fields beyond that are counted, not told: who mends the first ones sees the rest.
+    Further broken fields are only counted; fixing the first ones surfaces the rest.
     """
     told = {name: value for name, value in failure.items() if value is not None}
     fields = list(told.get("fields", []))
     left_out = 0
-    while len(text := json.dumps(told)) > MOST_FAILURE_BYTES and fields:
+    while len(text := json.dumps(told)) > MAX_FAILURE_BYTES and fields:
         fields.pop()
         left_out += 1
         told |= {"fields": fields, "fields_left_out": left_out}

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from notifier.aws.outbox import REFUSED
 from notifier.aws.table import Item, Table, milliseconds
-from notifier.failures import Reason
-from notifier.lifecycle import Status
-from notifier.records import Account, Change, Refusal
-from notifier.request import ledger_key
+from notifier.domain.failures import Reason
+from notifier.domain.ledger_entries import Change, NotificationDetails, Refusal
+from notifier.domain.notification import ledger_key
+from notifier.domain.status import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 # As long as SQS keeps the dead letter.
 KEPT_SECONDS = 14 * 86_400
-MOST_REFUSALS = 10
+MAX_REFUSALS = 10
 
 _KEEP = """
 SET #id = :id, bot = :bot, #status = :rejected, refusals = {refusals},
@@ -69,7 +69,7 @@ class DynamoDbRefusals:
                 key,
                 _ONE_MORE,
                 "attribute_not_exists(refusals) OR size(refusals) < :most",
-                values | {":none": [], ":one": [own], ":most": MOST_REFUSALS},
+                values | {":none": [], ":one": [own], ":most": MAX_REFUSALS},
             )
             if not kept:
                 full = found["refusals"]
@@ -80,7 +80,7 @@ class DynamoDbRefusals:
                     values | {":refusals": [*full[1:], own], ":found": full},
                 )
 
-    def account(self, bot: str, notification_id: str) -> Account | None:
+    def details(self, bot: str, notification_id: str) -> NotificationDetails | None:
         """Return what was refused under an id; None if nothing was, or it is 14 days old."""
         item = self._table.get(_key(bot, notification_id))
         if not item or item["expires_at"] <= round(self._now()):
@@ -92,13 +92,13 @@ def _key(bot: str, notification_id: str) -> str:
     return ledger_key(bot, notification_id) + REFUSED
 
 
-def _account(item: Item) -> Account:
+def _account(item: Item) -> NotificationDetails:
     changes = tuple(
         Change(Status.REJECTED, 0, at / 1000, Reason(reason))
         for _, reason, at, _, _ in item["refusals"]
     )
     *_, (_, reason, _, correlation_id, metadata) = item["refusals"]
-    return Account(
+    return NotificationDetails(
         notification_id=item["id"],
         bot=item["bot"],
         status=Status.REJECTED,

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from notifier.bots import Bot, Bots, BrokenBot, parse_bots
-from notifier.failures import crash_facts
+from notifier.domain.bots import Bot, Bots, InvalidBot, parse_bots
+from notifier.domain.failures import crash_facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,15 +36,15 @@ class SecretsManagerBots:
         self._lock = Lock()
 
     def bots(self) -> Bots:
-        """Give every bot by name.
+        """Return every bot by name.
 
         Raises:
             BotsSecretError: the secret is not a JSON object.
         """
         return self._not_older_than(CACHED_SECONDS)
 
-    def fresh(self, name: str, stale: Bot | None) -> Bot | BrokenBot | None:
-        """Give a bot that did not work, or was not there, as the secret has it now.
+    def fresh(self, name: str, stale: Bot | None) -> Bot | InvalidBot | None:
+        """Return a bot that did not work, or was not there, as the secret has it now.
 
         Args:
             name: the bot's name.

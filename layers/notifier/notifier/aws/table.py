@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 type Item = dict[str, Any]
 
 # BatchGetItem takes no more keys at once; a batch of ten requests never comes near it.
-MOST_KEYS = 100
+MAX_KEYS = 100
 READ_TRIES = 3
 
 
@@ -50,8 +50,8 @@ class Table:
         """
         items: list[Item] = []
         unread: set[str] = set()
-        for start in range(0, len(keys), MOST_KEYS):
-            some = keys[start : start + MOST_KEYS]
+        for start in range(0, len(keys), MAX_KEYS):
+            some = keys[start : start + MAX_KEYS]
             left: Any = {self._name: {"Keys": [{"key": {"S": key}} for key in some]}}
             for _ in range(READ_TRIES):
                 answer = self._dynamodb.batch_get_item(RequestItems=left)
@@ -124,7 +124,7 @@ class Table:
 
         Returns:
             Whether it held, and the item: as it stands now, or as it stood in the way. Without
-            `returning` an empty one if it held: reading what nobody asks for is a tenth of a call.
+            `returning` an empty one if it held: an answer that is not used is a tenth of a call.
         """
         try:
             answer = self._dynamodb.update_item(
@@ -144,7 +144,7 @@ class Table:
 
 @cache
 def _expressions(update: str, condition: str) -> dict[str, Any]:
-    """Give the expressions and the names that they use; DynamoDB takes nothing empty."""
+    """Return the expressions and the names that they use; DynamoDB takes nothing empty."""
     names = {f"#{name}": name for name in re.findall(r"#(\w+)", update + condition)}
     given = {
         "UpdateExpression": update,
@@ -168,5 +168,5 @@ def item_of(attributes: dict[str, Any]) -> Item:
 
 
 def milliseconds(epoch_seconds: float) -> int:
-    """Give a time as the tables hold it."""
+    """Return a time as the tables hold it."""
     return round(epoch_seconds * 1000)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from notifier.failures import crash_facts
+from notifier.domain.failures import crash_facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

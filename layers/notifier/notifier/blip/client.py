@@ -30,8 +30,9 @@ from notifier.blip.codes import (
 from notifier.blip.envelopes import WHATSAPP_DOMAIN, Json
 from notifier.blip.receipts import receipt, reduced
 from notifier.blip.transport import Transport, call
-from notifier.bots import Bot
-from notifier.failures import (
+from notifier.contract.request import Template
+from notifier.domain.bots import Bot
+from notifier.domain.failures import (
     Failure,
     Misconfigured,
     Reason,
@@ -40,9 +41,8 @@ from notifier.failures import (
     Transient,
     Unknown,
 )
-from notifier.records import Receipt
-from notifier.request import Template
-from notifier.request import message_id as id_of_message
+from notifier.domain.notification import message_id as id_of_message
+from notifier.domain.receipts import Receipt
 
 CONNECT_SECONDS = 3.0
 # A proxy's own words are short.
@@ -134,7 +134,7 @@ class BlipClient:
         return isinstance(transport, Transport) and transport.is_connected(bot.base_url)
 
     def look_up(self, bot: Bot, phone: str, on_connected: Callable[[], None]) -> str:
-        """Give the WhatsApp identity of a phone number in E.164.
+        """Return the WhatsApp identity of a phone number in E.164.
 
         It is an opaque string: it need not contain the number's own digits.
 
@@ -185,7 +185,7 @@ class BlipClient:
         raise _failure(kind, "the message", answer)
 
     def history(self, bot: Bot, message_id: str, on_connected: Callable[[], None]) -> list[Receipt]:
-        """Give what BLiP has stored about a message. An empty list says that it has nothing.
+        """Return what BLiP has stored about a message. An empty list says that it has nothing.
 
         Raises:
             Rejected, Transient, Throttled, Misconfigured: there is no answer to go by.
@@ -202,7 +202,7 @@ class BlipClient:
         return receipts
 
     def events(self, bot: Bot, message_id: str, on_connected: Callable[[], None]) -> list[Json]:
-        """Give the receipts that BLiP has stored about a message, as LIME's JSON, reduced.
+        """Return the receipts that BLiP has stored about a message, as LIME's JSON, reduced.
 
         Raises:
             Rejected, Transient, Throttled, Misconfigured: there is no answer to go by.
@@ -230,7 +230,7 @@ class BlipClient:
             raise _failure(failed_command(answer.status, answer.code), "the ping", answer)
 
     def templates(self, bot: Bot) -> list[tuple[str, str, str]]:
-        """Give the bot's message templates: name, language, and WhatsApp's status of each.
+        """Return the bot's message templates: name, language, and WhatsApp's status of each.
 
         Raises:
             Misconfigured: wrong key, wrong URL, or a bot without a WhatsApp channel.
@@ -305,7 +305,7 @@ def _is_success(status: int) -> bool:
 
 
 def _succeeded(answer: _Answer) -> bool:
-    """Tell whether a command succeeded: HTTP 200 alone says only that it was answered."""
+    """Return whether a command succeeded: HTTP 200 alone says only that it was answered."""
     return _is_success(answer.status) and answer.body.get("status") == "success"
 
 

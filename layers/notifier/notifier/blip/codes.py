@@ -8,7 +8,7 @@ every answer; all are named, so that none is judged by accident.
 
 import re
 
-from notifier.failures import Failure, Misconfigured, Rejected, Throttled, Transient, Unknown
+from notifier.domain.failures import Failure, Misconfigured, Rejected, Throttled, Transient, Unknown
 
 LIME_CODES = {
     1: "general error",
@@ -77,7 +77,7 @@ COMMAND: dict[int, type[Failure]] = {
     **dict.fromkeys((64, 67, 83), Rejected),
 }
 
-# Look-up failures that are BLiP's verdict on the number itself.
+# Look-up failures that are BLiP's result on the number itself.
 NOT_A_PHONE_NUMBER = frozenset({64, 67, 83})
 # 61 on a look-up carries libphonenumber's text when the number is the problem; with any other
 # text it is BLiP's own trouble.
@@ -96,7 +96,7 @@ NO_PING = frozenset({62, 63, 67})
 
 
 def about_the_number(code: int | None, description: str) -> bool:
-    """Tell whether a failed look-up speaks about the number, and not about BLiP or the bot."""
+    """Return whether a failed look-up speaks about the number, and not about BLiP or the bot."""
     if code == PROCESSING_ERROR:
         return any(text in description.lower() for text in PHONE_TEXTS)
     return code in NOT_A_PHONE_NUMBER

@@ -8,7 +8,7 @@ notification.
 
 from typing import Any
 
-from notifier.request import (
+from notifier.contract.request import (
     BodyValue,
     Button,
     CopyCode,
@@ -93,7 +93,7 @@ def message(message_id: str, identity: str, template: Template, namespace: str |
 
 
 def components(template: Template) -> list[Json]:
-    """Give the template's values in WhatsApp's own form."""
+    """Return the template's values in WhatsApp's own form."""
     if template.components is not None:
         return template.components
     parts: list[Json] = []

@@ -15,8 +15,8 @@ from enum import Enum, auto
 from typing import Any
 
 from notifier.blip.codes import LIME_CODES
-from notifier.lifecycle import Status
-from notifier.records import Receipt, Undelivered
+from notifier.domain.receipts import FailureKind, Receipt
+from notifier.domain.status import Status
 
 _EVENTS = {
     "accepted": Status.ACCEPTED,
@@ -49,7 +49,7 @@ class Envelope(Enum):
 
 
 def kind(document: object) -> Envelope:
-    """Tell what a webhook's body is, the way LIME tells: by the members it has."""
+    """Return what a webhook's body is, the way LIME tells: by the members it has."""
     if not isinstance(document, dict):
         return Envelope.INVALID
     if "content" in document:
@@ -68,7 +68,7 @@ def kind(document: object) -> Envelope:
 
 
 def reduced(document: dict[str, Any]) -> dict[str, Any]:
-    """Give of a receipt what recording it needs. The recipient's number is not among that."""
+    """Return of a receipt what recording it needs. The recipient's number is not among that."""
     return {name: document[name] for name in ("id", "event", "reason") if name in document}
 
 
@@ -86,9 +86,9 @@ def receipt(document: object) -> Receipt | None:
     code = failure_code(document.get("reason"))
     if code is None:
         return Receipt(key, generation, status, detail="BLiP reports a failure without a code")
-    undelivered, meaning = FAILED.get(code, (Undelivered.FOR_GOOD, "a code that we do not know"))
+    failure_kind, meaning = FAILED.get(code, (FailureKind.PERMANENT, "a code that we do not know"))
     detail = f"BLiP reports reason {code}: {meaning}"
-    return Receipt(key, generation, status, undelivered, code, detail)
+    return Receipt(key, generation, status, failure_kind, code, detail)
 
 
 def failure_code(reason: object) -> int | None:
@@ -105,17 +105,17 @@ def failure_code(reason: object) -> int | None:
     return code
 
 
-def _all(undelivered: Undelivered, meanings: dict[int, str]) -> Iterable[tuple[int, Any]]:
-    return ((code, (undelivered, meaning)) for code, meaning in meanings.items())
+def _all(failure_kind: FailureKind, meanings: dict[int, str]) -> Iterable[tuple[int, Any]]:
+    return ((code, (failure_kind, meaning)) for code, meaning in meanings.items())
 
 
 # What follows from the code of a failed receipt. Sources: LIME's ReasonCodes; Meta's error pages
 # for the on-premises and the Cloud API. A code that stands nowhere here is for good, too.
-FAILED: dict[int, tuple[Undelivered, str]] = dict(
+FAILED: dict[int, tuple[FailureKind, str]] = dict(
     [
-        *_all(Undelivered.FOR_GOOD, LIME_CODES),
+        *_all(FailureKind.PERMANENT, LIME_CODES),
         *_all(
-            Undelivered.FOR_GOOD,
+            FailureKind.PERMANENT,
             {
                 # Cloud, in the range of LIME's
                 0: "WhatsApp did not accept BLiP's token",
@@ -199,7 +199,7 @@ FAILED: dict[int, tuple[Undelivered, str]] = dict(
             },
         ),
         *_all(
-            Undelivered.LATER,
+            FailureKind.RATE_LIMITED,
             {
                 4: "rate limit of WhatsApp's application",
                 34: "envelope quota exceeded",
@@ -212,7 +212,7 @@ FAILED: dict[int, tuple[Undelivered, str]] = dict(
             },
         ),
         *_all(
-            Undelivered.SPORADIC,
+            FailureKind.SPORADIC,
             {
                 2: "WhatsApp's service is down",
                 1016: "WhatsApp is overloaded",
@@ -222,7 +222,7 @@ FAILED: dict[int, tuple[Undelivered, str]] = dict(
             },
         ),
         *_all(
-            Undelivered.UNREACHABLE,
+            FailureKind.UNREACHABLE,
             {
                 33: "destination account not found",
                 42: "destination not found",
@@ -234,7 +234,7 @@ FAILED: dict[int, tuple[Undelivered, str]] = dict(
             },
         ),
         *_all(
-            Undelivered.NUMBER_DOWN,
+            FailureKind.NUMBER_DOWN,
             {
                 368: "the WhatsApp account is blocked for policy violations",
                 402: "the WhatsApp account has a payment problem",
@@ -243,6 +243,6 @@ FAILED: dict[int, tuple[Undelivered, str]] = dict(
                 131042: "the WhatsApp account has a payment problem",
             },
         ),
-        *_all(Undelivered.POSSIBLY_SENT, {86: "gateway: operation timed out"}),
+        *_all(FailureKind.POSSIBLY_SENT, {86: "gateway: operation timed out"}),
     ]
 )

@@ -1,0 +1,1 @@
+"""What producers may put on the requests queue: model, rules, reading a body, its problems."""

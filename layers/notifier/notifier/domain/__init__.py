@@ -1,0 +1,1 @@
+"""Plain values and rules. Knows nothing of AWS, of BLiP or of the contract's libraries."""

@@ -1,0 +1,76 @@
+"""A request on its queue, a notification, and its names at BLiP and in the ledger."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from uuid import UUID, uuid5
+
+if TYPE_CHECKING:
+    # Only then: the webhook's function loads nothing of the contract with its libraries.
+    from notifier.contract.request import NotificationRequest
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedRequest:
+    """A request as it lies on the queue.
+
+    Attributes:
+        record_id: SQS's message id: names the record in the batch, never the notification.
+        receipt_handle: what SQS wants back to hide or delete it.
+        body: exactly what came in.
+        published_at: when it was put on the queue, in epoch seconds.
+        generation: the generation that failed, where this is a redrive.
+        redrives: how often it was put back.
+        receive_count: how often SQS has delivered it, this time included.
+    """
+
+    record_id: str
+    receipt_handle: str
+    body: str
+    published_at: float
+    generation: int | None = None
+    redrives: int = 0
+    receive_count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """A valid request with its key in the ledger."""
+
+    queued: QueuedRequest
+    request: "NotificationRequest"
+    content_hash: str
+    key: str
+
+    @property
+    def valid_until(self) -> float | None:
+        """Until when it may be sent, in epoch seconds; None for as long as it takes."""
+        moment = self.request.valid_until
+        return None if moment is None else moment.timestamp()
+
+    def log_context(self) -> dict[str, object]:
+        """What every log line about it names."""
+        return {
+            "notification_id": self.request.id,
+            "bot": self.request.bot,
+            "key": self.key,
+            "correlation_id": self.request.correlation_id,
+        }
+
+    @property
+    def recipient(self) -> tuple[str, str]:
+        """Whom it goes to, as the identities know it: bot and phone number."""
+        return (self.request.bot, self.request.to)
+
+
+# Never changed: the keys of the ledger and the message ids that BLiP knows hang on it.
+_LEDGER_NAMESPACE = UUID("a95e10f3-1655-4f62-80bf-53417ca820db")
+
+
+def ledger_key(bot: str, notification_id: str) -> str:
+    """Return the key of a notification in the ledger; a bot's name holds no `/`."""
+    return str(uuid5(_LEDGER_NAMESPACE, f"{bot}/{notification_id}"))
+
+
+def message_id(key: str, generation: int) -> str:
+    """Return the id that BLiP gets: each generation has one of its own."""
+    return key if generation == 1 else f"{key}:{generation}"
