@@ -43,7 +43,7 @@ RECEIPT_STATUSES = ("accepted", "dispatched", "received", "consumed")
 
 
 def measure_afterwards(lab: Lab, sender: Function) -> list[Figures]:
-    """Let what ten messages have changed be published, alone and together.
+    """Publish what ten messages have changed, alone and together.
 
     Then their receipts come in one by one, and are recorded in batches.
     """

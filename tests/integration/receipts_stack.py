@@ -17,7 +17,7 @@ import boto3
 import pytest
 
 from functions import operations
-from notifier.aws.outbox import PUBLISHABLE
+from notifier.domain.status import PUBLISHABLE
 from notifier.entrypoints import get_notification as answering
 from notifier.entrypoints import poll_receipts as polling
 from notifier.entrypoints import publish_status_events as publishing

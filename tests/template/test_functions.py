@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from notifier import telemetry
-from notifier.aws.outbox import PUBLISHABLE
-from notifier.domain.status import Status
+from notifier.domain.status import PUBLISHABLE, Status
 from notifier.settings import (
     ForgetRecipientSettings,
     GetNotificationSettings,

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from notifier.aws.ledger import DynamoDbLedger
-from notifier.aws.outbox import PUBLISHABLE, ledger_write, status_events
+from notifier.aws.outbox import ledger_write, status_events
 from notifier.domain.failures import Reason, Rejected, Throttled, Transient
 from notifier.domain.ledger_entries import LedgerWrite
 from notifier.domain.notification import ledger_key
 from notifier.domain.receipts import FailureKind, Receipt
-from notifier.domain.status import SENT_OR_LATER, Status
+from notifier.domain.status import PUBLISHABLE, SENT_OR_LATER, Status
 from notifier.domain.status_events import Publication, StatusEvent
 from notifier.use_cases.publish_status_events import ALL_PUBLISHED, DEFAULT_PUBLISHED
 from notifier.use_cases.record_receipt import ReceiptOutcome

@@ -10,13 +10,11 @@ from typing import Any
 from notifier.aws.table import Item, item_of
 from notifier.domain.failures import Reason, crash_facts
 from notifier.domain.ledger_entries import LedgerWrite
-from notifier.domain.status import SENT_OR_LATER, UNDELIVERED, Status
+from notifier.domain.status import PUBLISHABLE, SENT_OR_LATER, Status
 from notifier.domain.status_events import StatusEvent
 
 # How the key of a refused request's item ends; before it stands the key that its id names.
 REFUSED = ":refused"
-# What an upstream system may want to hear of. The stream's filter lets these through.
-PUBLISHABLE = SENT_OR_LATER | UNDELIVERED | {Status.CANCELLED}
 
 
 def ledger_write(record: Mapping[str, Any]) -> LedgerWrite:

@@ -248,7 +248,7 @@ class DeadLettersQueue:
         )
 
     def receive(self, visibility_seconds: int) -> list[DeadLetter]:
-        """Give up to ten letters and hide them for so long; none if none can be seen now."""
+        """Return up to ten letters, hidden for so long from now; none if none can be seen."""
         answer = self._sqs.receive_message(
             QueueUrl=self._url,
             MaxNumberOfMessages=BATCH,

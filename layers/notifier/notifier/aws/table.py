@@ -96,7 +96,7 @@ class Table:
         self._dynamodb.delete_item(TableName=self._name, Key={"key": {"S": key}})
 
     def query(self, index: str, condition: str, values: dict[str, Any], most: int) -> list[Item]:
-        """Give up to `most` items of an index, in its order."""
+        """Return up to `most` items of an index, in its order."""
         answer = self._dynamodb.query(
             TableName=self._name,
             IndexName=index,

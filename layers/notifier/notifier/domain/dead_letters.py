@@ -1,7 +1,9 @@
 """Dead letters."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
+
+from notifier.domain.failures import Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +32,19 @@ class DeadLetter:
     generation: int | None = None
     redrives: int = 0
     failure: dict[str, Any] = field(default_factory=dict)
+
+
+class DeadLetters(Protocol):
+    """Keeps what cannot be delivered, with the reason."""
+
+    def put(
+        self,
+        body: str,
+        reason: Reason,
+        failure: dict[str, Any],
+        *,
+        bot: str | None,
+        notification_id: str | None,
+        generation: int | None,
+    ) -> None:
+        """Put one; see `aws.queues`."""

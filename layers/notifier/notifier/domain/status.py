@@ -39,6 +39,8 @@ SENT_OR_LATER = frozenset(
 )
 # It ended without delivery: only a redrive starts it again, as the next generation.
 UNDELIVERED = frozenset({Status.FAILED, Status.REJECTED, Status.EXPIRED})
+# What an upstream system may want to hear of. The stream's filter lets these through.
+PUBLISHABLE = SENT_OR_LATER | UNDELIVERED | {Status.CANCELLED}
 # `cancelled` is neither: it was taken back before it went out, or is all that is left of one whose
 # recipient was forgotten. No request and no redrive starts it again.
 
@@ -67,7 +69,7 @@ def before(status: Status) -> list[Status]:
 
 
 def latest[Reported: HasStatus](reported: Iterable[Reported]) -> Reported:
-    """Give, of several reports about one message, the one that goes furthest."""
+    """Return, of several reports about one message, the one that goes furthest."""
     return max(reported, key=lambda report: _RANKS[report.status])
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from notifier.domain.ledger_entries import LedgerWrite
-from notifier.domain.status import SENT_OR_LATER, UNDELIVERED, Status
+from notifier.domain.status import PUBLISHABLE, Status
 from notifier.domain.status_events import Publication, StatusEvent
 
 if TYPE_CHECKING:
@@ -23,14 +23,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ALL_PUBLISHED = PUBLISHABLE
 # `accepted` and `dispatched` mean nothing to a business.
-DEFAULT_PUBLISHED = UNDELIVERED | {
-    Status.SENT,
-    Status.RECEIVED,
-    Status.CONSUMED,
-    Status.CANCELLED,
-}
-ALL_PUBLISHED = DEFAULT_PUBLISHED | SENT_OR_LATER
+DEFAULT_PUBLISHED = PUBLISHABLE - {Status.ACCEPTED, Status.DISPATCHED}
 
 # What EventBridge takes in one call.
 CALL_EVENTS = 10

@@ -10,11 +10,12 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Protocol
 
 from notifier.contract.parse import parse
 from notifier.contract.problems import InvalidRequest
 from notifier.domain.clock import Meter
+from notifier.domain.dead_letters import DeadLetters
 from notifier.domain.failures import Reason
 from notifier.domain.ledger_entries import LedgerEntry
 from notifier.domain.receipts import FailureKind, Receipt
@@ -55,21 +56,6 @@ class Requests(Protocol):
 
     def enqueue_next_generation(
         self, body: str, *, bot: str, generation: int, redrives: int, delay_seconds: int
-    ) -> None: ...
-
-
-class DeadLetters(Protocol):
-    """Keeps what cannot be delivered, with the reason."""
-
-    def put(
-        self,
-        body: str,
-        reason: Reason,
-        failure: dict[str, Any],
-        *,
-        bot: str | None,
-        notification_id: str | None,
-        generation: int | None,
     ) -> None: ...
 
 

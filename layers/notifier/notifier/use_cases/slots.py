@@ -9,16 +9,10 @@ from notifier.domain.clock import Clock
 
 # A first free slot further away than this is not worth holding a thread and a connection for.
 SLOT_HORIZON_SECONDS = 3.0
-
-
 # A slot may be used this late: threads don't wake to the millisecond. More, and the messages that
 # a stalled sandbox held up would all go out at once, which the rest of the plan does not cover.
 SLOT_GRACE_SECONDS = 0.03
-
-
 SLOT_TRIES = 5
-
-
 # A `Retry-After` beyond this is a mistake.
 MAX_COOLDOWN_SECONDS = 3600.0
 

@@ -28,12 +28,12 @@ from notifier.use_cases.slots import RetryLater
 
 if TYPE_CHECKING:
     from notifier.domain.clock import Clock, Meter
+    from notifier.domain.dead_letters import DeadLetters
     from notifier.domain.ledger_entries import Claim
     from notifier.domain.recipients import Identity
     from notifier.use_cases.send_notification.ports import (
         Blip,
         BotStates,
-        DeadLetters,
         Identities,
         Ledger,
         Receipts,

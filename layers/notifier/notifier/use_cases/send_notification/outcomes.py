@@ -6,11 +6,12 @@ from enum import StrEnum
 from typing import Any
 
 from notifier.contract.problems import InvalidRequest
+from notifier.domain.dead_letters import DeadLetters
 from notifier.domain.failures import Reason, Rejected
 from notifier.domain.ledger_entries import Claim, Control, Refusal
 from notifier.domain.notification import Notification, QueuedRequest
 from notifier.domain.status import Status, final_status
-from notifier.use_cases.send_notification.ports import DeadLetters, Ledger, Refusals
+from notifier.use_cases.send_notification.ports import Ledger, Refusals
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """What the use case needs of the outside. The adapters' docstrings describe the methods."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from notifier.contract.request import Template
 from notifier.domain.bot_state import BotState, Plan, Reservation
@@ -98,21 +98,6 @@ class Blip(Protocol):
         self, bot: Bot, message_id: str, on_connected: Callable[[], None]
     ) -> list[Receipt]: ...
     def ping(self, bot: Bot) -> None: ...
-
-
-class DeadLetters(Protocol):
-    """Keeps what cannot be delivered, with the reason."""
-
-    def put(
-        self,
-        body: str,
-        reason: Reason,
-        failure: dict[str, Any],
-        *,
-        bot: str | None,
-        notification_id: str | None,
-        generation: int | None,
-    ) -> None: ...
 
 
 class Receipts(Protocol):
