@@ -10,28 +10,53 @@ PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export SAM_CLI_TELEMETRY := 0
 
-.PHONY: help setup run publish failures redrive notification cancel forget pause resume check-bot rotate-webhook restore-ledger republish deploy undeploy test unit integration faults faults-short template e2e bench cost check audit format schemas lock build clean mutants
+.PHONY: help setup run env events publish failures redrive notification cancel forget pause resume check-bot rotate-webhook restore-ledger republish deploy undeploy test unit integration faults faults-short template e2e bench cost check audit format schemas lock build clean mutants
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: .venv/.done .venv-ministack/.done .venv-sam/.done .venv-checkov/.done ## make the environments (every other target does it by itself)
 
-$(UV): .ci/uv.txt
-	@python3 -m venv .venv-uv || { echo "python3 cannot make a virtual environment: install its venv module (Debian: python3-venv)" >&2; exit 1; }
-	@.venv-uv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .ci/uv.txt
+# A command says itself why it failed. At a terminal make then adds no line of its own, and ends by SIGINT, so
+# that its status is not 0; elsewhere it goes on as ever.
+INTERRUPTIBLE = trap : INT;
+SAID_WHY = || { status=$$?; [ -t 2 ] || exit $$status; kill -INT $$PPID; sleep 0.2; }
+STEP = @$(INTERRUPTIBLE) python3 .ci/step.py
+
+# What an interruption left half done is made anew.
+.venv-uv/.done: .ci/uv.txt
+	@rm -rf .venv-uv
+	$(STEP) "uv, which installs the rest" "needs python3 with its venv module (Debian: python3-venv), and PyPI" bash -c \
+	  'python3 -m venv .venv-uv && .venv-uv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .ci/uv.txt' $(SAID_WHY)
 	@touch $@
 
-.venv/.done: $(UV) uv.lock .python-version
-	$(UV) sync --quiet --locked --group dev
+.venv-uv/.python: .venv-uv/.done .python-version
+	$(STEP) "Python 3.13" "not installed, and cannot be downloaded: install it (Debian: python3.13, macOS: brew install python@3.13)" bash -c \
+	  '{ $(UV) python find 3.13 || $(UV) python install 3.13; } 2> /dev/null' $(SAID_WHY)
 	@touch $@
 
-.venv-%/.done: $(UV) uv.lock .python-version
-	UV_PROJECT_ENVIRONMENT=.venv-$* $(UV) sync --quiet --locked --only-group $*
+.venv/.done: .venv-uv/.python uv.lock
+	@[ -e $@ ] || rm -rf .venv
+	$(STEP) "Packages of the project, in .venv" "needs PyPI, or uv's cache" $(UV) sync --quiet --locked --group dev $(SAID_WHY)
 	@touch $@
 
-run: setup ## deploy to a local AWS, publish events/, show what became of each (ARGS=--once stops then)
-	@$(PYTHON) -m tests.local $(ARGS)
+.venv-%/.done: .venv-uv/.python uv.lock
+	@[ -e $@ ] || rm -rf .venv-$*
+	$(STEP) "Packages of $*, in .venv-$*" "needs PyPI, or uv's cache" \
+	  env UV_PROJECT_ENVIRONMENT=.venv-$* $(UV) sync --quiet --locked --only-group $* $(SAID_WHY)
+	@touch $@
+
+# Of the environments it needs three, and no linter's.
+LOCAL = .venv/.done .venv-ministack/.done .venv-sam/.done
+
+run: $(LOCAL) ## deploy to a local AWS, publish events/, show what became of each (ARGS=--once stops then)
+	@$(INTERRUPTIBLE) $(PYTHON) -m tests.local $(ARGS) $(SAID_WHY)
+
+env: .venv/.done ## what an application of one's own needs to use what `make run` keeps up: eval "$(make env)"
+	@$(INTERRUPTIBLE) $(PYTHON) -m tests.local.producer $(ARGS) $(SAID_WHY)
+
+events: .venv/.done ## status events as JSON, one on each line, from what `make run` keeps up, until Ctrl-C
+	@$(INTERRUPTIBLE) $(PYTHON) -m tests.local.events $(ARGS) $(SAID_WHY)
 
 # STACK=name means a deployed stack; without it, the local one that `make run` keeps up.
 STACK_OPTION = $(if $(STACK),--stack $(STACK))
@@ -128,7 +153,7 @@ format: .venv/.done ## put the code in order
 schemas: .venv/.done ## write events/schema again from the models
 	$(PYTHON) -m tests.schemas
 
-lock: $(UV) ## lock the dependencies and export the layer's
+lock: .venv-uv/.done ## lock the dependencies and export the layer's
 	$(UV) lock
 	$(UV) export --quiet --locked --no-emit-project --no-header --no-annotate --output-file layers/dependencies/requirements.txt
 

@@ -23,7 +23,7 @@ from rich.table import Table
 from tests.benchmarks.figures import ratio
 from tests.benchmarks.lab import OURS, ROOT, Lab, batch
 from tests.e2e.test_runtime_interface import ARCHITECTURE, LAYERS, answers, build, files, process
-from tests.local.stack import HOST, free_ports, wait_until
+from tests.local.machine import HOST, free_ports, wait_until
 
 ROUNDS = 9
 PYTHON = ROOT / ".venv-ministack/bin/python"

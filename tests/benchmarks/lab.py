@@ -18,7 +18,8 @@ from typing import IO, Any
 
 from notifier.domain.notification import ledger_key
 from tests.benchmarks.quota import share_of
-from tests.local.stack import NAMESPACE, REGION
+from tests.local.aws import REGION
+from tests.local.stack import NAMESPACE
 from tests.template.transformed import load
 
 ROOT = Path(__file__).parents[2]

@@ -3,7 +3,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.local.stack import STATE, Aws, LocalStack, Ministack, free_ports
+from tests.local.aws import Aws, Ministack
+from tests.local.machine import STATE, free_ports
+from tests.local.stack import LocalStack
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.local.stack import ROOT, STATE, wait_until
+from tests.local.machine import ROOT, STATE, wait_until
 
 COMMAND = (sys.executable, "-m", "tests.local")
 

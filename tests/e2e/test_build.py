@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.local.stack import ROOT
+from tests.local.machine import ROOT
 
 # Where BSD's tools differ from GNU's, as far as scripts stumble over it. Each calls the real tool.
 BSD = {

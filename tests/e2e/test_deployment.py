@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.local.stack import REGION, ROOT, STATE, Aws, Ministack, free_ports, wait_until
+from tests.local.aws import REGION, Aws, Ministack
+from tests.local.machine import ROOT, STATE, free_ports, wait_until
 from tests.template.transformed import load
 
 STACK = "blip-notifier-dev"

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests.local.stack import Aws, wait_until
+from tests.local.aws import Aws
+from tests.local.machine import wait_until
 
 # By then a sandbox has started and answered even on a busy machine: a message that is still at work
 # then would come back once too often. A test that waits for a return waits that long.

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.local.stack import Aws, wait_until
+from tests.local.aws import Aws
+from tests.local.machine import wait_until
 
 PROBE = """
 import collections, json, os, time

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.local.report import Report, read_rows
-from tests.local.stack import PATIENCE_SECONDS, STATE, LocalStack, free_ports, wait_until
+from tests.local.machine import PATIENCE_SECONDS, STATE, free_ports, wait_until
+from tests.local.report import Report
+from tests.local.rows import read_rows
+from tests.local.stack import LocalStack
 
 NAME = "Zulmira Canário"
 COUPON = "GEHEIM-4711"

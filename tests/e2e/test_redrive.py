@@ -13,8 +13,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from notifier.domain.notification import ledger_key
-from tests.local.report import Report, read_rows
-from tests.local.stack import PATIENCE_SECONDS, ROOT, LocalStack, wait_until
+from tests.local.machine import PATIENCE_SECONDS, ROOT, wait_until
+from tests.local.report import Report
+from tests.local.rows import read_rows
+from tests.local.stack import LocalStack
 
 
 @pytest.fixture

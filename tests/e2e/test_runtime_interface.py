@@ -25,8 +25,9 @@ from uuid import uuid4
 import boto3
 import pytest
 
+from tests.local.aws import REGION
 from tests.local.blip import Simulator
-from tests.local.stack import HOST, PATIENCE_SECONDS, REGION, free_ports, wait_until
+from tests.local.machine import HOST, PATIENCE_SECONDS, free_ports, wait_until
 from tests.template.transformed import as_list, load, logical_id
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ import boto3
 import httpx
 import pytest
 
-from tests.local.stack import HOST, PATIENCE_SECONDS, ROOT, LocalStack, free_ports, wait_until
+from tests.local.machine import HOST, PATIENCE_SECONDS, ROOT, free_ports, wait_until
+from tests.local.stack import LocalStack
 
 EVENTS = sorted((ROOT / "events/lambda").glob("*.json"))
 PING = "import docker; docker.from_env().ping()"

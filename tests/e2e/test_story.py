@@ -14,7 +14,7 @@ import pytest
 
 from notifier.domain.notification import ledger_key
 from tests.e2e.running import processes_of, running_command
-from tests.local.stack import HOST, PATIENCE_SECONDS, ROOT, require_free, wait_until
+from tests.local.machine import HOST, PATIENCE_SECONDS, ROOT, require_free, wait_until
 
 KEY = ledger_key("default", "refund-1")
 # No command takes these from the `make` that runs the tests.

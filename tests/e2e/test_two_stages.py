@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.local.stack import LocalStack, free_ports, wait_until
+from tests.local.machine import free_ports, wait_until
+from tests.local.stack import LocalStack
 
 WRONG_KEY = "Key d3Jvbmc6d3Jvbmc="
 

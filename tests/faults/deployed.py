@@ -11,7 +11,8 @@ from itertools import batched
 from typing import Any
 
 from tests.faults.sandboxes import Killer
-from tests.local.stack import HOST, SIMULATED_BOTS, STATE, LocalStack, free_ports
+from tests.local.machine import HOST, STATE, free_ports
+from tests.local.stack import SIMULATED_BOTS, LocalStack
 
 
 @dataclass(frozen=True)

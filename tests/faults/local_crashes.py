@@ -16,9 +16,10 @@ from notifier.domain.notification import ledger_key
 from tests.faults.deployed import is_quiet, know, receipts_are_quiet, show_again_after
 from tests.faults.sandboxes import Killer, Sandbox, Side, sandboxes
 from tests.local.blip import Delays
+from tests.local.dead_letters import DeadLetters, Letter
 from tests.local.events import Heard
-from tests.local.report import DeadLetters, Letter
-from tests.local.stack import LocalStack, wait_until
+from tests.local.machine import wait_until
+from tests.local.stack import LocalStack
 
 type Function = Literal[
     "SendNotificationFunction",

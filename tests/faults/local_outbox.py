@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.faults.deployed import Message, deployed, is_quiet, know, publish
 from tests.local.events import listening
-from tests.local.stack import wait_until
+from tests.local.machine import wait_until
 
 MAX_SECONDS = 2.0
 # Of one notification, as the simulator's receipts go.

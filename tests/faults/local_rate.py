@@ -10,7 +10,8 @@ from typing import Any
 from tests.faults.deployed import Message, deployed, is_quiet, know, publish
 from tests.faults.long_runs import SHARE_OF_PLAN, request
 from tests.local.blip import Bot
-from tests.local.stack import SIMULATED_BOTS, wait_until
+from tests.local.machine import wait_until
+from tests.local.stack import SIMULATED_BOTS
 
 PER_SECOND = 50
 SECOND = 20

@@ -27,8 +27,9 @@ from tests.faults.deployed import (
 )
 from tests.faults.sandboxes import sandboxes
 from tests.local.blip import Bot, Delays
-from tests.local.report import DeadLetters, Letter
-from tests.local.stack import SIMULATED_BOTS, LocalStack, wait_until
+from tests.local.dead_letters import DeadLetters, Letter
+from tests.local.machine import wait_until
+from tests.local.stack import SIMULATED_BOTS, LocalStack
 
 # What is published, by weight, and how each may end: status and reason. Everything but `ORDINARY`
 # ends by a dead letter.

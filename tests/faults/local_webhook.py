@@ -15,7 +15,8 @@ from notifier.domain.notification import ledger_key
 from tests.faults.deployed import Message, deployed, depth, is_quiet, ledger_items, publish
 from tests.faults.long_runs import request
 from tests.local.blip import Bot
-from tests.local.stack import SIMULATED_BOTS, LocalStack, wait_until
+from tests.local.machine import wait_until
+from tests.local.stack import SIMULATED_BOTS, LocalStack
 
 SENT = 500
 # About these only bad ones come: nothing of them may be believed.

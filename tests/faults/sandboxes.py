@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from aiohttp import web
 
-from tests.local.stack import HOST
+from tests.local.machine import HOST
 
 type Side = Literal["before", "after"]
 

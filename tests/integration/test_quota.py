@@ -11,7 +11,7 @@ from typing import IO
 import pytest
 
 from tests.benchmarks.quota import PERIOD_SECONDS, SUPPORTED, Budget, processor_seconds, share_of
-from tests.local.stack import ROOT, wait_until
+from tests.local.machine import ROOT, wait_until
 
 SHARE = share_of(512)
 BUSY = "while True: pass"

@@ -4,17 +4,16 @@ Publishes sample requests (`events/*.json`) or your own, shows what became of ea
 """
 
 import argparse
+import contextlib
 import json
 import os
-import shlex
-import shutil
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENTS = (".venv", ".venv-ministack", ".venv-sam")
@@ -22,25 +21,40 @@ ENVIRONMENTS = (".venv", ".venv-ministack", ".venv-sam")
 
 def _prepare() -> None:
     """Go on in the project's own environment, after making it where it is missing."""
-    made = all((ROOT / name / ".done").exists() for name in ENVIRONMENTS)
-    if not made:
-        setup = ["make", "-C", str(ROOT), "setup"]
+    marks = [f"{name}/.done" for name in ENVIRONMENTS]
+    if not all((ROOT / mark).exists() for mark in marks):
+        setup = ["make", "--silent", "-C", str(ROOT), *marks]
         if subprocess.run(setup, check=False, stdout=sys.stderr).returncode:  # noqa: S603 - our own
-            sys.exit("`make setup` failed: see above")
+            sys.exit(1)
     if Path(sys.prefix).resolve() != (ROOT / ".venv").resolve():
         python = str(ROOT / ".venv/bin/python")
         os.execv(python, [python, "-m", "tests.local", *sys.argv[1:]])  # noqa: S606 - our own
     sys.path.insert(0, str(ROOT / "layers/notifier"))
 
 
+def _leave(number: int, _frame: FrameType | None) -> NoReturn:
+    print("stopped", file=sys.stderr)
+    os._exit(128 + number)
+
+
 if __name__ == "__main__":
+    # The imports take a moment, and nothing is to be ended yet.
+    signal.signal(signal.SIGINT, _leave)
     _prepare()
 
 from botocore.exceptions import BotoCoreError, ClientError  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from tests.local.report import DeadLetters, Report, as_expected, read_rows, table  # noqa: E402
-from tests.local.stack import DEFAULT_PORT_BASE, LocalStack, StackError  # noqa: E402
+from tests.local.machine import StackError  # noqa: E402
+from tests.local.progress import Bars, Steps  # noqa: E402
+from tests.local.report import Report  # noqa: E402
+from tests.local.rows import Row, as_expected, read_rows  # noqa: E402
+from tests.local.stack import DEFAULT_PORT_BASE, LocalStack  # noqa: E402
+from tests.local.summary import Summary  # noqa: E402
+from tests.local.watch import show_what_to_do, watch  # noqa: E402
+
+LOG_WIDTH = 160
+MAX_WARNINGS = 5
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,133 +69,80 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
     except (BotoCoreError, ClientError) as error:
         print(f"error: the local AWS: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    except _Stopped as stopped:
+        # A terminal has written ^C there.
+        start_of_line = "\r" if sys.stderr.isatty() else ""
+        print(f"{start_of_line}stopped; nothing is left running", file=sys.stderr)
+        return stopped.code
     return 1
 
 
 def _run(options: argparse.Namespace) -> int:
-    samples = not options.publish
-    rows = read_rows(sorted((ROOT / "events").glob("*.json")) if samples else options.publish)
-    parameters = dict(options.parameter)
-    blip = (options.blip, options.key) if options.blip else None
-    with LocalStack(
-        port_base=options.port_base,
-        blip=blip,
-        aws_url=options.aws,
-        parameters=parameters,
-        tell=lambda text: print(text, file=sys.stderr),
-    ) as stack:
+    are_samples = not options.publish
+    rows = read_rows(sorted((ROOT / "events").glob("*.json")) if are_samples else options.publish)
+    progress = Console(stderr=True, width=_width(sys.stderr), highlight=False)
+    result = progress if options.json else Console(width=_width(sys.stdout), highlight=False)
+    if not are_samples:
+        _warn_of_broken(rows, progress)
+    with contextlib.ExitStack() as cleanup:
+        with Steps(progress) as step:
+            stack = cleanup.enter_context(
+                LocalStack(
+                    port_base=options.port_base,
+                    blip=(options.blip, options.key) if options.blip else None,
+                    aws_url=options.aws,
+                    parameters=dict(options.parameter),
+                    step=step,
+                )
+            )
         report = Report(stack, rows)
-        everything_ended = report.run()
+        has_receipts = stack.simulator is not None
+        with Bars(progress, rows, has_receipts=has_receipts) as bars:
+            everything_ended = report.run(bars.show)
         if options.json:
             for row in rows:
                 print(json.dumps(row.as_json(), ensure_ascii=False))
             sys.stdout.flush()
-        else:
-            # Where nobody looks at it now, in a log, lines may be long.
-            console = Console(width=None if sys.stdout.isatty() else 160)
-            console.print(table(report, stack, judged=samples))
+        Summary(rows, are_samples=are_samples, has_receipts=has_receipts).show(result)
         if not everything_ended:
             print("gave up waiting: nothing has moved for a long time", file=sys.stderr)
             return 1
         if not options.once:
-            _stay(stack, report.letters, Console(stderr=options.json, soft_wrap=True))
-        return 0 if not samples or all(map(as_expected, rows)) else 1
+            show_what_to_do(stack, result)
+            watch(stack, report.letters, result)
+        return 0 if not are_samples or all(map(as_expected, rows)) else 1
 
 
-def _stay(stack: LocalStack, letters: DeadLetters, console: Console) -> NoReturn:
-    """Say what one can do now, then tell what comes in, until somebody interrupts."""
-    queue, dead_letters = (
-        f"{stack.aws.url}/{url.split('/', 3)[3]}"
-        for url in (stack.requests_queue, stack.dead_letters_queue)
-    )
-    receive = ("Action=ReceiveMessage", "VisibilityTimeout=0", "MessageAttributeName.1=All")
-    hints = {
-        "publish one": _post(queue, "Action=SendMessage", body="my-request.json"),
-        "dead letters": _post(dead_letters, *receive, "MaxNumberOfMessages=10"),
-    }
-    if stack.simulator:
-        hints = {"BLiP's inbox": f"{stack.simulator.url}/_simulator/"} | hints
-    if stack.ministack:
-        port = stack.ministack.port
-        moved = "" if port == DEFAULT_PORT_BASE else f' ARGS="--port-base {port}"'
-        hints |= {
-            "publish one": f"make publish FILE=my-request.json{moved}",
-            "dead letters": f"make failures{moved}",
-            "logs": f"tail -f {shlex.quote(os.path.relpath(stack.ministack.log))}",
-        }
-    console.print()
-    for title, hint in hints.items():
-        console.print(f"  {title:14}{hint}", markup=False, highlight=False)
-    console.print("\nCopy events/01-text.json to my-request.json and give it an id of its own: the")
-    console.print("same id is the same notification, and a repetition is dropped without a word.")
-    console.print(
-        "What is sent, read or fails from now on is told here. Ctrl-C stops everything.\n"
-    )
-    seen = len(stack.simulator.inbox()) if stack.simulator else 0
-    depth = letters.visible()
-    followed: dict[str, str] = {}
-    rang: set[str] = set()
-    while True:
-        time.sleep(1)
-        ringing = stack.ringing()
-        for name in sorted(ringing.keys() - rang):
-            text = f"{_clock()} alarm {name}: {ringing[name]}"
-            console.print(text, style="bold red", markup=False)
-        rang = set(ringing)
-        if stack.simulator:
-            for message in stack.simulator.inbox(after=str(seen)):
-                seen = message["number"]
-                followed[message["id"].partition(":")[0]] = ""
-        for key, told in list(followed.items()):
-            item = stack.aws.dynamodb.get_item(
-                TableName=stack.ledger_table, Key={"key": {"S": key}}
-            ).get("Item", {})
-            status = item.get("status", {}).get("S", "")
-            if status != told and item:
-                followed[key] = status
-                text = f"{_clock()} {item['id']['S']}: {status} ({item['template']['S']})"
-                console.print(text, style="green", markup=False, highlight=False)
-            if status == "consumed" or "reason" in item:
-                del followed[key]
-        if letters.visible() != depth:
-            for letter in letters.collect():
-                named = f" {letter.notification_id}" if letter.notification_id else ""
-                text = f"{_clock()} dead letter{named}: {letter.reason}"
-                if detail := letter.failure.get("detail"):
-                    text += f": {detail}"
-                console.print(text, style="red", markup=False)
-            letters.give_back()
-            depth = letters.visible()
+def _width(output: TextIO) -> int | None:
+    """Return how wide lines may be: as the terminal is, and long in a log."""
+    return None if output.isatty() else LOG_WIDTH
 
 
-def _post(url: str, *form: str, body: str | None = None) -> str:
-    """Return a command that calls SQS: with curl, else with what is here anyway."""
-    if shutil.which("curl"):
-        fields = [f"-d {field}" for field in form]
-        if body:
-            fields.append(f"--data-urlencode MessageBody@{body}")
-        return f"curl -sS {url} {' '.join(fields)}"
-    script = (
-        "import sys, urllib.parse, urllib.request\n"
-        "form = dict(field.split('=', 1) for field in sys.argv[2:])\n"
-        "if 'file' in form: form['MessageBody'] = open(form.pop('file')).read()\n"
-        "data = urllib.parse.urlencode(form).encode()\n"
-        "print(urllib.request.urlopen(sys.argv[1], data).read().decode())"
-    )
-    fields = [*form, *([f"file={body}"] if body else [])]
-    python = os.path.relpath(sys.executable)
-    return f"{python} -c {shlex.quote(f'exec({script!r})')} {url} {' '.join(fields)}"
+def _warn_of_broken(rows: Sequence[Row], console: Console) -> None:
+    """Say before anything starts what will not be sent: it is published all the same."""
+    broken = [row for row in rows if row.problem]
+    for row in broken[:MAX_WARNINGS]:
+        console.print(
+            f"{row.source} is published as it stands, and will not be sent: {row.problem}",
+            markup=False,
+        )
+    if (left := len(broken) - MAX_WARNINGS) > 0:
+        console.print(f"and {left} more of {len(rows)}")
 
 
-def _clock() -> str:
-    return time.strftime("%H:%M:%S")
+class _Stopped(BaseException):
+    """A signal that ends the command: no error, and nothing that ends errors may end it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.code = 128 + number
 
 
-def _terminated(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - a signal handler
-    sys.exit(128 + number)
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
+    # What is up is ended now; a second Ctrl-C must not keep it from that.
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)
+    raise _Stopped(number)
 
 
 def _parameter(text: str) -> tuple[str, str]:
@@ -191,9 +152,14 @@ def _parameter(text: str) -> tuple[str, str]:
     return name, value
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}: `make run ARGS=--help` names all options\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.local",
+    parser = _Parser(
+        usage='make run [ARGS="OPTION …"]',
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -242,7 +208,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminated)
-    # A shell lets what it starts in the background ignore it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.exit(main())
+    # Also SIGINT: a shell lets what it starts in the background ignore it.
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, _stop)
+    code = main()
+    sys.stdout.flush()
+    # Not by sys.exit: threads may still ask an AWS that is gone, and it would wait for them.
+    os._exit(code)

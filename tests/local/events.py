@@ -1,13 +1,28 @@
-"""Hears the local event bus: what the stack publishes, on a queue of its own, by a rule."""
+"""Status events of the local stack as JSON, one on each line, until Ctrl-C.
+
+They come as a producer's application gets them: by a rule on the event bus, on a queue of its own.
+"""
 
 import json
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
-if TYPE_CHECKING:
-    from tests.local.stack import Aws
+from botocore.exceptions import BotoCoreError, ClientError
+
+if __name__ == "__main__":
+    # The package is installed nowhere: its place is the layer.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "layers/notifier"))
+
+from tests.local.aws import Aws
+from tests.local.producer import running_aws
+
+INTERRUPTED = 130
+WAIT_SECONDS = 2  # of one call; an interruption is noticed after it
 
 
 class Heard:
@@ -17,21 +32,27 @@ class Heard:
         details: in the order in which they were published.
     """
 
-    def __init__(self, aws: "Aws", queue: str) -> None:
+    def __init__(self, aws: Aws, queue: str) -> None:
         self._aws = aws
         self._queue = queue
         self.details: list[dict[str, Any]] = []
 
-    def collect(self) -> list[dict[str, Any]]:
-        """Take what has come meanwhile; return all there is."""
-        while messages := self._aws.sqs.receive_message(
-            QueueUrl=self._queue, MaxNumberOfMessages=10
+    def take(self, wait_seconds: int = 0) -> list[dict[str, Any]]:
+        """Take up to ten events off the queue, as EventBridge writes them."""
+        events = []
+        for message in self._aws.sqs.receive_message(
+            QueueUrl=self._queue, MaxNumberOfMessages=10, WaitTimeSeconds=wait_seconds
         ).get("Messages", []):
-            for message in messages:
-                self.details.append(json.loads(message["Body"])["detail"])
-                self._aws.sqs.delete_message(
-                    QueueUrl=self._queue, ReceiptHandle=message["ReceiptHandle"]
-                )
+            events.append(json.loads(message["Body"]))
+            self._aws.sqs.delete_message(
+                QueueUrl=self._queue, ReceiptHandle=message["ReceiptHandle"]
+            )
+        return events
+
+    def collect(self) -> list[dict[str, Any]]:
+        """Take what has come meanwhile; return the details of all there is."""
+        while events := self.take():
+            self.details += (event["detail"] for event in events)
         return self.details
 
     def statuses(self, notification_id: str) -> list[str]:
@@ -48,7 +69,7 @@ class Heard:
 
 
 @contextmanager
-def listening(aws: "Aws") -> Iterator[Heard]:
+def listening(aws: Aws) -> Iterator[Heard]:
     """Listen to status events with a rule as producers are told to make it."""
     events, name = aws.client("events"), f"heard-{uuid4()}"
     queue = aws.sqs.create_queue(QueueName=name)["QueueUrl"]
@@ -57,7 +78,32 @@ def listening(aws: "Aws") -> Iterator[Heard]:
     events.put_rule(Name=name, EventPattern=json.dumps(pattern))
     target = {"Id": "queue", "Arn": attributes["Attributes"]["QueueArn"]}
     events.put_targets(Rule=name, Targets=[target])
-    yield Heard(aws, queue)
-    events.remove_targets(Rule=name, Ids=["queue"])
-    events.delete_rule(Name=name)
-    aws.sqs.delete_queue(QueueUrl=queue)
+    try:
+        yield Heard(aws, queue)
+    finally:
+        events.remove_targets(Rule=name, Ids=["queue"])
+        events.delete_rule(Name=name)
+        aws.sqs.delete_queue(QueueUrl=queue)
+
+
+def main() -> int:
+    """Print each event as it comes, until an interruption or the end of the local stack."""
+    aws = running_aws(__doc__)
+    try:
+        with listening(aws) as heard:
+            print("status events from now on, one on each line; Ctrl-C ends", file=sys.stderr)
+            while True:
+                for event in heard.take(WAIT_SECONDS):
+                    print(json.dumps(event, ensure_ascii=False), flush=True)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+    except (BotoCoreError, ClientError):
+        print("the local stack has ended", file=sys.stderr)
+        return 1
+    return INTERRUPTED
+
+
+if __name__ == "__main__":
+    # A shell lets what it starts in the background ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.exit(main())

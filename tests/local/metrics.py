@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from botocore.exceptions import BotoCoreError, ClientError
 
 if TYPE_CHECKING:
-    from tests.local.stack import Aws
+    from tests.local.aws import Aws
 
 EVERY_SECONDS = 2.0
 NAMESPACE = "BlipNotifier"

@@ -36,7 +36,9 @@ if __name__ == "__main__":
     # The package is installed nowhere: its place is the layer.
     sys.path.insert(0, str(ROOT / "layers/notifier"))
 
-from tests.local.stack import DEFAULT_PORT_BASE, HOST, STACK, STATE, Aws  # noqa: E402
+from tests.local.aws import Aws  # noqa: E402
+from tests.local.machine import HOST, STATE  # noqa: E402
+from tests.local.stack import DEFAULT_PORT_BASE, STACK  # noqa: E402
 
 WRITTEN = STATE / "sam-local.yaml"
 INVOCATIONS = (

@@ -19,6 +19,7 @@ from rich.console import Console
 from functions import __main__ as commands
 from functions import operations
 from notifier.use_cases.redrive_failures import ListOrder, RedriveOrder
+from tests.local import aws as local_aws
 from tests.local import stack as local
 
 # A SAM CLI that notes what it is asked, and answers what the test has written down.
@@ -137,7 +138,7 @@ def answer(*groups: dict[str, Any], **changes: Any) -> dict[str, Any]:
 def test_the_local_stack_is_asked_for_where_make_run_keeps_it() -> None:
     assert commands.LOCAL_STACK == local.STACK
     assert commands.LOCAL_PORT == local.DEFAULT_PORT_BASE
-    assert commands.LOCAL_REGION == local.REGION
+    assert commands.LOCAL_REGION == local_aws.REGION
 
 
 def test_without_a_stack_no_account_can_be_reached(
