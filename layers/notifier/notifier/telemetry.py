@@ -83,7 +83,7 @@ def count(what: Iterable[str]) -> None:
 
 
 def count_by(metric: str, dimension: str, what: Iterable[str]) -> None:
-    """Count what happened in one metric, told apart by a dimension of few values."""
+    """Count an event in one metric, with a dimension of few values."""
     for value, number in Counter(what).items():
         with single_metric(
             metric,
