@@ -19,7 +19,7 @@ from notifier.domain.notification import Notification, QueuedRequest, ledger_key
 from notifier.domain.status import Status
 from notifier.use_cases.send_notification.breaker import Bots, Breaker
 from notifier.use_cases.send_notification.delivery import Delivery
-from notifier.use_cases.send_notification.outcomes import Outcome, Outcomes, Result
+from notifier.use_cases.send_notification.outcomes import Outcome, Outcomes, Result, logged
 from notifier.use_cases.send_notification.recipients import Recipients
 from notifier.use_cases.send_notification.reconciliation import Reconciliation
 from notifier.use_cases.send_notification.round import CALL_SECONDS, SETTLE_SECONDS, Round
@@ -151,8 +151,7 @@ class SendNotifications:
             identity = identities.get(notification.recipient)
             if identity is not None and identity.forgotten_at is not None:
                 if notification.queued.published_at <= identity.forgotten_at:
-                    cancelled = Result(notification.queued, Outcome.CANCELLED, notification)
-                    results.append(cancelled.logged())
+                    results.append(logged(notification, Outcome.CANCELLED))
                     continue
                 identity = None
             group = probed if notification.request.bot in probes else ready
