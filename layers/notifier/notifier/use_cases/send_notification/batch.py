@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# From here on a batch that can do nothing else holds still, so that SQS gives no more.
+# From here on a batch with nothing else to do holds still, so that SQS delivers no more.
 FULL = 110_000
 HOLD_STILL_SECONDS = 3.0
 # All sandboxes together look through no more than so many a second that only wait for their bot:
@@ -121,7 +121,7 @@ class SendNotifications:
         for together in _rounds(notifications, self._max_threads):
             results.extend(self._round(together, deadline))
         # Last: where the tables or the secret cannot be read, the batch comes back as a whole, and
-        # nothing could tell these dead letters from those of the next time.
+        # nothing would distinguish these dead letters from those of the next time.
         refusing = [
             (queued, self._threads.submit(self._outcomes.dead_letter_invalid, queued, failure))
             for queued, failure in invalid

@@ -111,7 +111,7 @@ class Breaker:
             logger.warning(
                 "the breaker stays open", extra={"bot": bot.name, "problem": failure.detail}
             )
-            # So that the alarm tells a wrong key from an outage for as long as it is wrong.
+            # So that the alarm says "wrong key" rather than "outage" for as long as it is wrong.
             wrong = isinstance(failure, Misconfigured)
             reason = HoldReason.MISCONFIGURED if wrong else HoldReason.BREAKER_OPEN
             this_round.hold(bot.name, None, reason)

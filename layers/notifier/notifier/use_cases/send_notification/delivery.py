@@ -73,7 +73,7 @@ class Delivery:
         identity: Identity | None,
         this_round: Round,
     ) -> Claim | Result:
-        """Take a notification for sending, or return why it is not ours to send."""
+        """Claim a notification for sending, or return the result that prevents it."""
         known = identity is not None and identity.address is not None
         known = known and bot is not None and not self.rejection(notification)
         status = Status.SENDING if known else Status.CLAIMED
@@ -95,7 +95,7 @@ class Delivery:
             wait = self.waits.jittered(found.lease_until - now)
             return _result(notification, Outcome.RETRY_LATER, retry_in=wait)
         if found.status not in {Status.UNKNOWN, Status.SENDING}:
-            # It was given back between our two looks at it.
+            # It was released between the two reads.
             return _result(notification, Outcome.RETRY_LATER, retry_in=1)
         can_be_asked_at = found.in_flight_until + self.waits.policy.settle_window_seconds
         if can_be_asked_at > now:
@@ -112,7 +112,7 @@ class Delivery:
         identity: Identity | None,
         this_round: Round,
     ) -> Result:
-        """Bring one claimed notification to its end, or as near to it as it gets now."""
+        """Bring one claimed notification to its end, or as near to it as possible now."""
         if claim.status is Status.UNKNOWN:
             return self.reconciliation.reconcile(notification, claim, bot, this_round)
         try:
@@ -122,7 +122,7 @@ class Delivery:
             failure = rejected or _unknown_bot(notification)
             return self.outcomes.give_up(notification, claim, failure)
         except Exception:
-            # Whatever failed: of what was surely not sent the ledger must not say that it may be.
+            # The ledger must not say "may have been sent" of a notification that surely was not.
             if notification.key not in this_round.posted:
                 self.ledger.release_unsent(claim)
             raise
@@ -135,7 +135,7 @@ class Delivery:
         identity: Identity | None,
         this_round: Round,
     ) -> Result:
-        """Send one claimed notification; tell failures apart by what follows from them."""
+        """Send one claimed notification; there is one `except` per consequence of a failure."""
         known = claim.status is Status.SENDING
         claimed_at = self.clock.now()
         try:
@@ -185,7 +185,7 @@ class Delivery:
         *,
         known: bool,
     ) -> None:
-        """Send it when its slot has come. Nothing is sent that would not be wanted any more."""
+        """Send it in its slot, unless it may no longer be sent by then."""
         time_for_it = CALL_SECONDS + SETTLE_SECONDS
 
         def on_connected() -> None:
@@ -208,9 +208,8 @@ class Delivery:
         try:
             self.breaker.with_fresh_key(bot, send)
         except (RetryLater, Transient, Throttled, Misconfigured):
-            this_round.posted.pop(
-                notification.key, None
-            )  # surely not sent, whatever the ledger takes
+            # Surely not sent, even if the ledger cannot be written now.
+            this_round.posted.pop(notification.key, None)
             raise
 
     # --- what follows -----------------------------------------------------------------------------
@@ -258,7 +257,7 @@ class Delivery:
         *,
         no_answer: bool = True,
     ) -> Result:
-        """Return it back for the next attempt, or give up after the last one."""
+        """Release it for the next attempt, or give up after the last one."""
         if claim.attempts >= self.waits.policy.max_attempts:
             exhausted = Rejected(
                 Reason.RETRIES_EXHAUSTED,
@@ -281,11 +280,11 @@ class Delivery:
         failure: Misconfigured,
         this_round: Round,
     ) -> Result:
-        """Find out whether the bot is wrong or only this notification: one ping per round tells.
+        """Find out by one ping per round whether the bot is wrong, or only this notification.
 
         If the ping is answered, this was an attempt of the notification. Five different ones in a
         row open the breaker all the same: a bot without a WhatsApp channel answers pings. Only
-        first attempts count for that, because a later one tells nothing new about the bot.
+        first attempts count for that, because a later one says nothing new about the bot.
         """
         if bot.name in this_round.probing:  # which was pinged for
             if self.breaker.blames_notification(notification, this_round):

@@ -3,10 +3,9 @@
 import logging
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
 
 from notifier.contract.problems import InvalidRequest
-from notifier.domain.dead_letters import DeadLetters
+from notifier.domain.dead_letters import DeadLetters, FailureDetails
 from notifier.domain.failures import Reason, Rejected
 from notifier.domain.ledger_entries import Claim, Control, Refusal
 from notifier.domain.notification import Notification, QueuedRequest
@@ -197,19 +196,16 @@ class Outcomes:
         generation: int | None = None,
         attempts: int = 0,
     ) -> None:
-        details: dict[str, Any] = {
-            "detail": failure.detail,
-            "code": failure.code,
-            "template": template,
-            "phase": phase,
-            "attempts": attempts,
-            "possibly_sent": failure.reason is Reason.OUTCOME_UNKNOWN,
-            "redrives": queued.redrives,
-        }
-        if isinstance(failure, InvalidRequest):
-            details["fields"] = [
-                {"field": error.field, "problem": error.problem} for error in failure.fields
-            ]
+        details = FailureDetails(
+            detail=failure.detail,
+            code=failure.code,
+            template=template,
+            phase=phase,
+            attempts=attempts,
+            possibly_sent=failure.reason is Reason.OUTCOME_UNKNOWN,
+            redrives=queued.redrives,
+            fields=failure.fields if isinstance(failure, InvalidRequest) else None,
+        )
         self.dead_letters.put(
             queued.body,
             failure.reason,

@@ -1,4 +1,4 @@
-"""A send whose outcome is unknown: BLiP's history tells whether it went out after all."""
+"""A send whose outcome is unknown: BLiP's history shows whether it went out after all."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -70,7 +70,7 @@ class Reconciliation:
         except RetryLater as wait:
             self.ledger.release_unknown(claim)
             return self.breaker.retry_later(notification, wait)
-        except (Rejected, Transient, Misconfigured) as failure:  # which is no answer
+        except (Rejected, Transient, Misconfigured) as failure:  # none of them is an answer
             return self._ask_later(notification, claim, failure.detail)
         if not receipts:
             return self._not_shown(notification, claim, bot, this_round)
@@ -110,7 +110,7 @@ class Reconciliation:
     def _ask_later(
         self, notification: Notification, claim: Claim, detail: str | None = None
     ) -> Result:
-        """Ask again later; give up what BLiP's history has forgotten by now."""
+        """Ask again later; give up what BLiP's history no longer holds."""
         if self.clock.now() - claim.in_flight_until >= HISTORY_SECONDS:
             return self._give_up(notification, claim)
         self.ledger.release_unknown(claim)
@@ -125,9 +125,9 @@ class Reconciliation:
     def _not_shown(
         self, notification: Notification, claim: Claim, bot: Bot, this_round: Round
     ) -> Result:
-        """Believe a history that shows nothing only if it shows a message of that time.
+        """Believe an empty history only if the history shows a control message of that time.
 
-        It may lag, or its answer be one that we cannot read: an empty answer alone would send
+        The history may lag, or its answer may be unreadable: an empty answer alone would send
         every unknown twice. That it fills in the order of time is inferred, not documented.
         """
         now = self.clock.now()
@@ -159,14 +159,14 @@ class Reconciliation:
         except Throttled as failure:
             self.breaker.start_cooldown(bot, "commands", failure, this_round)
             return False
-        except (Failure, RetryLater):  # which is no answer
+        except (Failure, RetryLater):  # none of them is an answer
             return False
         if shown:
             self._history_shows(bot, control.at, this_round)
         return bool(shown)
 
     def _denied(self, notification: Notification, claim: Claim) -> Result:
-        """Send it again, once, if the producer wants that: BLiP never had it."""
+        """Send it again, once, if the producer wants that: BLiP never received it."""
         valid_until = notification.request.valid_until
         if valid_until is not None and valid_until.timestamp() <= self.clock.now():
             detail = f"valid until {valid_until.isoformat()}, never sent"
@@ -186,7 +186,7 @@ class Reconciliation:
 
 
 def _control(claim: Claim, state: BotState, now: float) -> Control | None:
-    """Return the message whose place in the history tells whether it covers an unknown's time.
+    """Return the message whose place in the history shows whether it covers an unknown's time.
 
     The one that the unknown is bound to; else the older one of those that were sent after it; else
     the newest one before it, as long as BLiP keeps it.
