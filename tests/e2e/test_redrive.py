@@ -33,7 +33,7 @@ def command(stack: LocalStack, *arguments: str) -> str:
     """Run an operator's command against the local stack; what it prints."""
     port = str(urlsplit(stack.aws.url).port)
     run = subprocess.run(  # noqa: S603 - our own command
-        [sys.executable, "-m", "functions", *arguments, "--port-base", port],
+        [sys.executable, "-m", "functions.cli", *arguments, "--port-base", port],
         cwd=ROOT,
         capture_output=True,
         text=True,

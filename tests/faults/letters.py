@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from functions import operations
+from functions.cli import dead_letters
 from notifier.contract.parse import parse
 from notifier.domain.failures import Reason
 from notifier.domain.ledger_entries import Claim
@@ -100,9 +100,9 @@ def _operator(world: World) -> Iterator[None]:
     """Let the operator's commands work in the world's time, with its threads."""
     clock = mock.Mock(return_value=SimpleNamespace(now=world.now), now=world.now)
     with (
-        mock.patch.object(operations, "SystemClock", clock),
+        mock.patch.object(dead_letters, "SystemClock", clock),
         mock.patch.object(
-            operations, "ThreadPoolExecutor", return_value=SimThreads(world.simulation)
+            dead_letters, "ThreadPoolExecutor", return_value=SimThreads(world.simulation)
         ),
     ):
         yield
@@ -114,7 +114,7 @@ def _started(world: World, order: ListOrder) -> tuple[Process, Any]:
     sqs = SimSqs(world.aws, queues, AWAY_SECONDS)
     stack: Any = SimpleNamespace(client=lambda _: sqs, physical_id=lambda name: name)
     process = Process("operator")
-    command = lambda: operations.redrive(stack, order, lambda *_: None)  # noqa: E731 - a thread's work
+    command = lambda: dead_letters.redrive(stack, order, lambda *_: None)  # noqa: E731 - a thread's work
     return process, world.simulation.spawn(process, command)
 
 

@@ -11,7 +11,7 @@ import boto3
 import pytest
 from moto.sqs import models as moto_queues
 
-from functions import operations
+from functions.cli import dead_letters
 from notifier.aws.table import Table
 from notifier.domain.failures import Reason
 from notifier.domain.ledger_entries import Claim
@@ -20,15 +20,15 @@ from notifier.domain.status import Status
 from notifier.use_cases import redrive_failures as redrive
 from notifier.use_cases.redrive_failures import ListOrder, RedriveOrder
 from tests.fakes import WholeLedger, a_notification
+from tests.integration.cli.deployed import Deployed
 from tests.integration.conftest import Aws, Stack, a_request
 from tests.integration.receipts_stack import Json, ReceiptsStack, SimulatedClock, a_receipt
-from tests.integration.test_operations import Deployed
 
 
 def order(stack: Stack, *, redrive: bool = True, **chosen: Any) -> Json:
     """Do what an operator asks for; the answer."""
     kind = RedriveOrder if redrive else ListOrder
-    return operations.redrive(Deployed(stack.aws), kind(**chosen), lambda *_: None).as_json()
+    return dead_letters.redrive(Deployed(stack.aws), kind(**chosen), lambda *_: None).as_json()
 
 
 def fates(answer: Json) -> dict[tuple[str, str], int]:
