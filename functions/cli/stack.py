@@ -15,7 +15,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from functions.cli import words
 from functions.cli.errors import CommandError, explain
-from notifier.use_cases.redrive_failures import MAX_THREADS
+from notifier.use_cases.redrive_failures.redrive import MAX_THREADS
 
 # Where `make run` keeps the local stack.
 LOCAL_STACK = "blip-notifier"
