@@ -10,14 +10,13 @@ from typing import Any
 from unittest import mock
 
 from functions import operations
-from notifier.aws.ledger import DynamoDbLedger
 from notifier.contract.parse import parse
 from notifier.domain.failures import Reason
 from notifier.domain.ledger_entries import Claim
 from notifier.domain.notification import QueuedRequest, ledger_key
 from notifier.domain.status import Status
 from notifier.use_cases.redrive_failures import VISIBILITY_SECONDS, ListOrder, RedriveOrder, Report
-from tests.fakes import a_notification
+from tests.fakes import WholeLedger, a_notification
 from tests.faults.long_runs import request
 from tests.faults.simulation import STRAGGLES_SECONDS, Process, SimThreads
 from tests.faults.sqs import SimSqs
@@ -162,7 +161,7 @@ def _put_letters(world: World, letters: int, undelivered: int) -> dict[str, str]
 
 def _ended(world: World) -> dict[str, Any]:
     """Return the item of a notification whose first generation was not delivered."""
-    ledger = DynamoDbLedger(world.tables["ledger"], world.now)
+    ledger = WholeLedger(world.tables["ledger"], world.now)
     queued = QueuedRequest("record", "receipt", json.dumps(request(0)), world.now())
     notification = a_notification(queued)
 

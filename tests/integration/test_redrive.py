@@ -12,7 +12,6 @@ import pytest
 from moto.sqs import models as moto_queues
 
 from functions import operations
-from notifier.aws.ledger import DynamoDbLedger
 from notifier.aws.table import Table
 from notifier.domain.failures import Reason
 from notifier.domain.ledger_entries import Claim
@@ -20,7 +19,7 @@ from notifier.domain.notification import QueuedRequest, ledger_key
 from notifier.domain.status import Status
 from notifier.use_cases import redrive_failures as redrive
 from notifier.use_cases.redrive_failures import ListOrder, RedriveOrder
-from tests.fakes import a_notification
+from tests.fakes import WholeLedger, a_notification
 from tests.integration.conftest import Aws, Stack, a_request
 from tests.integration.receipts_stack import Json, ReceiptsStack, SimulatedClock, a_receipt
 from tests.integration.test_operations import Deployed
@@ -195,7 +194,7 @@ def thousand(aws: Aws) -> list[Json]:
     The ledger knows what was tried, as it does after the functions have made such letters.
     """
     now = 1_800_000_000.0
-    ledger = DynamoDbLedger(Table(aws.dynamodb, "ledger"), lambda: now)
+    ledger = WholeLedger(Table(aws.dynamodb, "ledger"), lambda: now)
     undelivered = []
     pattern: dict[str, Any] = {}
     items: list[Any] = []

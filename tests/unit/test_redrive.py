@@ -14,7 +14,7 @@ import pytest
 from notifier.domain.failures import Reason
 from notifier.use_cases import redrive_failures as redrive
 from notifier.use_cases.redrive_failures import ListOrder, Redrive, RedriveOrder
-from tests.fakes import OneAfterTheOther, World, a_request
+from tests.fakes import OneAfterTheOther, World, a_failure, a_request
 
 HOUR, DAY = 3600, 86_400
 PHONE = "+5531999998888"
@@ -48,7 +48,7 @@ def put(
         world.dead_letters.put(
             "{" if reason is Reason.MALFORMED else text,
             reason,
-            {"detail": "It went wrong.", "template": body["template"]["name"]} | failure,
+            a_failure(**{"template": body["template"]["name"]} | failure),
             bot=None if reason is Reason.MALFORMED else body.get("bot", "default"),
             notification_id=None if reason is Reason.MALFORMED else body["id"],
             generation=None if reason in FOREIGN else generation,
@@ -244,7 +244,12 @@ def test_what_has_expired_since_is_refused(
 ) -> None:
     body = a_request(valid_until=valid_until(world, HOUR + seconds))
     world.dead_letters.put(
-        wrapped(body, how), Reason.UNDELIVERED, {}, bot="default", notification_id="1", generation=1
+        wrapped(body, how),
+        Reason.UNDELIVERED,
+        a_failure(),
+        bot="default",
+        notification_id="1",
+        generation=1,
     )
     world.clock.advance(HOUR)
 

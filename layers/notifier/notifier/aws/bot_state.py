@@ -2,10 +2,10 @@
 
     key                bot:NAME (partition key, in the identities' table)
     next_messages_at   epoch microseconds: the first free send slot
-    next_commands_at   likewise for look-ups and questions
-    throttled_until         epoch milliseconds: nothing goes to BLiP before (the penalty)
+    next_commands_at   epoch microseconds: the first free slot for look-ups and history queries
+    throttled_until    epoch milliseconds: nothing goes to BLiP before (the cooldown)
     broken             why the breaker is open; absent while it is closed
-    paused             epoch milliseconds: since when an operator keeps it still; absent otherwise
+    paused             epoch milliseconds: since when an operator has paused it; absent otherwise
     failing            the notifications that failed in a row without a definite answer
     probe_until        epoch milliseconds: an open breaker is not probed before
     number_down_at     epoch milliseconds: when a receipt said that the number cannot deliver
@@ -118,8 +118,9 @@ class DynamoDbBotStates:
     ) -> Reservation:
         """Reserve up to `count` slots of the bot's plan, all within `horizon` seconds.
 
-        One conditional write while no other sandbox uses the plan, two while one does. None while
-        the bot is shut, or its breaker open and this no probe.
+        One conditional write while no other sandbox uses the plan, two while one does. There are no
+        slots while the bot is paused or in a cooldown, nor while its breaker is open, except for
+        its probe.
 
         Args:
             bot: whose plan.
@@ -128,7 +129,7 @@ class DynamoDbBotStates:
             horizon: how far away the last one may be.
             share: the share of the plan that is in force.
             probing: the one notification that tries a bot whose breaker is open.
-            asking: for receipts. While the number is down only they can tell that it still is.
+            asking: for receipts. While the number is down, only they show that it still is.
         """
         per_second = bot.messages_per_second if plan == "messages" else bot.commands_per_second
         interval = -(-MICROSECONDS // (share * per_second))
@@ -264,7 +265,7 @@ class DynamoDbBotStates:
     def number_in_trouble(self, bot: str, key: str, sent_at: float, why: str) -> bool:
         """Count a notification whose receipt speaks of WhatsApp's own trouble.
 
-        A few such receipts tell nothing about the number. DOWN_NOTIFICATIONS different ones
+        A few such receipts say nothing about the number. DOWN_NOTIFICATIONS different ones
         within DOWN_SECONDS do, if they are DOWN_PART of what was sent meanwhile: the number is
         down. Return whether it is. A message that was sent before the first of them counts for
         nothing: what was sent along with it is not known.
@@ -325,7 +326,7 @@ class DynamoDbBotStates:
         self._table.update(bot_key(bot), "REMOVE failing", "", {})
 
     def failed(self, bot: str, keys: "Iterable[str]") -> bool:
-        """Count notifications that failed without a definite answer; tell whether it was enough.
+        """Count notifications that failed without a definite answer; return whether it is open.
 
         A set: the same notification again counts once. An open breaker counts no more.
         """
@@ -341,7 +342,7 @@ class DynamoDbBotStates:
         return True
 
     def pause(self, bot: str) -> None:
-        """Keep a bot still until it is resumed: nothing is looked up, sent or asked."""
+        """Pause a bot until it is resumed: nothing is looked up, sent or asked."""
         now = milliseconds(self._now())
         self._table.update(
             bot_key(bot), "SET paused = if_not_exists(paused, :now)", "", {":now": now}

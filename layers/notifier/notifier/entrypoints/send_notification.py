@@ -15,6 +15,7 @@ from notifier.aws.queues import (
     RequestsQueue,
     queued_request,
 )
+from notifier.aws.receipts_ledger import DynamoDbReceiptsLedger
 from notifier.aws.refusals import DynamoDbRefusals
 from notifier.aws.secrets import SecretsManagerBots
 from notifier.aws.table import Table
@@ -91,7 +92,6 @@ def send_notification(settings: SendNotificationSettings) -> SendNotification:
     sqs = boto3.client("sqs", config=AWS)
     secrets_manager = boto3.client("secretsmanager", config=AWS)
     ledger_table = Table(dynamodb, settings.ledger_table)
-    ledger = DynamoDbLedger(ledger_table, clock.now)
     identities_table = Table(dynamodb, settings.identities_table)
     identities = DynamoDbIdentities(
         identities_table,
@@ -105,7 +105,7 @@ def send_notification(settings: SendNotificationSettings) -> SendNotification:
     blip = BlipClient(MAX_THREADS, CALL_SECONDS)
     threads = ThreadPoolExecutor(MAX_THREADS)
     delivery = SendNotifications(
-        ledger=ledger,
+        ledger=DynamoDbLedger(ledger_table, clock.now),
         refusals=DynamoDbRefusals(ledger_table, clock.now),
         identities=identities,
         bot_states=bot_states,
@@ -113,7 +113,7 @@ def send_notification(settings: SendNotificationSettings) -> SendNotification:
         blip=blip,
         dead_letters=dead_letters,
         receipts=Receipts(
-            ledger=ledger,
+            ledger=DynamoDbReceiptsLedger(ledger_table, clock.now),
             identities=identities,
             bot_states=bot_states,
             requests=requests,

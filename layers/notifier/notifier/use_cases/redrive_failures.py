@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from notifier.contract.parse import parse
 from notifier.contract.problems import InvalidRequest
 from notifier.contract.request import NotificationRequest
+from notifier.domain.clock import WallClock
 from notifier.domain.dead_letters import DeadLetter
 from notifier.domain.failures import Reason
 
@@ -51,12 +52,6 @@ class Requests(Protocol):
     """The queue that requests come from. Gives the letters that it took."""
 
     def redrive(self, letters: Sequence[DeadLetter]) -> list[DeadLetter]: ...
-
-
-class Clock(Protocol):
-    """Tells the time, in epoch seconds."""
-
-    def now(self) -> float: ...
 
 
 # --- what an operator can ask for -----------------------------------------------------------------
@@ -282,7 +277,7 @@ class Redrive:
 
     dead_letters: DeadLetters
     requests: Requests
-    clock: Clock
+    clock: WallClock
     threads: Executor
     progress: Callable[[int, int], None]
 
