@@ -108,12 +108,15 @@ bench: setup ## against a textbook handler and the floor: time, CPU, calls, memo
 cost: .venv/.done ## dollars per million, and what a day's volume needs, from the last bench
 	@PYTHONPATH=layers/notifier $(PYTHON) -m tests.benchmarks.cost
 
-check: .venv/.done ## ruff, mypy, import rules, formatting, generated files up to date
+check: .venv/.done ## ruff, mypy, import rules, formatting, workflows, generated files up to date
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy layers/notifier/notifier functions tests
 	PYTHONPATH=layers/notifier .venv/bin/lint-imports
 	$(PYTHON) -m tests.schemas --check
+	.venv/bin/zizmor --offline --quiet --no-progress .
+	.venv/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	.venv/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 	$(UV) lock --check --quiet
 	$(UV) export --quiet --locked --no-emit-project --no-header --no-annotate | diff layers/dependencies/requirements.txt - || \
 	  { echo "layers/dependencies/requirements.txt is not what uv.lock says: make lock" >&2; exit 1; }

@@ -17,6 +17,7 @@ from notifier.domain.bots import Bot
 from notifier.domain.failures import crash_facts
 from notifier.domain.notification import Notification, QueuedRequest, ledger_key
 from notifier.domain.status import Status
+from notifier.use_cases.send_notification import service_level
 from notifier.use_cases.send_notification.breaker import Bots, Breaker
 from notifier.use_cases.send_notification.delivery import Delivery
 from notifier.use_cases.send_notification.outcomes import Outcome, Outcomes, Result, logged
@@ -169,6 +170,9 @@ class SendNotifications:
         self._meter.count(
             "look_up_without_send", len(this_round.looked_up - this_round.posted.keys())
         )
+        in_time, late = service_level.judge(results, this_round)
+        self._meter.count("sent_in_time", in_time)
+        self._meter.count("sent_late", late)
         return results
 
     def _start(
