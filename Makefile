@@ -30,6 +30,10 @@ $(UV): .ci/uv.txt
 	UV_PROJECT_ENVIRONMENT=.venv-$* $(UV) sync --quiet --locked --only-group $*
 	@touch $@
 
+.venv-browser/.done: $(UV) uv.lock .python-version
+	UV_PROJECT_ENVIRONMENT=.venv-browser $(UV) sync --quiet --locked --group browser
+	@touch $@
+
 run: setup ## deploy to a local AWS, publish events/, show what became of each (ARGS=--once stops then)
 	@$(PYTHON) -m tests.local $(ARGS)
 
