@@ -2,8 +2,8 @@
 
 from aiohttp import web
 
-from functions import operations
-from notifier.use_cases.redrive_failures import REASONS, RedriveOrder
+from functions.cli import dead_letters
+from notifier.use_cases.redrive_failures.orders import REASONS, RedriveOrder
 from tests.local.console.pages import Pages, Query, Tab
 
 
@@ -25,7 +25,7 @@ def redrive(pages: Pages, form: Query) -> web.Response:
         dry_run=dry_run,
     )
     report = pages.state.redrive(
-        lambda sources: operations.redrive(sources, order, lambda _scanned, _depth: None)
+        lambda sources: dead_letters.redrive(sources, order, lambda _scanned, _depth: None)
     )
     chosen = {name: form.get(name, "") for name in ("reason", "id", "bot")}
     more = {"redrive": report.as_json(), "order": chosen | {"dry_run": dry_run}}
