@@ -45,7 +45,8 @@ if __name__ == "__main__":
 from botocore.exceptions import BotoCoreError, ClientError  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from tests.local.machine import StackError  # noqa: E402
+from tests.local.console import console_of  # noqa: E402
+from tests.local.machine import HOST, StackError, require_free  # noqa: E402
 from tests.local.progress import Bars, Steps  # noqa: E402
 from tests.local.report import Report  # noqa: E402
 from tests.local.rows import Row, as_expected, read_rows  # noqa: E402
@@ -84,6 +85,10 @@ def _run(options: argparse.Namespace) -> int:
     result = progress if options.json else Console(width=_width(sys.stdout), highlight=False)
     if not are_samples:
         _warn_of_broken(rows, progress)
+    has_console = not options.once and options.aws is None
+    page_port = options.port_base + 2
+    if has_console:
+        require_free(page_port)
     with contextlib.ExitStack() as cleanup:
         with Steps(progress) as step:
             stack = cleanup.enter_context(
@@ -95,6 +100,10 @@ def _run(options: argparse.Namespace) -> int:
                     step=step,
                 )
             )
+            page = None
+            if has_console:
+                with step(f"Console: http://{HOST}:{page_port}/"):
+                    page = cleanup.enter_context(console_of(stack, page_port))
         report = Report(stack, rows)
         has_receipts = stack.simulator is not None
         with Bars(progress, rows, has_receipts=has_receipts) as bars:
@@ -108,7 +117,7 @@ def _run(options: argparse.Namespace) -> int:
             print("gave up waiting: nothing has moved for a long time", file=sys.stderr)
             return 1
         if not options.once:
-            show_what_to_do(stack, result)
+            show_what_to_do(stack, page.url if page else None, result)
             watch(stack, report.letters, result)
         return 0 if not are_samples or all(map(as_expected, rows)) else 1
 
@@ -202,7 +211,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         type=int,
         default=DEFAULT_PORT_BASE,
-        help="the local AWS listens on N, the simulator on N+1 (default %(default)s)",
+        help="the local AWS listens on N, the simulator on N+1, the console on N+2"
+        " (default %(default)s)",
     )
     return parser
 

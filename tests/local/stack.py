@@ -24,7 +24,6 @@ from tests.local.metrics import Metrics
 
 STACK = "blip-notifier"
 DEFAULT_PORT_BASE = 4566
-INBOX = "/_simulator/"
 # Which bots the simulator has: the names that requests use, and its own names for them.
 SIMULATED_BOTS = {"default": "simulated", "clinic": "clinic"}
 NAMESPACE = "c8e7b1d4_5f2a_4e0b_9a3c_6d1f0e2b7a95"
@@ -166,7 +165,7 @@ class LocalStack:
         port = self._port_base + 1
         require_free(port)
         bots = {name: Bot(name=simulated) for name, simulated in SIMULATED_BOTS.items()}
-        with self._step(f"BLiP simulator: http://{HOST}:{port}{INBOX}"):
+        with self._step(f"BLiP simulator: http://{HOST}:{port}"):
             self.simulator = self._cleanup.enter_context(
                 Simulator(bots=list(bots.values()), host=HOST, port=port)
             )

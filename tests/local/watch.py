@@ -10,16 +10,16 @@ from rich.text import Text
 
 from tests.local.dead_letters import DeadLetters
 from tests.local.producer import exports
-from tests.local.stack import DEFAULT_PORT_BASE, INBOX, LocalStack
+from tests.local.stack import DEFAULT_PORT_BASE, LocalStack
 
 EVERY_SECONDS = 1.0
 
 
-def show_what_to_do(stack: LocalStack, console: Console) -> None:
+def show_what_to_do(stack: LocalStack, page: str | None, console: Console) -> None:
     """Print the addresses, the next commands, and what an application of one's own needs."""
     hints = {}
-    if stack.simulator:
-        hints["BLiP's inbox"] = f"{stack.simulator.url}{INBOX}"
+    if page:
+        hints["console"] = page
     if stack.ministack:
         port = stack.ministack.port
         moved = "" if port == DEFAULT_PORT_BASE else f' ARGS="--port-base {port}"'
