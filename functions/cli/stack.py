@@ -26,13 +26,16 @@ type Json = dict[str, Any]
 
 
 class Resources(Protocol):
-    """A stack's resources, by their logical ids."""
+    """A stack's resources, by their logical ids, and how it is named in a next command."""
 
     def client(self, service: str) -> Any:
         """Return boto3's client of a service, where the stack is."""
 
     def physical_id(self, logical_id: str) -> str:
         """Return AWS's name of a resource."""
+
+    def command(self, target: str, variables: str = "", arguments: Sequence[str] = ()) -> str:
+        """Return a command of `make` on this stack, to be typed next."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,15 @@ class Stack:
         )
         physical_id: str = answer["StackResourceDetail"]["PhysicalResourceId"]
         return physical_id
+
+    def resources(self) -> dict[str, str]:
+        """Return AWS's names of all resources, by their logical ids."""
+        pages = self.client("cloudformation").get_paginator("list_stack_resources")
+        return {
+            resource["LogicalResourceId"]: resource.get("PhysicalResourceId", "")
+            for page in pages.paginate(StackName=self.name)
+            for resource in page["StackResourceSummaries"]
+        }
 
     def invoke(self, function: str, event: Json) -> Json:
         """Invoke the released version of a function, by its logical id; return its answer.
