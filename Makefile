@@ -60,7 +60,7 @@ forget: setup ## find what is held about a number, which is asked for; ARGS=--ye
 	@$(COMMAND) forget $(STACK_OPTION) $(ARGS)
 
 pause: ## keep a bot still (BOT=name; STACK=name)
-resume: ## let a bot go on that is paused or shut (BOT=name; STACK=name)
+resume: ## resume a bot that is paused, or whose breaker is open (BOT=name; STACK=name)
 check-bot: ## try a bot's key, URL and channel (BOT=name; STACK=name)
 rotate-webhook: ## a new webhook secret for a bot; ARGS=--leaked drops the one before at once (BOT=name; STACK=name)
 pause resume check-bot rotate-webhook: setup

@@ -33,7 +33,7 @@ def redrive(stack: Resources, order: ListOrder, progress: Callable[[int, int], N
     Args:
         stack: whose.
         order: which ones, and what to do with them.
-        progress: called with the letters scanned so far, and with about how many there are.
+        progress: called with the dead letters scanned so far, and with about how many there are.
     """
     sqs = stack.client("sqs")
     dead_letters = stack.physical_id("DeadLettersQueue")

@@ -5,6 +5,8 @@ import json
 import re
 import subprocess
 import sys
+import tokenize
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,75 @@ def test_the_readmes_request_is_valid_and_no_samples_id() -> None:
 
     assert f'"{parse(shown).request.id}"' not in samples
     assert f"ID={parse(shown).request.id}" in README
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+# Words that this project does not use, or uses for one thing only. A subject is a named thing.
+BANNED = re.compile(
+    r"\b(?:whoever|whomever|nobody|somebody|anybody|everybody|told|upkeep|mends?|hides?|hidden"
+    r"|how dear|(?<!dead )(?<!dead-)letters?(?! and digits| first))\b",
+    re.IGNORECASE,
+)
+FIRST_WORD = re.compile(r"(?:Give|Tell|Let)s?\b")
+MODULES = sorted(
+    path
+    for folder in ("layers/notifier/notifier", "functions")
+    for path in (ROOT / folder).rglob("*.py")
+)
+
+
+def comments(source: str) -> list[str]:
+    tokens = tokenize.generate_tokens(StringIO(source).readline)
+    return [token.string for token in tokens if token.type == tokenize.COMMENT]
+
+
+def docstrings(source: str) -> list[str]:
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
+    return [docstring for node in nodes if (docstring := ast.get_docstring(node))]
+
+
+def banned(*texts: str) -> list[str]:
+    return BANNED.findall(" ".join(" ".join(texts).split()))
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "*/README.md", ".github/*.md", "template.yaml", "Makefile"]
+)
+def test_documents_use_the_words_of_the_project(name: str) -> None:
+    documents = [path for path in ROOT.glob(name) if ".venv" not in str(path.relative_to(ROOT))]
+
+    assert documents
+    for document in documents:
+        assert banned(document.read_text(encoding="utf-8")) == [], document
+
+
+def test_the_changelog_has_old_words_in_its_table_only() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    outside = re.sub(r"^\|.*\|$", "", text, flags=re.MULTILINE)
+
+    assert banned(re.sub(r"`[^`]+`", "", outside)) == []
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_docstrings_and_comments_use_the_words_of_the_project(module: Path) -> None:
+    source = module.read_text(encoding="utf-8")
+
+    assert banned(*docstrings(source), *comments(source)) == []
+    assert [text for text in docstrings(source) if FIRST_WORD.match(text)] == []
+
+
+def test_help_texts_use_the_words_of_the_project() -> None:
+    parser = subprocess.run(
+        [sys.executable, "-m", "functions.cli", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert banned(parser.stdout) == []
 
 
 # --- links and paths ------------------------------------------------------------------------------
