@@ -9,7 +9,9 @@ import tokenize
 from io import StringIO
 from pathlib import Path
 
+import botocore.session
 import pytest
+from botocore import xform_name
 
 from notifier.contract.parse import parse
 from notifier.domain.failures import Reason
@@ -54,6 +56,14 @@ def test_every_variable_is_a_parameter_or_named(template: Template) -> None:
 @pytest.mark.parametrize("name", sorted(metrics()))
 def test_metrics_are_in_the_runbook(name: str) -> None:
     assert f"`{name}`" in RUNBOOK
+
+
+def test_the_log_lines_that_the_runbook_quotes_are_logged() -> None:
+    quoted = re.findall(r"`(?!make |aws )([a-z']+(?: [A-Za-z']+)+)`", " ".join(RUNBOOK.split()))
+    sources = " ".join(" ".join(SOURCES).split())
+
+    assert {"delivery crashed", "the breaker stays open"} <= {*quoted}
+    assert [line for line in quoted if line not in sources] == []
 
 
 @pytest.mark.parametrize("name", sorted({*Reason, *SENT_OR_LATER, *UNDELIVERED}))
@@ -279,6 +289,30 @@ def test_no_command_holds_a_key(document: str) -> None:
 
     assert set(re.findall(r"--secret-string (\S+)", commands)) <= {"file://bots.json"}
     assert set(re.findall(r"--key +(\S+)", commands)) <= {"'$KEY'\"", '\'{"key":'}
+
+
+def aws_commands() -> list[tuple[str, str, list[str]]]:
+    """Return service, operation and options of the AWS CLI's commands in the runbook."""
+    blocks = "".join(re.findall(r"(?ms)^ *```sh\n(.*?)^ *```$", RUNBOOK)).replace("\\\n", " ")
+    found = re.findall(r"\baws ([a-z-]+) ([a-z-]+)([^\n;|&]*)", blocks)
+    return [(service, name, re.findall(r" --([a-z-]+)", rest)) for service, name, rest in found]
+
+
+def test_the_runbooks_aws_commands_have_the_options_that_they_use() -> None:
+    session = botocore.session.Session()
+    everywhere = {"output", "query"}
+    checked = 0
+    for service, name, options in aws_commands():
+        if (service, name) in {("logs", "tail"), ("dynamodb", "wait")}:
+            continue  # of the CLI itself
+        model = session.get_service_model(service)
+        operations = {xform_name(one, "-"): one for one in model.operation_names}
+        assert name in operations, f"aws {service} {name}"
+        shape = model.operation_model(operations[name]).input_shape
+        known = {xform_name(member, "-") for member in (shape.members if shape else {})}
+        assert set(options) - known - everywhere == set(), f"aws {service} {name}"
+        checked += 1
+    assert checked > 25
 
 
 def test_the_cost_at_rest_counts_the_alarms(template: Template) -> None:
