@@ -190,6 +190,21 @@ def test_links_lead_somewhere(document: Path) -> None:
             assert anchor in anchors(target), f"{path}#{anchor}"
 
 
+@pytest.mark.parametrize(
+    "document",
+    [path for path in DOCUMENTS if path.name != "CHANGELOG.md"],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_paths_that_are_named_exist(document: Path) -> None:
+    """They are written from the root, the document, the package, or the tests."""
+    text = document.read_text(encoding="utf-8")
+    named = re.findall(r"`([\w.-]+/[\w./-]*)`", text)
+    paths = [path for path in named if not re.search(r"\b(?:NAME|STAGE)\b", path)]
+    bases = [ROOT, document.parent, ROOT / "layers/notifier/notifier", ROOT / "tests"]
+
+    assert [path for path in paths if not any((base / path).exists() for base in bases)] == []
+
+
 def names_in(source: Path) -> set[str]:
     """Return the classes and functions of a module, methods as `Class.method`."""
     found = set()
