@@ -30,6 +30,10 @@ $(UV): .ci/uv.txt
 	UV_PROJECT_ENVIRONMENT=.venv-$* $(UV) sync --quiet --locked --only-group $*
 	@touch $@
 
+.venv-browser/.done: $(UV) uv.lock .python-version
+	UV_PROJECT_ENVIRONMENT=.venv-browser $(UV) sync --quiet --locked --group browser
+	@touch $@
+
 run: setup ## deploy to a local AWS, publish events/, show what became of each (ARGS=--once stops then)
 	@$(PYTHON) -m tests.local $(ARGS)
 
@@ -62,7 +66,7 @@ forget: setup ## find what is held about a number, which is asked for; ARGS=--ye
 	@$(COMMAND) forget $(STACK_OPTION) $(ARGS) $(OR_END)
 
 pause: ## keep a bot still (BOT=name; STACK=name)
-resume: ## let a bot go on that is paused or shut (BOT=name; STACK=name)
+resume: ## resume a bot that is paused, or whose breaker is open (BOT=name; STACK=name)
 check-bot: ## try a bot's key, URL and channel (BOT=name; STACK=name)
 rotate-webhook: ## a new webhook secret for a bot; ARGS=--leaked drops the one before at once (BOT=name; STACK=name)
 pause resume check-bot rotate-webhook: setup
@@ -114,12 +118,15 @@ bench: setup ## against a textbook handler and the floor: time, CPU, calls, memo
 cost: .venv/.done ## dollars per million, and what a day's volume needs, from the last bench
 	@PYTHONPATH=layers/notifier $(PYTHON) -m tests.benchmarks.cost
 
-check: .venv/.done ## ruff, mypy, import rules, formatting, generated files up to date
+check: .venv/.done ## ruff, mypy, import rules, formatting, workflows, generated files up to date
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy layers/notifier/notifier functions tests
 	PYTHONPATH=layers/notifier .venv/bin/lint-imports
 	$(PYTHON) -m tests.schemas --check
+	.venv/bin/zizmor --offline --quiet --no-progress .
+	.venv/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	.venv/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 	$(UV) lock --check --quiet
 	$(UV) export --quiet --locked --no-emit-project --no-header --no-annotate | diff layers/dependencies/requirements.txt - || \
 	  { echo "layers/dependencies/requirements.txt is not what uv.lock says: make lock" >&2; exit 1; }

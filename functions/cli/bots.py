@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from functions.cli import output
 from functions.cli.arguments import json_argument
 from functions.cli.errors import CommandError
-from functions.cli.stack import Resources, Stack, on_stack, stack_arguments
+from functions.cli.stack import Addressed, Resources, Stack, on_stack, stack_arguments
 from notifier.aws.bot_state import DynamoDbBotStates, bot_key, bot_state
 from notifier.aws.table import Table
 from notifier.blip.client import BlipClient
@@ -82,7 +82,7 @@ class Standing:
             holds.append(f"is throttled until {output.moment(self.throttled_until)}")
         return holds
 
-    def way_out(self, stack: Resources) -> str | None:
+    def way_out(self, stack: Addressed) -> str | None:
         """Return the command that helps; None if it goes on by itself."""
         if self.paused_since is not None:
             return stack.command("resume", f"BOT={self.name}")
@@ -153,7 +153,7 @@ class Finding:
     detail: str
 
 
-def check_bot(stack: Resources, name: str) -> list[Finding]:
+def check_bot(stack: Addressed, name: str) -> list[Finding]:
     """Try a bot's entry, key, URL and channel. Nothing is looked up and nothing is sent.
 
     Raises:
@@ -180,7 +180,7 @@ def _states(stack: Resources) -> DynamoDbBotStates:
     return DynamoDbBotStates(identities(stack), time.time)
 
 
-def _ready(stack: Resources, stands: Standing) -> Finding:
+def _ready(stack: Addressed, stands: Standing) -> Finding:
     """Return what keeps the bot from sending, although its entry is right."""
     if not stands.holds:
         return Finding("ready", good=True, detail="it is neither paused nor throttled")

@@ -9,15 +9,9 @@ from functions.cli.arguments import age, count, json_argument
 from functions.cli.stack import Json, Resources, Stack, on_stack, stack_arguments
 from notifier.aws.queues import DeadLettersQueue, RequestsQueue
 from notifier.entrypoints.environment import SystemClock
-from notifier.use_cases.redrive_failures import (
-    MAX_THREADS,
-    REASONS,
-    ListOrder,
-    Redrive,
-    RedriveOrder,
-    RedriveOutcome,
-    Report,
-)
+from notifier.use_cases.redrive_failures.orders import REASONS, ListOrder, RedriveOrder
+from notifier.use_cases.redrive_failures.redrive import MAX_THREADS, Redrive
+from notifier.use_cases.redrive_failures.report import RedriveOutcome, Report
 
 _SHOWN = {
     RedriveOutcome.WOULD_REDRIVE: "would go",
@@ -39,7 +33,7 @@ def redrive(stack: Resources, order: ListOrder, progress: Callable[[int, int], N
     Args:
         stack: whose.
         order: which ones, and what to do with them.
-        progress: called with the letters scanned so far, and with about how many there are.
+        progress: called with the dead letters scanned so far, and with about how many there are.
     """
     sqs = stack.client("sqs")
     dead_letters = stack.physical_id("DeadLettersQueue")
@@ -75,7 +69,7 @@ def run_redrive(stack: Stack, options: argparse.Namespace) -> int:
         force=options.force,
     )
     answer = _answer(stack, order)
-    not_taken = any(group["fate"] == RedriveOutcome.NOT_TAKEN for group in answer["groups"])
+    not_taken = any(group["outcome"] == RedriveOutcome.NOT_TAKEN for group in answer["groups"])
     if options.json:
         output.print_json(answer)
         return 1 if not_taken else 0
@@ -145,9 +139,9 @@ def _show(answer: Json, group: list[str], each: list[str]) -> None:
     if not answer["groups"]:
         return
     _table(group, answer["groups"])
-    if "letters" in answer:
+    if "dead_letters" in answer:
         output.say()
-        _table(each, answer["letters"])
+        _table(each, answer["dead_letters"])
     output.say()
 
 
@@ -162,15 +156,15 @@ def _table(columns: list[str], found: list[Json]) -> None:
 
 
 def _row(found: Json, columns: list[str]) -> list[str]:
-    shown = found | {"what": _SHOWN.get(found["fate"])}
+    shown = found | {"what": _SHOWN.get(found["outcome"])}
     shown |= {name: output.ago(found[name]) for name in ("oldest", "newest") if name in found}
     if shown.get("id", "") is None:
         shown["id"] = "(no id)"
     return ["-" if shown[column] is None else str(shown[column]) for column in columns]
 
 
-def _counted(answer: Json, fate: RedriveOutcome) -> str:
-    number = sum(group["count"] for group in answer["groups"] if group["fate"] == fate)
+def _counted(answer: Json, outcome: RedriveOutcome) -> str:
+    number = sum(group["count"] for group in answer["groups"] if group["outcome"] == outcome)
     return f"{number} of {answer['scanned']} dead letters"
 
 
@@ -178,9 +172,9 @@ def _beside(answer: Json) -> str:
     beside = ""
     if answer["more"]:
         beside += "; there are more than one run can scan"
-    if answer["hidden"]:
+    if answer["in_flight"]:
         beside += (
-            f"; about {answer['hidden']} more were in flight, in another run or after one that"
+            f"; about {answer['in_flight']} more were in flight, in another run or after one that"
             " broke off: they are visible again within five minutes"
         )
     return beside

@@ -9,7 +9,7 @@ from functions.cli.arguments import json_argument, notification_id
 from functions.cli.errors import CommandError
 from functions.cli.stack import Json, Stack, on_stack, stack_arguments
 from notifier.domain.status import UNDELIVERED, Status
-from notifier.use_cases.redrive_failures import ListOrder
+from notifier.use_cases.redrive_failures.orders import ListOrder
 
 _UNDER_WAY = {Status.CLAIMED, Status.SENDING, Status.RETRYING, Status.UNKNOWN}
 
@@ -102,7 +102,7 @@ def _show(answer: Json) -> None:
 def _not_in_the_ledger(stack: Stack, options: argparse.Namespace) -> int:
     """Show the dead letters with the id; if there are none, why its request may be waiting."""
     order = ListOrder(ids=[options.id], bot=options.bot, each=True)
-    letters = dead_letters.redrive(stack, order, lambda *_: None).as_json()["letters"]
+    letters = dead_letters.redrive(stack, order, lambda *_: None).as_json()["dead_letters"]
     stands = bots.standing(stack, options.bot, bots.all_bots(stack).get(options.bot))
     if options.json:
         output.print_json(

@@ -15,7 +15,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from functions.cli import words
 from functions.cli.errors import CommandError, explain
-from notifier.use_cases.redrive_failures import MAX_THREADS
+from notifier.use_cases.redrive_failures.redrive import MAX_THREADS
 
 # Where `make run` keeps the local stack.
 LOCAL_STACK = "blip-notifier"
@@ -26,13 +26,17 @@ type Json = dict[str, Any]
 
 
 class Resources(Protocol):
-    """A stack's resources, by their logical ids, and how it is named in a next command."""
+    """A stack's resources, by their logical ids."""
 
     def client(self, service: str) -> Any:
         """Return boto3's client of a service, where the stack is."""
 
     def physical_id(self, logical_id: str) -> str:
         """Return AWS's name of a resource."""
+
+
+class Addressed(Resources, Protocol):
+    """A stack's resources, and how the stack is named in a next command."""
 
     def command(self, target: str, variables: str = "", arguments: Sequence[str] = ()) -> str:
         """Return a command of `make` on this stack, to be typed next."""

@@ -10,7 +10,7 @@ from functions.cli.arguments import json_argument
 from functions.cli.bots import Standing
 from functions.cli.dead_letters import LONG_RUN, redrive
 from functions.cli.stack import Json, Stack, on_stack, stack_arguments
-from notifier.use_cases.redrive_failures import ListOrder
+from notifier.use_cases.redrive_failures.orders import ListOrder
 
 QUEUES = {
     "requests": "RequestsQueue",

@@ -28,6 +28,6 @@ def stack() -> Iterator[LocalStack]:
 @pytest.fixture
 def port_base() -> Iterator[int]:
     """Ports for a stack that the test starts, whose folder goes with it."""
-    port = free_ports(2)
+    port = free_ports(3)
     yield port
     shutil.rmtree(STATE / str(port), ignore_errors=True)

@@ -362,7 +362,7 @@ def test_a_bot_that_is_shut_rings_its_alarm(stack: LocalStack) -> None:
         QueueUrl=stack.requests_queue, MessageBody=json.dumps(request(bot="clinic"))
     )
 
-    assert wait_until(lambda: "BotShutAlarm" in stack.ringing(), "the alarm")
+    assert wait_until(lambda: "BreakerOpenAlarm" in stack.ringing(), "the alarm")
     stack.aws.dynamodb.update_item(
         TableName=table, Key=key, UpdateExpression="REMOVE broken, probe_until"
     )

@@ -111,7 +111,7 @@ def test_a_failure_is_told_fixed_and_delivered_as_the_readme_has_it(
     with running_command(port_base, terminal, "--publish", order) as make_run:
         person = Person(tmp_path / "project", port_base, terminal)
         person.waits_for("Ctrl-C")
-        assert person.is_told(f"http://{HOST}:{port_base + 1}/_simulator/")
+        assert person.is_told(f"http://{HOST}:{port_base + 2}/")
         assert not person.is_told("alarm")
 
         person.types(write)
@@ -153,5 +153,5 @@ def test_a_failure_is_told_fixed_and_delivered_as_the_readme_has_it(
         make_run.send_signal(signal.SIGINT)
         assert make_run.wait(PATIENCE_SECONDS) == 130
         wait_until(lambda: not processes_of(port_base), "everything to have ended")
-        require_free(port_base)
-        require_free(port_base + 1)
+        for port in range(port_base, port_base + 3):
+            require_free(port)

@@ -15,7 +15,9 @@ from notifier.domain.failures import Reason
 from notifier.domain.ledger_entries import Claim
 from notifier.domain.notification import QueuedRequest, ledger_key
 from notifier.domain.status import Status
-from notifier.use_cases.redrive_failures import VISIBILITY_SECONDS, ListOrder, RedriveOrder, Report
+from notifier.use_cases.redrive_failures.orders import ListOrder, RedriveOrder
+from notifier.use_cases.redrive_failures.redrive import VISIBILITY_SECONDS
+from notifier.use_cases.redrive_failures.report import Report
 from tests.fakes import WholeLedger, a_notification
 from tests.faults.long_runs import request
 from tests.faults.simulation import STRAGGLES_SECONDS, Process, SimThreads

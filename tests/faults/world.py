@@ -208,7 +208,7 @@ class World:
             "notifier.use_cases.slots",
             "notifier.use_cases.send_notification.round",
             "notifier.aws.identities",
-            "notifier.aws.secrets",
+            "notifier.aws.cached_secret",
         ):
             self._patches.enter_context(mock.patch(f"{module}.Lock", self._lock))
         self._patches.enter_context(mock.patch("notifier.use_cases.poll_receipts.wait", _wait))

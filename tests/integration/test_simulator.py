@@ -548,7 +548,6 @@ def test_content_that_does_not_fit_is_202_and_fails_later(
     (entry,) = blip.inbox()
     assert (entry["status"], entry["reason"]["code"]) == ("failed", code)
     assert f"(#{code})" in entry["reason"]["description"]
-    assert client.http.get("/_simulator/").status_code == 200
 
 
 def broken(component: Json, index: int, **changes: Any) -> Json:
@@ -1541,18 +1540,6 @@ def test_the_numbers_that_others_rely_on(phone: str, rule: Fault) -> None:
 
 
 # What is shown
-
-
-def test_the_page_shows_messages_and_escapes_them(blip: Simulator, client: Client) -> None:
-    blip.know(PHONE)
-    client.send(content=content(body("<b>Maria</b>", "981")))
-    client.send(content=content(name="order_lost"))
-    page = client.http.get("/_simulator/")
-    assert page.headers["Content-Type"].startswith("text/html")
-    assert "Olá, &lt;b&gt;Maria&lt;/b&gt;! O pedido 981 saiu para entrega." in page.text
-    assert "<b>Maria" not in page.text
-    assert "132001" in page.text
-    assert 'http-equiv="refresh"' in page.text
 
 
 def test_the_inbox_by_http(blip: Simulator, client: Client) -> None:

@@ -4,6 +4,7 @@ Publishes sample requests (`events/*.json`) or your own, shows what became of ea
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
@@ -39,8 +40,15 @@ if __name__ == "__main__":
 from botocore.exceptions import BotoCoreError, ClientError  # noqa: E402
 from rich.console import Console  # noqa: E402
 
+from tests.local.console import Console as Page  # noqa: E402
+from tests.local.console import console_of  # noqa: E402
 from tests.local.report import DeadLetters, Report, as_expected, read_rows, table  # noqa: E402
-from tests.local.stack import DEFAULT_PORT_BASE, LocalStack, StackError  # noqa: E402
+from tests.local.stack import (  # noqa: E402
+    DEFAULT_PORT_BASE,
+    LocalStack,
+    StackError,
+    require_free,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,13 +74,18 @@ def _run(options: argparse.Namespace) -> int:
     rows = read_rows(sorted((ROOT / "events").glob("*.json")) if samples else options.publish)
     parameters = dict(options.parameter)
     blip = (options.blip, options.key) if options.blip else None
-    with LocalStack(
-        port_base=options.port_base,
-        blip=blip,
-        aws_url=options.aws,
-        parameters=parameters,
-        tell=lambda text: print(text, file=sys.stderr),
-    ) as stack:
+    if _has_console(options):
+        require_free(options.port_base + 2)
+    with (
+        LocalStack(
+            port_base=options.port_base,
+            blip=blip,
+            aws_url=options.aws,
+            parameters=parameters,
+            tell=lambda text: print(text, file=sys.stderr),
+        ) as stack,
+        _console(stack, options) as page,
+    ):
         report = Report(stack, rows)
         everything_ended = report.run()
         if options.json:
@@ -87,11 +100,24 @@ def _run(options: argparse.Namespace) -> int:
             print("gave up waiting: nothing has moved for a long time", file=sys.stderr)
             return 1
         if not options.once:
-            _stay(stack, report.letters, Console(stderr=options.json, soft_wrap=True))
+            _stay(stack, page, report.letters, Console(stderr=options.json, soft_wrap=True))
         return 0 if not samples or all(map(as_expected, rows)) else 1
 
 
-def _stay(stack: LocalStack, letters: DeadLetters, console: Console) -> NoReturn:
+def _has_console(options: argparse.Namespace) -> bool:
+    """Return whether the page is served: of a stack of ours, which stays up to be looked at."""
+    return not options.once and options.aws is None
+
+
+def _console(
+    stack: LocalStack, options: argparse.Namespace
+) -> contextlib.AbstractContextManager[Page | None]:
+    if not _has_console(options):
+        return contextlib.nullcontext()
+    return console_of(stack, options.port_base + 2)
+
+
+def _stay(stack: LocalStack, page: Page | None, letters: DeadLetters, console: Console) -> NoReturn:
     """Say what one can do now, then tell what comes in, until somebody interrupts."""
     queue, dead_letters = (
         f"{stack.aws.url}/{url.split('/', 3)[3]}"
@@ -102,8 +128,8 @@ def _stay(stack: LocalStack, letters: DeadLetters, console: Console) -> NoReturn
         "publish one": _post(queue, "Action=SendMessage", body="my-request.json"),
         "dead letters": _post(dead_letters, *receive, "MaxNumberOfMessages=10"),
     }
-    if stack.simulator:
-        hints = {"BLiP's inbox": f"{stack.simulator.url}/_simulator/"} | hints
+    if page:
+        hints = {"console": page.url} | hints
     if stack.ministack:
         port = stack.ministack.port
         moved = "" if port == DEFAULT_PORT_BASE else f' ARGS="--port-base {port}"'
@@ -236,7 +262,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         type=int,
         default=DEFAULT_PORT_BASE,
-        help="the local AWS listens on N, the simulator on N+1 (default %(default)s)",
+        help="the local AWS listens on N, the simulator on N+1, the console on N+2"
+        " (default %(default)s)",
     )
     return parser
 

@@ -2,6 +2,7 @@
 
     published_to_claimed   how long a request waited on the queue before its first attempt
     claimed_to_sent        from the claim until BLiP had taken the message
+    sent_in_time, sent_late   the service level: within ten seconds of being allowed to go out
     sent_to_received       from then until it was on the recipient's phone
     identity_hit, identity_miss   whether it was known who the recipient is on WhatsApp
     look_up, look_up_without_send   how often BLiP was asked, and how often no send followed:

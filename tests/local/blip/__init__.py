@@ -26,7 +26,6 @@ Three paths, POST only: /messages, /commands, /notifications. The rest is 404, o
 
 Control, all of it JSON:
 
-  GET    /_simulator/             the inbox as a page
   GET    /_simulator/inbox        ?id= bot= to= phone= template= after=NUMBER limit=
   DELETE /_simulator/inbox        forget messages, look-ups, counts and penalties
   GET    /_simulator/statistics   requests by path and status, look-ups by phone, repeated ids,
@@ -38,7 +37,7 @@ Control, all of it JSON:
   GET PUT         /_simulator/bots         add, or change key, plan, traffic: see settings.Bot
   PUT             /_simulator/identities   {phone: identity}: what look-ups answer
   POST            /_simulator/identities   {"phone": …, "bot": …}: as if looked up
-  POST   /_simulator/outage       {"seconds": …}: refuse connections, this page's too, for so long
+  POST   /_simulator/outage       {"seconds": …}: refuse connections, to here too, for so long
 
 Distance (settings.Distance) delays three things: a new connection until it stands, a request until
 it is counted and processed, an answer until it is written. With TLS (--certificate) a client waits

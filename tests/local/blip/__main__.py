@@ -41,7 +41,7 @@ async def _serve(blip: Blip, server: Server) -> None:
     await server.start()
     url = server.url
     keys = {name: bot.key for name, bot in blip.bots.items()}
-    print(json.dumps({"url": url, "inbox": f"{url}{PREFIX}/", "keys": keys}), flush=True)
+    print(json.dumps({"url": url, "inbox": f"{url}{PREFIX}/inbox", "keys": keys}), flush=True)
     await stop.wait()
     await server.stop()
 

@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Callable
-from html import escape
 from typing import Any
 
 from aiohttp import web
@@ -12,7 +11,6 @@ from pydantic import ValidationError
 from tests.local.blip import templates
 from tests.local.blip.faults import Fault
 from tests.local.blip.lime import Json
-from tests.local.blip.receipts import Message
 from tests.local.blip.server import Blip
 from tests.local.blip.settings import Bot
 
@@ -47,8 +45,6 @@ class Control:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.path.removeprefix(PREFIX)
-        if path in ("", "/"):
-            return web.Response(text=self._page(), content_type="text/html")
         route = self._routes.get(f"{request.method} {path}")
         if route is None:
             known = any(name.endswith(f" {path}") for name in self._routes)
@@ -73,11 +69,6 @@ class Control:
         names = [body["bot"]] if "bot" in body else list(self._blip.bots)
         identities = [self._blip.know(body["phone"], name) for name in names]
         return {"identity": identities[0]}
-
-    def _page(self) -> str:
-        blip, now = self._blip, time.time()
-        cards = [_card(blip, message, now) for message in reversed(blip.messages[-200:])]
-        return _PAGE.format(count=len(blip.messages), cards="\n".join(cards))
 
 
 def add_fault(blip: Blip, rule: Any) -> Fault:
@@ -109,41 +100,3 @@ def _strings(body: Any) -> dict[str, str]:
     if not isinstance(body, dict) or not all(isinstance(value, str) for value in body.values()):
         raise ValueError("an object of phone to identity is needed")
     return body
-
-
-def _card(blip: Blip, message: Message, now: float) -> str:
-    view = message.view(now)
-    content = view["envelope"]["content"]
-    content = content if isinstance(content, dict) else {"text": content}
-    template = blip.registry.find(view["template"], view["language"])
-    text = templates.render(template, content)
-    reason = view["reason"]
-    problem = f"{reason['code']}: {reason['description']}" if reason else ""
-    ticks = {"accepted": "✓", "dispatched": "✓", "received": "✓✓", "consumed": "✓✓ read"}
-    status = view["status"]
-    return (
-        f'<article class="{escape(status)}"><header>{escape(message.phone or message.to)}'
-        f" <small>{escape(message.bot)} · {escape(message.template or 'no template')}"
-        f"{' · REPEATED' if message.repeated else ''}</small></header>"
-        f"<p>{escape(text)}</p>"
-        f"<footer>{escape(view['accepted_at'])} · {escape(status)} {ticks.get(status, '')}"
-        f" <b>{escape(problem)}</b><br><code>{escape(message.id or 'no id')}</code></footer>"
-        "</article>"
-    )
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="2">
-<title>BLiP simulator: inbox</title>
-<style>
-body {{ font: 15px system-ui, sans-serif; background: #efe7de; margin: 2em auto; max-width: 40em }}
-article {{ background: #fff; border-radius: 10px; padding: .7em 1em; margin: .8em 0;
-  box-shadow: 0 1px 2px #0003 }}
-article.failed {{ background: #fde8e8 }} article.consumed footer {{ color: #1a82c4 }}
-p {{ white-space: pre-wrap; overflow-wrap: anywhere; margin: .5em 0 }}
-header {{ font-weight: 600 }} small, footer {{ font-weight: 400; color: #667; font-size: 12px }}
-</style>
-<h1>Inbox <small>{count} messages, newest first; the last 200 are shown</small></h1>
-{cards}
-</html>
-"""

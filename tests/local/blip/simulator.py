@@ -185,6 +185,10 @@ class Simulator:
         """Add a bot, or give one of that name another key or plan."""
         self._call(lambda blip: blip.put_bot(bot))
 
+    def template(self, name: str | None, language: str | None) -> Template | None:
+        """The template of that name and language, whatever its status; None if there is none."""
+        return self._call(lambda blip: blip.registry.find(name, language))
+
     def put_templates(self, *templates: Template) -> None:
         self._call(lambda blip: blip.registry.put(list(templates)))
 

@@ -3,7 +3,6 @@
 BLiP passes the content on unread: all of this comes out as failed receipts, never as HTTP errors.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -398,39 +397,3 @@ def _check_cards(carousel: Json | None, expected: list[Shape]) -> None:
         if sent["card_index"] != index:
             raise MisfitError(132012, "the cards are not in order")
         _check_components(sent["components"], shape, [])
-
-
-def render(template: Template | None, content: Json) -> str:
-    """Roughly what the phone shows; for people, so it takes any content."""
-    sent = content.get("template")
-    components = sent.get("components") if isinstance(sent, dict) else None
-    lines = []
-    for component in components if isinstance(components, list) else [content]:
-        parameters = component.get("parameters") if isinstance(component, dict) else None
-        values = [_shown(p) for p in parameters] if isinstance(parameters, list) else None
-        if values is None:
-            lines.append(json.dumps(component, ensure_ascii=False))
-        elif component.get("type") == "body" and template and template.text:
-            text = template.text
-            for number, (parameter, value) in enumerate(zip(parameters or [], values, strict=True)):
-                name = parameter.get("parameter_name", number + 1)
-                text = text.replace(f"{{{{{name}}}}}", value)
-            lines.append(text)
-        elif component.get("type") == "button":
-            lines.append(f"[{component.get('sub_type')}] {' '.join(values)}")
-        else:
-            lines.append(" · ".join(values))
-    return "\n".join(line for line in lines if line)
-
-
-def _shown(parameter: Any) -> str:
-    if not isinstance(parameter, dict):
-        return str(parameter)
-    for member in ("text", "payload", "coupon_code"):
-        if member in parameter:
-            return str(parameter[member])
-    value = parameter.get(str(parameter.get("type")))
-    if isinstance(value, dict):
-        shown = value.get("fallback_value") or value.get("link") or value.get("address")
-        return str(shown or value)
-    return str(parameter)

@@ -13,7 +13,7 @@ import pytest
 
 from functions.cli import __main__ as command_line
 from functions.cli import dead_letters
-from notifier.use_cases.redrive_failures import ListOrder, RedriveOrder
+from notifier.use_cases.redrive_failures.orders import ListOrder, RedriveOrder
 from tests.unit.cli.conftest import Run
 
 
@@ -44,9 +44,9 @@ def ago(**time: float) -> str:
     return (datetime.now(UTC) - timedelta(**time)).isoformat()
 
 
-def group(fate: str = "listed", **changes: Any) -> dict[str, Any]:
+def group(outcome: str = "listed", **changes: Any) -> dict[str, Any]:
     return {
-        "fate": fate,
+        "outcome": outcome,
         "reason": "undelivered",
         "bot": "default",
         "template": "order_shipped",
@@ -58,7 +58,7 @@ def group(fate: str = "listed", **changes: Any) -> dict[str, Any]:
 
 
 def answer(*groups: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    found = {"scanned": sum(each["count"] for each in groups), "hidden": 0, "more": False}
+    found = {"scanned": sum(each["count"] for each in groups), "in_flight": 0, "more": False}
     return found | {"groups": list(groups)} | changes
 
 
@@ -67,7 +67,7 @@ def answer(*groups: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 def test_failures_are_shown_by_reason_bot_and_template(letters: Letters, run: Run) -> None:
     letters.answer = answer(
-        group(), group(reason="malformed", bot=None, template=None, count=1), hidden=7
+        group(), group(reason="malformed", bot=None, template=None, count=1), in_flight=7
     )
 
     code, text = run("failures")
@@ -86,7 +86,7 @@ def test_without_dead_letters_failures_prints_no_table(run: Run) -> None:
 
 
 LETTER = {
-    "fate": "listed",
+    "outcome": "listed",
     "why": None,
     "id": "order-1",
     "bot": "default",
@@ -101,7 +101,7 @@ LETTER = {
 
 
 def test_each_shows_every_dead_letter(letters: Letters, run: Run) -> None:
-    letters.answer = answer(group(), letters=[LETTER, LETTER])
+    letters.answer = answer(group(), dead_letters=[LETTER, LETTER])
 
     _, text = run("failures", "--each")
 
@@ -167,8 +167,8 @@ def test_redrive_without_execute_says_that_nothing_was_put_back(letters: Letters
 
 
 def test_redrive_shows_what_was_put_back(letters: Letters, run: Run) -> None:
-    letter = LETTER | {"fate": "redriven"}
-    letters.answer = answer(group("redriven"), letters=[letter])
+    letter = LETTER | {"outcome": "redriven"}
+    letters.answer = answer(group("redriven"), dead_letters=[letter])
 
     code, text = run("redrive", "--execute", "--force", "--each")
 

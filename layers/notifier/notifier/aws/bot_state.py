@@ -61,6 +61,7 @@ _NOT_HELD = (
     "(attribute_not_exists(throttled_until) OR throttled_until <= :now_ms)"
     " AND attribute_not_exists(paused)"
 )
+_COUNTED = ", reserved = if_not_exists(reserved, :none) + :count"
 _NOT_BROKEN = "attribute_not_exists(broken)"
 _NOT_BROKEN_OR_NUMBER_DOWN = f"({_NOT_BROKEN} OR attribute_exists(number_down_at))"
 
@@ -131,15 +132,14 @@ class DynamoDbBotStates:
             probing: the one notification that tries a bot whose breaker is open.
             asking: for receipts. While the number is down, only they show that it still is.
         """
-        per_second = bot.messages_per_second if plan == "messages" else bot.commands_per_second
-        interval = -(-MICROSECONDS // (share * per_second))
+        interval = _interval(bot, plan, share)
         now = self._now()
         now_us = round(now * MICROSECONDS)
         end_us = now_us + round(horizon * MICROSECONDS)
         open_enough = _NOT_BROKEN_OR_NUMBER_DOWN if asking else _NOT_BROKEN
         allowed = _NOT_HELD if probing else f"{_NOT_HELD} AND {open_enough}"
         following = f"next_{plan}_at"
-        counting = ", reserved = if_not_exists(reserved, :none) + :count"
+        counting = _COUNTED if plan == "messages" else ""
         item: Item = {}
         for _ in range(RESERVE_TRIES):
             first = max(now_us, item.get(following, 0))
@@ -147,25 +147,21 @@ class DynamoDbBotStates:
             if fit < 1 or _stands_still(item, now, probing=probing, asking=asking):
                 break
             taken = round(fit * interval)
-            times = {":now": now_us, ":now_ms": milliseconds(now)}
-            if plan == "messages":
-                times |= {":none": 0, ":count": fit}
-            else:
-                counting = ""
+            values = {":now": now_us, ":now_ms": milliseconds(now)}
+            values |= {":none": 0, ":count": fit} if counting else {}
             if first == now_us:
                 held, item = self._table.update(
                     bot_key(bot.name),
                     f"SET {following} = :end{counting}",
                     f"(attribute_not_exists({following}) OR {following} <= :now) AND {allowed}",
-                    times | {":end": now_us + taken},
+                    values | {":end": now_us + taken},
                 )
             else:
-                latest = end_us - round((fit - 1) * interval)
                 held, item = self._table.update(
                     bot_key(bot.name),
                     f"SET {following} = {following} + :taken{counting}",
                     f"{following} > :now AND {following} <= :latest AND {allowed}",
-                    times | {":taken": taken, ":latest": latest},
+                    values | {":taken": taken, ":latest": end_us - round((fit - 1) * interval)},
                 )
             if held:
                 return _slots(item[following] - taken, interval, fit)
@@ -174,7 +170,7 @@ class DynamoDbBotStates:
     def start_cooldown(self, bot: "Bot", plan: Plan, until: float) -> bool:
         """Stop everything of this bot until then, in every sandbox: BLiP has throttled it.
 
-        The first of a penalty lowers the share of the plan, the others only prolong it. Return
+        The first 429 of a cooldown lowers the share of the plan, the others only prolong it. Return
         whether this was the first.
         """
         now = self._now()
@@ -368,6 +364,12 @@ class DynamoDbBotStates:
             {":until": milliseconds(now + PROBE_SECONDS), ":now": milliseconds(now)},
         )
         return mine
+
+
+def _interval(bot: "Bot", plan: Plan, share: float) -> float:
+    """Return the microseconds between two slots of a bot's plan."""
+    per_second = bot.messages_per_second if plan == "messages" else bot.commands_per_second
+    return -(-MICROSECONDS // (share * per_second))
 
 
 def _slots(first: int, interval: float, count: int) -> Reservation:

@@ -126,20 +126,7 @@ def send_notification(settings: SendNotificationSettings) -> SendNotification:
         clock=clock,
         threads=threads,
         max_threads=MAX_THREADS,
-        waits=Waits(
-            Policy(
-                cooldown_seconds=settings.cooldown_seconds,
-                breaker_wait_seconds=settings.breaker_wait_seconds,
-                backoff_base_seconds=settings.backoff_base_seconds,
-                backoff_max_seconds=settings.backoff_max_seconds,
-                settle_window_seconds=settings.settle_window_seconds,
-                max_attempts=settings.max_attempts,
-                max_wait_seconds=settings.max_wait_seconds,
-                maximum_concurrency=settings.maximum_concurrency,
-                allowed_recipients=tuple(settings.allowed_recipients.split(",")),
-                ledger_restored_at=datetime.fromisoformat(settings.ledger_restored_at).timestamp(),
-            )
-        ),
+        waits=Waits(_policy(settings)),
     )
 
     def close() -> None:
@@ -147,3 +134,18 @@ def send_notification(settings: SendNotificationSettings) -> SendNotification:
         blip.close()
 
     return SendNotification(delivery, requests, meter, close)
+
+
+def _policy(settings: SendNotificationSettings) -> Policy:
+    return Policy(
+        cooldown_seconds=settings.cooldown_seconds,
+        breaker_wait_seconds=settings.breaker_wait_seconds,
+        backoff_base_seconds=settings.backoff_base_seconds,
+        backoff_max_seconds=settings.backoff_max_seconds,
+        settle_window_seconds=settings.settle_window_seconds,
+        max_attempts=settings.max_attempts,
+        max_wait_seconds=settings.max_wait_seconds,
+        maximum_concurrency=settings.maximum_concurrency,
+        allowed_recipients=tuple(settings.allowed_recipients.split(",")),
+        ledger_restored_at=datetime.fromisoformat(settings.ledger_restored_at).timestamp(),
+    )

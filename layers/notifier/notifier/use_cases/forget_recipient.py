@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from notifier.contract.parse import parse
 from notifier.contract.phone import normalise
 from notifier.contract.problems import InvalidRequest
+from notifier.domain.clock import WallClock
 from notifier.domain.dead_letters import DeadLetter
 from notifier.domain.ledger_entries import LedgerPage
 
@@ -53,12 +54,6 @@ class DeadLetters(Protocol):
     def receive(self, visibility_seconds: int) -> list[DeadLetter]: ...
     def change_visibility(self, handles: Sequence[str], seconds: int) -> None: ...
     def delete(self, letters: Sequence[DeadLetter]) -> list[DeadLetter]: ...
-
-
-class Clock(Protocol):
-    """Returns the time, in epoch seconds."""
-
-    def now(self) -> float: ...
 
 
 class OrderError(Exception):
@@ -144,7 +139,7 @@ class Forgetting:
     ledger: Ledger
     identities: Identities
     queues: Sequence[DeadLetters]
-    clock: Clock
+    clock: WallClock
 
     def run(self, order: Order, deadline: float) -> Report:
         """Go as far as time allows.

@@ -17,9 +17,10 @@ from notifier.domain.bots import Bot
 from notifier.domain.failures import crash_facts
 from notifier.domain.notification import Notification, QueuedRequest, ledger_key
 from notifier.domain.status import Status
+from notifier.use_cases.send_notification import service_level
 from notifier.use_cases.send_notification.breaker import Bots, Breaker
 from notifier.use_cases.send_notification.delivery import Delivery
-from notifier.use_cases.send_notification.outcomes import Outcome, Outcomes, Result
+from notifier.use_cases.send_notification.outcomes import Outcome, Outcomes, Result, logged
 from notifier.use_cases.send_notification.recipients import Recipients
 from notifier.use_cases.send_notification.reconciliation import Reconciliation
 from notifier.use_cases.send_notification.round import CALL_SECONDS, SETTLE_SECONDS, Round
@@ -151,8 +152,7 @@ class SendNotifications:
             identity = identities.get(notification.recipient)
             if identity is not None and identity.forgotten_at is not None:
                 if notification.queued.published_at <= identity.forgotten_at:
-                    cancelled = Result(notification.queued, Outcome.CANCELLED, notification)
-                    results.append(cancelled.logged())
+                    results.append(logged(notification, Outcome.CANCELLED))
                     continue
                 identity = None
             group = probed if notification.request.bot in probes else ready
@@ -170,6 +170,9 @@ class SendNotifications:
         self._meter.count(
             "look_up_without_send", len(this_round.looked_up - this_round.posted.keys())
         )
+        in_time, late = service_level.judge(results, this_round)
+        self._meter.count("sent_in_time", in_time)
+        self._meter.count("sent_late", late)
         return results
 
     def _start(

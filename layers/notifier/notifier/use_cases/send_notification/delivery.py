@@ -21,7 +21,7 @@ from notifier.domain.notification import Notification, message_id
 from notifier.domain.recipients import Identity
 from notifier.domain.status import SENT_OR_LATER, UNDELIVERED, Status
 from notifier.use_cases.send_notification.breaker import Breaker
-from notifier.use_cases.send_notification.outcomes import Outcome, Outcomes, Result
+from notifier.use_cases.send_notification.outcomes import Outcome, Outcomes, Result, logged
 from notifier.use_cases.send_notification.ports import Blip, Identities, Ledger
 from notifier.use_cases.send_notification.recipients import Recipients
 from notifier.use_cases.send_notification.reconciliation import (
@@ -90,19 +90,19 @@ class Delivery:
         if found.content_hash != notification.content_hash:
             return self.outcomes.refuse_conflict(notification)
         if found.status in SENT_OR_LATER or found.status in UNDELIVERED:
-            return _result(notification, Outcome.DUPLICATE)
+            return logged(notification, Outcome.DUPLICATE)
         if found.lease_until > now:
             wait = self.waits.jittered(found.lease_until - now)
-            return _result(notification, Outcome.RETRY_LATER, retry_in=wait)
+            return logged(notification, Outcome.RETRY_LATER, retry_in=wait)
         if found.status not in {Status.UNKNOWN, Status.SENDING}:
             # It was released between the two reads.
-            return _result(notification, Outcome.RETRY_LATER, retry_in=1)
+            return logged(notification, Outcome.RETRY_LATER, retry_in=1)
         can_be_asked_at = found.in_flight_until + self.waits.policy.settle_window_seconds
         if can_be_asked_at > now:
             wait = self.waits.for_settling(can_be_asked_at - now)
-            return _result(notification, Outcome.UNSETTLED, retry_in=wait)
+            return logged(notification, Outcome.UNSETTLED, retry_in=wait)
         claimed = self.ledger.claim_unknown(found, this_round.lease_until)
-        return claimed or _result(notification, Outcome.RETRY_LATER, retry_in=30)
+        return claimed or logged(notification, Outcome.RETRY_LATER, retry_in=30)
 
     def deliver(
         self,
@@ -160,7 +160,7 @@ class Delivery:
             return self._misconfigured(notification, claim, bot, failure, this_round)
         except Unknown as failure:
             self.ledger.mark_unknown(claim)
-            return _result(
+            return logged(
                 notification,
                 Outcome.UNKNOWN,
                 retry_in=min(MAX_WAIT_SECONDS, self.waits.policy.settle_window_seconds + 1),
@@ -173,7 +173,7 @@ class Delivery:
         control = Control(
             message_id(claim.key, claim.generation), this_round.posted[notification.key]
         )
-        return _result(notification, Outcome.SENT, sent_as=(bot.name, control))
+        return logged(notification, Outcome.SENT, sent_as=(bot.name, control))
 
     def _send(
         self,
@@ -241,12 +241,12 @@ class Delivery:
         """Send nothing. If it was cancelled in advance, its status event waits for the request."""
         if not (found.template or found.forgotten):
             self.ledger.complete_cancelled(notification)
-        return _result(notification, Outcome.CANCELLED)
+        return logged(notification, Outcome.CANCELLED)
 
     def _lost(self, notification: Notification, lost: ClaimLost) -> Result:
         if lost.forgotten:  # while the recipient was looked up: nothing else would erase it
             self.identities.erase(notification.recipient)
-        return _result(notification, Outcome.RETRY_LATER, retry_in=self.waits.uniform(5, 10))
+        return logged(notification, Outcome.RETRY_LATER, retry_in=self.waits.uniform(5, 10))
 
     def _retry(
         self,
@@ -268,7 +268,7 @@ class Delivery:
             return replace(ended, no_answer=no_answer)
         self.ledger.release(claim, attempted=True)
         wait = self.waits.for_retry(claim.attempts, notification.valid_until, self.clock.now())
-        return _result(
+        return logged(
             notification, outcome, retry_in=wait, detail=failure.detail, no_answer=no_answer
         )
 
@@ -311,23 +311,3 @@ def _unknown_bot(notification: Notification) -> Rejected:
         Reason.UNKNOWN_BOT,
         f"the bots' secret has no entry {name!r}: add it, or fix the request",
     )
-
-
-def _result(
-    notification: Notification,
-    outcome: Outcome,
-    *,
-    retry_in: float | None = None,
-    detail: str | None = None,
-    no_answer: bool = False,
-    sent_as: tuple[str, Control] | None = None,
-) -> Result:
-    return Result(
-        notification.queued,
-        outcome,
-        notification,
-        retry_in=retry_in,
-        detail=detail,
-        no_answer=no_answer,
-        sent_as=sent_as,
-    ).logged()

@@ -67,20 +67,38 @@ class Result:
     on_hold: bool = False
     sent_as: tuple[str, Control] | None = None
 
-    def logged(self) -> "Result":
-        """Write the log line; return the result."""
-        facts: dict[str, object] = {
-            "retry_in": self.retry_in and round(self.retry_in, 1),
-            "reason": self.reason,
-            "detail": self.detail,
-        }
-        if self.notification is not None:
-            facts |= self.notification.log_context()
-        logger.info(
-            self.outcome.value,
-            extra={name: fact for name, fact in facts.items() if fact is not None},
-        )
-        return self
+
+def logged(
+    notification: Notification,
+    outcome: Outcome,
+    *,
+    retry_in: float | None = None,
+    reason: Reason | None = None,
+    detail: str | None = None,
+    no_answer: bool = False,
+    on_hold: bool = False,
+    sent_as: tuple[str, Control] | None = None,
+) -> Result:
+    """Return the result of a notification, which is logged; see `Result` for the arguments."""
+    facts: dict[str, object] = {
+        "retry_in": retry_in and round(retry_in, 1),
+        "reason": reason,
+        "detail": detail,
+    } | notification.log_context()
+    logger.info(
+        outcome.value, extra={name: fact for name, fact in facts.items() if fact is not None}
+    )
+    return Result(
+        notification.queued,
+        outcome,
+        notification,
+        retry_in=retry_in,
+        reason=reason,
+        detail=detail,
+        no_answer=no_answer,
+        on_hold=on_hold,
+        sent_as=sent_as,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,10 +235,4 @@ class Outcomes:
 
 
 def _dead(notification: Notification, failure: Rejected) -> Result:
-    return Result(
-        notification.queued,
-        Outcome.DEAD_LETTER,
-        notification,
-        reason=failure.reason,
-        detail=failure.detail,
-    ).logged()
+    return logged(notification, Outcome.DEAD_LETTER, reason=failure.reason, detail=failure.detail)

@@ -19,7 +19,7 @@ from notifier.domain.notification import Notification, message_id
 from notifier.domain.receipts import Receipt
 from notifier.domain.status import latest
 from notifier.use_cases.send_notification.breaker import Breaker
-from notifier.use_cases.send_notification.outcomes import Outcome, Outcomes, Result
+from notifier.use_cases.send_notification.outcomes import Outcome, Outcomes, Result, logged
 from notifier.use_cases.send_notification.ports import Blip, BotStates, Ledger, Receipts
 from notifier.use_cases.send_notification.round import (
     CALL_SECONDS,
@@ -78,7 +78,7 @@ class Reconciliation:
         if bot.receipts == "history":
             self.ledger.mark_sent(claim, self.clock.now() + FIRST_POLL_SECONDS)
         self.receipts.record(latest(receipts))
-        return Result(notification.queued, Outcome.SETTLED, notification).logged()
+        return logged(notification, Outcome.SETTLED)
 
     def keep_controls(self, results: list[Result], this_round: Round) -> None:
         """Keep a message of this round for each bot, by which its history can be tested later.
@@ -114,13 +114,12 @@ class Reconciliation:
         if self.clock.now() - claim.in_flight_until >= HISTORY_SECONDS:
             return self._give_up(notification, claim)
         self.ledger.release_unknown(claim)
-        return Result(
-            notification.queued,
-            Outcome.UNSETTLED,
+        return logged(
             notification,
+            Outcome.UNSETTLED,
             retry_in=self.waits.for_settling(),
             detail=detail,
-        ).logged()
+        )
 
     def _not_shown(
         self, notification: Notification, claim: Claim, bot: Bot, this_round: Round
@@ -173,7 +172,7 @@ class Reconciliation:
             return self.outcomes.give_up(notification, claim, Rejected(Reason.EXPIRED, detail))
         if notification.request.if_unknown == "resend" and claim.denials == 0:
             self.ledger.mark_not_sent(claim)
-            return Result(notification.queued, Outcome.DENIED, notification, retry_in=0).logged()
+            return logged(notification, Outcome.DENIED, retry_in=0)
         return self._give_up(notification, claim)
 
     def _give_up(self, notification: Notification, claim: Claim) -> Result:
