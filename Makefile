@@ -39,48 +39,48 @@ run: setup ## deploy to a local AWS, publish events/, show what became of each (
 
 # STACK=name means a deployed stack; without it, the local one that `make run` keeps up.
 STACK_OPTION = $(if $(STACK),--stack $(STACK))
+COMMAND = CALLED_BY=make $(PYTHON) -m functions.cli
 
 failures: setup ## what lies on the dead-letter queue (STACK=name: of a deployed stack; ARGS=--help)
-	@$(PYTHON) -m functions failures $(STACK_OPTION) $(ARGS)
+	@$(COMMAND) failures $(STACK_OPTION) $(ARGS)
 
 redrive: setup ## put dead letters back; without ARGS=--execute a dry run (STACK=name; ARGS=--help)
-	@$(PYTHON) -m functions redrive $(STACK_OPTION) $(ARGS)
+	@$(COMMAND) redrive $(STACK_OPTION) $(ARGS)
 
 publish: setup ## put requests on the queue (FILE=my-request.json; STACK=name)
-	@$(PYTHON) -m functions publish $(FILE) $(STACK_OPTION) $(ARGS)
+	@$(COMMAND) publish $(FILE) $(STACK_OPTION) $(ARGS)
 
 notification: setup ## how it goes with a notification (ID=id BOT=name; STACK=name)
-	@$(PYTHON) -m functions notification $(ID) $(if $(BOT),--bot $(BOT)) $(STACK_OPTION) $(ARGS)
+	@$(COMMAND) notification $(ID) $(if $(BOT),--bot $(BOT)) $(STACK_OPTION) $(ARGS)
 
 cancel: setup ## take a notification back that has not gone out (ID=id BOT=name; STACK=name)
-	@$(PYTHON) -m functions cancel $(ID) $(if $(BOT),--bot $(BOT)) $(STACK_OPTION) $(ARGS)
+	@$(COMMAND) cancel $(ID) $(if $(BOT),--bot $(BOT)) $(STACK_OPTION) $(ARGS)
 
-# The number goes through the environment, to which make exports it.
-forget: setup ## find what is held about a number; ARGS=--yes erases it (TO=+55…; STACK=name)
-	@$(PYTHON) -m functions forget $(STACK_OPTION) $(ARGS)
+forget: setup ## find what is held about a number, which is asked for; ARGS=--yes erases it (STACK=name)
+	@$(COMMAND) forget $(STACK_OPTION) $(ARGS)
 
 pause: ## keep a bot still (BOT=name; STACK=name)
 resume: ## let a bot go on that is paused or shut (BOT=name; STACK=name)
 check-bot: ## try a bot's key, URL and channel (BOT=name; STACK=name)
 rotate-webhook: ## a new webhook secret for a bot; ARGS=--leaked drops the one before at once (BOT=name; STACK=name)
 pause resume check-bot rotate-webhook: setup
-	@$(PYTHON) -m functions $@ $(BOT) $(STACK_OPTION) $(ARGS)
+	@$(COMMAND) $@ $(BOT) $(STACK_OPTION) $(ARGS)
 
 restore-ledger: setup ## copy what the ledger lacks from a restored table (FROM=table; STACK=name)
-	@$(PYTHON) -m functions restore-ledger $(FROM) $(STACK_OPTION) $(ARGS)
+	@$(COMMAND) restore-ledger $(FROM) $(STACK_OPTION) $(ARGS)
 
 republish: setup ## publish status events of the ledger again (SINCE=2026-11-26T00:00:00Z; FROM=key to continue; STACK=name)
-	@$(PYTHON) -m functions republish "$(SINCE)" $(if $(FROM),--from "$(FROM)") $(STACK_OPTION) $(ARGS)
+	@$(COMMAND) republish "$(SINCE)" $(if $(FROM),--from "$(FROM)") $(STACK_OPTION) $(ARGS)
 
 # STAGE is one of functions/stages/. ARGS holds further parameters of the template, as Name=value.
 STAGE_OPTIONS = --stage "$(STAGE)" $(if $(REGION),--region "$(REGION)") $(if $(YES),--yes)
 
 deploy: setup ## build and deploy a stage (STAGE=dev ALLOWED=+5531…; REGION=, ALARM_EMAIL=, YES=1, ARGS="Name=value …")
-	@$(PYTHON) -m functions.deployment deploy $(STAGE_OPTIONS) $(if $(ALLOWED),--allowed "$(ALLOWED)") \
+	@$(COMMAND) deploy $(STAGE_OPTIONS) $(if $(ALLOWED),--allowed "$(ALLOWED)") \
 	  $(if $(ALARM_EMAIL),--alarm-email "$(ALARM_EMAIL)") $(ARGS)
 
 undeploy: setup ## delete a stage, but for its tables; says what is kept (STAGE=dev; REGION=, YES=1)
-	@$(PYTHON) -m functions.deployment undeploy $(STAGE_OPTIONS)
+	@$(COMMAND) undeploy $(STAGE_OPTIONS)
 
 test: check unit integration faults-short template e2e browser ## everything that CI runs
 
@@ -115,12 +115,15 @@ bench: setup ## against a textbook handler and the floor: time, CPU, calls, memo
 cost: .venv/.done ## dollars per million, and what a day's volume needs, from the last bench
 	@PYTHONPATH=layers/notifier $(PYTHON) -m tests.benchmarks.cost
 
-check: .venv/.done ## ruff, mypy, import rules, formatting, generated files up to date
+check: .venv/.done ## ruff, mypy, import rules, formatting, workflows, generated files up to date
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy layers/notifier/notifier functions tests
 	PYTHONPATH=layers/notifier .venv/bin/lint-imports
 	$(PYTHON) -m tests.schemas --check
+	.venv/bin/zizmor --offline --quiet --no-progress .
+	.venv/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	.venv/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 	$(UV) lock --check --quiet
 	$(UV) export --quiet --locked --no-emit-project --no-header --no-annotate | diff layers/dependencies/requirements.txt - || \
 	  { echo "layers/dependencies/requirements.txt is not what uv.lock says: make lock" >&2; exit 1; }

@@ -19,13 +19,16 @@ from boto3.dynamodb.types import TypeSerializer
 from notifier.aws.bot_state import DynamoDbBotStates
 from notifier.aws.identities import DynamoDbIdentities
 from notifier.aws.ledger import DynamoDbLedger
+from notifier.aws.notifications import DynamoDbNotifications
 from notifier.aws.outbox import ledger_write
+from notifier.aws.queues import _short
+from notifier.aws.receipts_ledger import DynamoDbReceiptsLedger
 from notifier.aws.refusals import DynamoDbRefusals
 from notifier.contract.parse import parse
-from notifier.contract.request import Template
+from notifier.contract.template import Template
 from notifier.domain.bot_state import BotState, Plan, Reservation
 from notifier.domain.bots import Bot, Bots, InvalidBot, parse_bots
-from notifier.domain.dead_letters import DeadLetter
+from notifier.domain.dead_letters import DeadLetter, FailureDetails
 from notifier.domain.failures import Failure, Reason
 from notifier.domain.ledger_entries import LedgerWrite
 from notifier.domain.notification import Notification, QueuedRequest, ledger_key
@@ -116,6 +119,10 @@ PAGE_SIZE = 3
 
 def _ms(seconds: float) -> int:
     return round(seconds * 1000)
+
+
+class WholeLedger(DynamoDbLedger, DynamoDbReceiptsLedger, DynamoDbNotifications):
+    """The ledger for tests that play several functions at once."""
 
 
 class FakeIdentities(DynamoDbIdentities):
@@ -352,15 +359,15 @@ class FakeDeadLetters:
         self,
         body: str,
         reason: Reason,
-        failure: Mapping[str, Any],
+        failure: FailureDetails,
         *,
         bot: str | None,
         notification_id: str | None,
         generation: int | None,
     ) -> None:
         self.before_put()
-        told = {name: value for name, value in failure.items() if value is not None}
-        letter = Letter(body, reason, told, bot, notification_id, generation)
+        written = json.loads(_short(failure))
+        letter = Letter(body, reason, written, bot, notification_id, generation)
         self._keep(body, letter)
 
     def moved(self, body: str) -> None:
@@ -609,7 +616,7 @@ class Sandbox:
     ) -> None:
         now = world.clock.now
         self._world = world
-        self.ledger = DynamoDbLedger(world.ledger_table, now)
+        self.ledger = WholeLedger(world.ledger_table, now)
         self.identities = FakeIdentities(world.identities_table, now=now)
         self.bot_states = FakeBotStates(world.identities_table, now)
         self.secrets = FakeSecrets(world.secret, now)
@@ -651,6 +658,20 @@ class Sandbox:
         by_record = {result.queued.record_id: result for result in results}
         assert len(results) == len(by_record) == len(batch)
         return [by_record[queued.record_id] for queued in batch]
+
+
+def a_failure(**changes: Any) -> FailureDetails:
+    """Return the details of a failure; `changes` are its attributes."""
+    details: dict[str, Any] = {
+        "detail": "It went wrong.",
+        "code": None,
+        "template": "order_shipped",
+        "phase": "send",
+        "attempts": 1,
+        "possibly_sent": False,
+        "redrives": 0,
+    }
+    return FailureDetails(**details | changes)
 
 
 def a_request(**changes: Any) -> dict[str, Any]:

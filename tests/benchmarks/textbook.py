@@ -73,7 +73,7 @@ class Request(BaseModel):
     template: Template
 
 
-class Undeliverable(Exception):  # noqa: N818
+class Undeliverable(Exception):
     """It will not work the next time either."""
 
 

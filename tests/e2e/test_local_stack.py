@@ -362,7 +362,7 @@ def test_a_bot_that_is_shut_rings_its_alarm(stack: LocalStack) -> None:
         QueueUrl=stack.requests_queue, MessageBody=json.dumps(request(bot="clinic"))
     )
 
-    assert wait_until(lambda: "BotShutAlarm" in stack.ringing(), "the alarm")
+    assert wait_until(lambda: "BreakerOpenAlarm" in stack.ringing(), "the alarm")
     stack.aws.dynamodb.update_item(
         TableName=table, Key=key, UpdateExpression="REMOVE broken, probe_until"
     )
@@ -407,8 +407,8 @@ def test_an_operator_looks_at_a_notification_and_forgets_a_person(
     assert "nobody_approved_it" in shown
     assert "cancelled" in operate(stack, "cancel", cancelled)
 
-    assert "Nothing was erased" in operate(stack, "forget", to=number)
-    shown = operate(stack, "forget", "--yes", to=number)
+    assert "Nothing was erased" in operate(stack, "forget", types=number)
+    shown = operate(stack, "forget", "--yes", types=number)
     assert re.search(r"notifications +1 +1\s+identities +1 +1\s+dead letters +1 +1\s", shown)
     for table in (stack.ledger_table, stack.identities_table):
         assert "5531900002077" not in str(stack.aws.dynamodb.scan(TableName=table)["Items"])
@@ -419,13 +419,20 @@ def test_an_operator_looks_at_a_notification_and_forgets_a_person(
     assert inbox(stack, phone=number) == [first]
 
 
-def operate(stack: LocalStack, *arguments: str, to: str = "") -> str:
-    """Run an operator's command; give what it shows."""
+def operate(stack: LocalStack, *arguments: str, types: str = "") -> str:
+    """Run an operator's command; return what it shows."""
     assert stack.ministack
     run = subprocess.run(  # noqa: S603 - our own command
-        [sys.executable, "-m", "functions", *arguments, "--port-base", str(stack.ministack.port)],
+        [
+            sys.executable,
+            "-m",
+            "functions.cli",
+            *arguments,
+            "--port-base",
+            str(stack.ministack.port),
+        ],
         cwd=ROOT,
-        env=os.environ | {"TO": to},
+        input=f"{types}\n",
         capture_output=True,
         text=True,
         timeout=PATIENCE_SECONDS,

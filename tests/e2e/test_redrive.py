@@ -33,7 +33,7 @@ def command(stack: LocalStack, *arguments: str) -> str:
     """Run an operator's command against the local stack; what it prints."""
     port = str(urlsplit(stack.aws.url).port)
     run = subprocess.run(  # noqa: S603 - our own command
-        [sys.executable, "-m", "functions", *arguments, "--port-base", port],
+        [sys.executable, "-m", "functions.cli", *arguments, "--port-base", port],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -45,7 +45,7 @@ def command(stack: LocalStack, *arguments: str) -> str:
 
 
 def fates(text: str) -> dict[str, int]:
-    return {group["fate"]: group["count"] for group in json.loads(text)["groups"]}
+    return {group["outcome"]: group["count"] for group in json.loads(text)["groups"]}
 
 
 def undelivered(stack: LocalStack, folder: Path, template: str, count: int) -> list[str]:
@@ -125,7 +125,7 @@ def test_what_fails_again_counts_on(stack: LocalStack, tmp_path: Path, template:
 
     def failed_again() -> bool:
         told = command(stack, "failures", "--template", template, "--each", "--json")
-        letters[:] = json.loads(told)["letters"]
+        letters[:] = json.loads(told)["dead_letters"]
         return bool(letters)
 
     wait_until(failed_again, "the next dead letter")

@@ -16,7 +16,7 @@ import httpx
 
 from notifier.blip.client import BlipClient, _Answer
 from notifier.blip.transport import MAX_IDLE_SECONDS
-from notifier.contract.request import Template
+from notifier.contract.template import Template
 from notifier.domain.bots import Bot
 from notifier.domain.failures import Unknown
 from tests.faults.simulation import Process, Simulation

@@ -15,6 +15,7 @@ from unittest import mock
 
 from notifier.aws import events, outbox
 from notifier.aws.ledger import DynamoDbLedger
+from notifier.aws.receipts_ledger import DynamoDbReceiptsLedger
 from notifier.entrypoints import publish_status_events as root
 from notifier.use_cases import publish_status_events as publishing
 from notifier.use_cases.publish_status_events import Publisher
@@ -64,7 +65,7 @@ BREAKS = {
         DynamoDbLedger, "mark_sent", "before(Status.SENT)", "list(Status)"
     ),
     "a receipt is written over whatever stands there": Break(
-        DynamoDbLedger, "advance", "before(status)", "list(Status)"
+        DynamoDbReceiptsLedger, "advance", "before(status)", "list(Status)"
     ),
     "a redrive of any generation starts the next one": Break(
         DynamoDbLedger, "_claim_as", 'found["generation"] == asked_generation', "asked_generation"

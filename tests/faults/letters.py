@@ -9,15 +9,16 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from functions import operations
-from notifier.aws.ledger import DynamoDbLedger
+from functions.cli import dead_letters
 from notifier.contract.parse import parse
 from notifier.domain.failures import Reason
 from notifier.domain.ledger_entries import Claim
 from notifier.domain.notification import QueuedRequest, ledger_key
 from notifier.domain.status import Status
-from notifier.use_cases.redrive_failures import VISIBILITY_SECONDS, ListOrder, RedriveOrder, Report
-from tests.fakes import a_notification
+from notifier.use_cases.redrive_failures.orders import ListOrder, RedriveOrder
+from notifier.use_cases.redrive_failures.redrive import VISIBILITY_SECONDS
+from notifier.use_cases.redrive_failures.report import Report
+from tests.fakes import WholeLedger, a_notification
 from tests.faults.long_runs import request
 from tests.faults.simulation import STRAGGLES_SECONDS, Process, SimThreads
 from tests.faults.sqs import SimSqs
@@ -101,9 +102,9 @@ def _operator(world: World) -> Iterator[None]:
     """Let the operator's commands work in the world's time, with its threads."""
     clock = mock.Mock(return_value=SimpleNamespace(now=world.now), now=world.now)
     with (
-        mock.patch.object(operations, "SystemClock", clock),
+        mock.patch.object(dead_letters, "SystemClock", clock),
         mock.patch.object(
-            operations, "ThreadPoolExecutor", return_value=SimThreads(world.simulation)
+            dead_letters, "ThreadPoolExecutor", return_value=SimThreads(world.simulation)
         ),
     ):
         yield
@@ -115,7 +116,7 @@ def _started(world: World, order: ListOrder) -> tuple[Process, Any]:
     sqs = SimSqs(world.aws, queues, AWAY_SECONDS)
     stack: Any = SimpleNamespace(client=lambda _: sqs, physical_id=lambda name: name)
     process = Process("operator")
-    command = lambda: operations.redrive(stack, order, lambda *_: None)  # noqa: E731 - a thread's work
+    command = lambda: dead_letters.redrive(stack, order, lambda *_: None)  # noqa: E731 - a thread's work
     return process, world.simulation.spawn(process, command)
 
 
@@ -162,7 +163,7 @@ def _put_letters(world: World, letters: int, undelivered: int) -> dict[str, str]
 
 def _ended(world: World) -> dict[str, Any]:
     """Return the item of a notification whose first generation was not delivered."""
-    ledger = DynamoDbLedger(world.tables["ledger"], world.now)
+    ledger = WholeLedger(world.tables["ledger"], world.now)
     queued = QueuedRequest("record", "receipt", json.dumps(request(0)), world.now())
     notification = a_notification(queued)
 

@@ -28,7 +28,6 @@ from moto.sqs import models as moto_queues
 
 from notifier.aws.bot_state import DynamoDbBotStates
 from notifier.aws.identities import DynamoDbIdentities
-from notifier.aws.ledger import DynamoDbLedger
 from notifier.aws.queues import RequestsQueue, queued_request
 from notifier.aws.refusals import DynamoDbRefusals
 from notifier.aws.table import Item, Table
@@ -46,7 +45,7 @@ from notifier.domain.notification import ledger_key
 from notifier.domain.receipts import Receipt
 from notifier.domain.recipients import Identity, LookUpLease
 from notifier.domain.status import Status
-from tests.fakes import KEY, Clock, a_notification
+from tests.fakes import KEY, Clock, WholeLedger, a_notification
 from tests.faults.dynamodb import DirectAws, SimTable
 from tests.faults.simulation import Simulation
 from tests.faults.sqs import MAX_VISIBILITY_SECONDS, RETENTION_SECONDS, Queue, SimSqs
@@ -482,7 +481,7 @@ class Both:
 
     def _built(self, tables: dict[str, Any]) -> dict[str, Any]:
         return {
-            "ledger": DynamoDbLedger(tables["ledger"], self.clock.now),
+            "ledger": WholeLedger(tables["ledger"], self.clock.now),
             "identities": DynamoDbIdentities(
                 tables["identities"],
                 now=self.clock.now,
@@ -631,7 +630,7 @@ def test_every_method_of_the_adapters_answers_the_same(both: Both) -> None:
     both("bot_states", "resume", "default")
 
     adapters = {
-        "ledger": DynamoDbLedger,
+        "ledger": WholeLedger,
         "identities": DynamoDbIdentities,
         "bot_states": DynamoDbBotStates,
         "refusals": DynamoDbRefusals,

@@ -21,7 +21,6 @@ from types import SimpleNamespace, TracebackType
 from typing import Any, Self
 from unittest import mock
 
-from notifier.aws.ledger import DynamoDbLedger
 from notifier.aws.refusals import DynamoDbRefusals
 from notifier.aws.table import Item
 from notifier.domain.notification import ledger_key
@@ -36,6 +35,7 @@ from notifier.settings import (
     SendNotificationSettings,
 )
 from notifier.use_cases.get_notification import Notifications, TooLate
+from tests.fakes import WholeLedger
 from tests.faults.blip import (
     Account,
     BlipFaults,
@@ -208,7 +208,7 @@ class World:
             "notifier.use_cases.slots",
             "notifier.use_cases.send_notification.round",
             "notifier.aws.identities",
-            "notifier.aws.secrets",
+            "notifier.aws.cached_secret",
         ):
             self._patches.enter_context(mock.patch(f"{module}.Lock", self._lock))
         self._patches.enter_context(mock.patch("notifier.use_cases.poll_receipts.wait", _wait))
@@ -302,7 +302,7 @@ class World:
     def cancel(self, notification_id: str, bot: str = "default") -> None:
         """Take a notification back, as its producer may; too late or not."""
         notifications = Notifications(
-            DynamoDbLedger(self.tables["ledger"], self.now),
+            WholeLedger(self.tables["ledger"], self.now),
             DynamoDbRefusals(self.tables["ledger"], self.now),
         )
 
@@ -316,7 +316,7 @@ class World:
         """Erase what the ledger holds of a notification, if it was delivered."""
         key = _key_of(request)
         if self.entry(request).get("status") in {"received", "consumed"}:
-            ledger = DynamoDbLedger(self.tables["ledger"], self.now)
+            ledger = WholeLedger(self.tables["ledger"], self.now)
             self.simulation.spawn(self._process("operator"), lambda: ledger.erase(key))
             self.later(self.simulation.now + 10, _nothing)  # until that is done
 

@@ -16,7 +16,7 @@ from uuid import uuid4
 import boto3
 import pytest
 
-from functions import operations
+from functions.cli import dead_letters, ledger, webhook
 from notifier.domain.status import PUBLISHABLE
 from notifier.entrypoints import get_notification as answering
 from notifier.entrypoints import poll_receipts as polling
@@ -78,7 +78,9 @@ class SimulatedClock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimulatedClock:
     simulated = SimulatedClock()
-    for module in (sending, receiving, recording, polling, publishing, answering, operations):
+    commands = (dead_letters, ledger, webhook)
+    functions = (sending, receiving, recording, polling, publishing, answering)
+    for module in (*functions, *commands):
         monkeypatch.setattr(module, "SystemClock", simulated)
     return simulated
 

@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any, Protocol, cast
 
@@ -24,15 +24,14 @@ from notifier.aws import identities as identities_module
 from notifier.aws import queues
 from notifier.aws.bot_state import DynamoDbBotStates
 from notifier.aws.identities import DynamoDbIdentities, UnreadError, forgotten_key
-from notifier.aws.ledger import DynamoDbLedger
 from notifier.aws.queues import DeadLettersQueue, ReceiptsQueue, RequestsQueue, queued_request
 from notifier.aws.refusals import DynamoDbRefusals
 from notifier.aws.secrets import SecretsManagerBots
 from notifier.aws.table import Table
 from notifier.domain.bot_state import BotState, HoldReason, Reservation
 from notifier.domain.bots import Bot, Bots, BotsSecretError, InvalidBot
-from notifier.domain.dead_letters import DeadLetter
-from notifier.domain.failures import Reason
+from notifier.domain.dead_letters import DeadLetter, FailureDetails
+from notifier.domain.failures import FieldError, Reason
 from notifier.domain.ledger_entries import (
     Change,
     Claim,
@@ -58,6 +57,8 @@ from tests.fakes import (
     FakeSecrets,
     FakeTable,
     Item,
+    WholeLedger,
+    a_failure,
     a_notification,
 )
 from tests.integration.conftest import Aws, Stack
@@ -102,8 +103,8 @@ class Fakes:
         self._letters.now = self.clock.now
         self._requests = FakeRequests()
 
-    def ledger(self) -> DynamoDbLedger:
-        return DynamoDbLedger(self._tables["ledger"], self.clock.now)
+    def ledger(self) -> WholeLedger:
+        return WholeLedger(self._tables["ledger"], self.clock.now)
 
     def refusals(self) -> DynamoDbRefusals:
         return DynamoDbRefusals(self._tables["ledger"], self.clock.now)
@@ -156,8 +157,8 @@ class RealOnes:
     def table(self, name: str, dynamodb: Any = None) -> Table:
         return Table(dynamodb or self._aws.dynamodb, name)
 
-    def ledger(self, dynamodb: Any = None) -> DynamoDbLedger:
-        return DynamoDbLedger(self.table("ledger", dynamodb), self.clock.now)
+    def ledger(self, dynamodb: Any = None) -> WholeLedger:
+        return WholeLedger(self.table("ledger", dynamodb), self.clock.now)
 
     def refusals(self, dynamodb: Any = None) -> DynamoDbRefusals:
         return DynamoDbRefusals(self.table("ledger", dynamodb), self.clock.now)
@@ -2377,7 +2378,7 @@ def test_while_aws_does_not_answer_the_bots_that_are_known_stay_good(
     assert bots.bots() == known
     assert bots.fresh("default", bot) == bot
 
-    assert "the bots' secret was not fetched: the known one stays good" in caplog.messages
+    assert "secret not read: the known value stays valid" in caplog.messages
     with pytest.raises(ClientError):
         real.secrets().bots()
 
@@ -2422,7 +2423,7 @@ def test_one_thread_fetches_the_secret_for_all(real: RealOnes, aws: Aws) -> None
 def lay_down(letters: Any, body: str, **changes: Any) -> None:
     given: dict[str, Any] = {
         "reason": Reason.UNDELIVERED,
-        "failure": {"detail": "ação", "template": "order_shipped", "redrives": 1},
+        "failure": a_failure(detail="ação", redrives=1),
         "bot": "default",
         "notification_id": "a:1",
         "generation": 3,
@@ -2448,7 +2449,14 @@ def test_a_letter_is_read_with_all_that_was_put_down(backend: Backend) -> None:
         notification_id="a:1",
         generation=3,
         redrives=1,
-        failure={"detail": "ação", "template": "order_shipped", "redrives": 1},
+        failure={
+            "detail": "ação",
+            "template": "order_shipped",
+            "phase": "send",
+            "attempts": 1,
+            "possibly_sent": False,
+            "redrives": 1,
+        },
     )
 
 
@@ -2799,7 +2807,7 @@ def test_receipts_that_sqs_refuses_are_named_by_position(
     assert ReceiptsQueue(aws.sqs, url).put_all([{"id": "1"}] * 15) == {3, 12}
 
 
-def put_letter(aws: Aws, clock: Clock, failure: dict[str, Any], **named: Any) -> dict[str, Any]:
+def put_letter(aws: Aws, clock: Clock, failure: FailureDetails, **named: Any) -> dict[str, Any]:
     names = {"bot": None, "notification_id": None, "generation": None} | named
     letters = DeadLettersQueue(aws.sqs, aws.dead_letters_url, clock.now)
     letters.put(' {"any": "thing" }\n', Reason.INVALID, failure, **names)
@@ -2808,7 +2816,7 @@ def put_letter(aws: Aws, clock: Clock, failure: dict[str, Any], **named: Any) ->
 
 
 def test_a_dead_letter_says_what_is_known(aws: Aws) -> None:
-    failure: dict[str, Any] = {"detail": "ação", "fields": [], "code": None, "attempts": 1}
+    failure = a_failure(detail="ação", phase="contract", attempts=0, fields=())
 
     letter = put_letter(
         aws, Clock(1_800_000_000.5), failure, bot="default", notification_id="a:1", generation=3
@@ -2821,27 +2829,36 @@ def test_a_dead_letter_says_what_is_known(aws: Aws) -> None:
         "notification_id": "a:1",
         "generation": "3",
         "failed_at": "2027-01-15T08:00:00.500+00:00",
-        "failure": {"detail": "ação", "fields": [], "attempts": 1},
+        "failure": {
+            "detail": "ação",
+            "template": "order_shipped",
+            "phase": "contract",
+            "attempts": 0,
+            "possibly_sent": False,
+            "redrives": 0,
+            "fields": [],
+        },
     }
 
 
 def test_a_dead_letter_without_names_has_none(aws: Aws) -> None:
-    assert set(put_letter(aws, Clock(), {})) == {"body", "reason", "failed_at", "failure"}
+    assert set(put_letter(aws, Clock(), a_failure())) == {"body", "reason", "failed_at", "failure"}
 
 
 def test_a_failure_is_short_and_ascii_however_much_is_broken(aws: Aws) -> None:
-    fields = [{"field": f"template.body[{n}]" + "ç" * 60, "problem": "ã" * 200} for n in range(20)]
+    broken = tuple(FieldError(f"template.body[{n}]" + "ç" * 60, "ã" * 200) for n in range(20))
 
-    put_letter(aws, Clock(), {"detail": "é" * 100, "fields": fields, "template": "a" * 512})
+    put_letter(aws, Clock(), a_failure(detail="é" * 100, fields=broken, template="a" * 512))
 
     (parameters,) = [parameters for name, parameters in aws.calls if name == "SendMessage"]
     text = parameters["MessageAttributes"]["failure"]["StringValue"]
     assert text.isascii()
     assert len(text) <= 4096
     told = json.loads(text)
-    assert told["fields"] == fields[: len(told["fields"])]
-    assert told["fields"]
-    assert told["fields_left_out"] == 20 - len(told["fields"])
+    kept = len(told["fields"])
+    assert told["fields"] == [asdict(one) for one in broken[:kept]]
+    assert kept
+    assert told["fields_left_out"] == 20 - kept
 
 
 def test_boto3_s_own_client_is_what_the_adapters_get(aws: Aws) -> None:

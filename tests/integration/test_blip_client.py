@@ -23,7 +23,7 @@ from cryptography.x509.oid import NameOID
 from notifier.blip import client as client_module
 from notifier.blip import transport as transport_module
 from notifier.blip.client import CONNECT_SECONDS, BlipClient
-from notifier.contract.request import Template
+from notifier.contract.template import Template
 from notifier.domain.bots import Bot
 from notifier.domain.failures import (
     Failure,

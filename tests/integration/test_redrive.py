@@ -11,29 +11,28 @@ import boto3
 import pytest
 from moto.sqs import models as moto_queues
 
-from functions import operations
-from notifier.aws.ledger import DynamoDbLedger
+from functions.cli import dead_letters
 from notifier.aws.table import Table
 from notifier.domain.failures import Reason
 from notifier.domain.ledger_entries import Claim
 from notifier.domain.notification import QueuedRequest, ledger_key
 from notifier.domain.status import Status
-from notifier.use_cases import redrive_failures as redrive
-from notifier.use_cases.redrive_failures import ListOrder, RedriveOrder
-from tests.fakes import a_notification
+from notifier.use_cases.redrive_failures import redrive
+from notifier.use_cases.redrive_failures.orders import ListOrder, RedriveOrder
+from tests.fakes import WholeLedger, a_notification
+from tests.integration.cli.deployed import Deployed
 from tests.integration.conftest import Aws, Stack, a_request
 from tests.integration.receipts_stack import Json, ReceiptsStack, SimulatedClock, a_receipt
-from tests.integration.test_operations import Deployed
 
 
 def order(stack: Stack, *, redrive: bool = True, **chosen: Any) -> Json:
     """Do what an operator asks for; the answer."""
     kind = RedriveOrder if redrive else ListOrder
-    return operations.redrive(Deployed(stack.aws), kind(**chosen), lambda *_: None).as_json()
+    return dead_letters.redrive(Deployed(stack.aws), kind(**chosen), lambda *_: None).as_json()
 
 
-def fates(answer: Json) -> dict[tuple[str, str], int]:
-    return {(group["fate"], group["reason"]): group["count"] for group in answer["groups"]}
+def outcomes(answer: Json) -> dict[tuple[str, str], int]:
+    return {(group["outcome"], group["reason"]): group["count"] for group in answer["groups"]}
 
 
 def depth(aws: Aws, url: str) -> int:
@@ -56,11 +55,11 @@ def test_what_was_not_delivered_goes_out_again_once_its_cause_is_fixed(
     receipts.record(a_receipt(key, "failed", 132_001))
 
     dry = order(stack, each=True)
-    assert fates(dry) == {("would_redrive", "undelivered"): 1}
-    assert dry["letters"][0]["code"] == 132_001
+    assert outcomes(dry) == {("would_redrive", "undelivered"): 1}
+    assert dry["dead_letters"][0]["code"] == 132_001
     assert stack.receive() == []
 
-    assert fates(order(stack, dry_run=False)) == {("redriven", "undelivered"): 1}
+    assert outcomes(order(stack, dry_run=False)) == {("redriven", "undelivered"): 1}
     (record,) = records = stack.receive()
     assert record["body"] == json.dumps(request)
     assert record["attributes"]["MessageGroupId"] == "default"
@@ -78,7 +77,7 @@ def test_a_letter_that_fails_again_says_how_often_it_was_put_back(
     message_id = key
     for redrives in range(3):
         receipts.record(a_receipt(message_id, "failed", 132_001))
-        (letter,) = order(stack, redrive=False, each=True)["letters"]
+        (letter,) = order(stack, redrive=False, each=True)["dead_letters"]
         assert (letter["redrives"], letter["generation"]) == (redrives, redrives + 1)
         order(stack, dry_run=False)
         stack.handle(stack.receive())
@@ -93,7 +92,7 @@ def test_a_letter_that_fails_again_says_how_often_it_was_put_back(
     stack.deliver(a_request(id="order-2", bot="nobody"))
     order(stack, dry_run=False)
     stack.handle(stack.receive())
-    (letter,) = order(stack, redrive=False, each=True)["letters"]
+    (letter,) = order(stack, redrive=False, each=True)["dead_letters"]
     assert (letter["id"], letter["reason"], letter["redrives"]) == ("order-2", "unknown_bot", 1)
 
 
@@ -195,7 +194,7 @@ def thousand(aws: Aws) -> list[Json]:
     The ledger knows what was tried, as it does after the functions have made such letters.
     """
     now = 1_800_000_000.0
-    ledger = DynamoDbLedger(Table(aws.dynamodb, "ledger"), lambda: now)
+    ledger = WholeLedger(Table(aws.dynamodb, "ledger"), lambda: now)
     undelivered = []
     pattern: dict[str, Any] = {}
     items: list[Any] = []
@@ -253,10 +252,10 @@ def test_a_thousand_letters_and_a_redrive_that_is_killed_four_times(
     )
 
     listed = order(stack, redrive=False)
-    assert fates(listed) == {("listed", reason): 200 for reason in REASONS}
-    assert (listed["scanned"], listed["more"], listed["hidden"]) == (1000, False, 0)
+    assert outcomes(listed) == {("listed", reason): 200 for reason in REASONS}
+    assert (listed["scanned"], listed["more"], listed["in_flight"]) == (1000, False, 0)
     dry = order(stack, reasons=["undelivered"])
-    assert fates(dry) == {("would_redrive", "undelivered"): 200}
+    assert outcomes(dry) == {("would_redrive", "undelivered"): 200}
 
     for operation, call, after in (
         ("ReceiveMessage", 30, True),
@@ -284,5 +283,5 @@ def test_a_thousand_letters_and_a_redrive_that_is_killed_four_times(
     assert sent == {f"{ledger_key('default', body['id'])}:2": 1 for body in thousand}
 
     left = order(stack, redrive=False)
-    assert fates(left) == {("listed", reason): 200 for reason in REASONS[1:]}
-    assert left["hidden"] == 0
+    assert outcomes(left) == {("listed", reason): 200 for reason in REASONS[1:]}
+    assert left["in_flight"] == 0

@@ -39,6 +39,9 @@ def fit_for_ministack(template: dict[str, Any]) -> None:
             continue
         properties = resource["Properties"]
         if "Metrics" in properties:
+            if any("/" in one.get("Expression", "") for one in properties["Metrics"]):
+                del resources[name]  # of a share, one metric alone says nothing
+                continue
             # It refuses metric math. The first metric of a formula alone is what is left of it.
             stats = [one["MetricStat"] for one in properties.pop("Metrics") if "MetricStat" in one]
             for stat in stats[:1]:

@@ -666,7 +666,7 @@ def _eleven_metrics(all_: Json) -> None:
 def _wide_dashboard(all_: Json) -> None:
     body = all_["Dashboard"]["Properties"]["DashboardBody"]
     dashboard = json.loads(body["Fn::Sub"])
-    dashboard["widgets"][0]["properties"]["metrics"] *= 50
+    dashboard["widgets"][0]["properties"]["metrics"] *= 200
     body["Fn::Sub"] = json.dumps(dashboard)
 
 

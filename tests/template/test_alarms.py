@@ -1,4 +1,4 @@
-"""The alarms: what they watch, and whom they tell."""
+"""The alarms: what they watch, whom they notify, and their pages in the runbook."""
 
 import json
 import re
@@ -12,27 +12,31 @@ from notifier.use_cases.send_notification.outcomes import Outcome
 from notifier.use_cases.send_notification.waits import MAX_JITTER_SECONDS
 from tests.template.transformed import ROOT, Template
 
+URGENT = [
+    "ServiceLevelAlarm",
+    "OldestRequestAlarm",
+    "BreakerOpenAlarm",
+    "BotMisconfiguredAlarm",
+    "FunctionThrottlesAlarm",
+    "WebhookAlarm",
+    "ApiErrorsAlarm",
+]
 ALARMS = [
+    *URGENT,
     "DeadLettersAlarm",
     "OldestDeadLetterAlarm",
-    "OldestRequestAlarm",
     "WaitingRequestsAlarm",
     "PublishingLateAlarm",
     "UnpublishedAlarm",
     "ReceiptsLateAlarm",
-    "WebhookAlarm",
     "ReceiptsDeadLettersAlarm",
-    "BotShutAlarm",
     "CooldownsAlarm",
     "CrashesAlarm",
-    "BotMisconfiguredAlarm",
     "UnknownOutcomesAlarm",
     "OldestReceiptAlarm",
     "ScheduleAlarm",
     "ApiRefusalsAlarm",
-    "ApiErrorsAlarm",
     "FunctionErrorsAlarm",
-    "FunctionThrottlesAlarm",
     "SendNotificationNewVersionErrorsAlarm",
     "ReceiveReceiptNewVersionErrorsAlarm",
     "RecordReceiptNewVersionErrorsAlarm",
@@ -43,19 +47,28 @@ ALARMS = [
 ]
 
 
+# The runbook's pages, by the name of their alarm.
+RUNBOOK = (ROOT / "functions/README.md").read_text(encoding="utf-8")
+PAGES = {
+    page.partition("\n")[0]: page.partition("\n")[2]
+    for page in RUNBOOK.partition("\n# Runbook\n")[2].partition("\n# ")[0].split("\n## ")[1:]
+}
+
+
 def test_every_alarm_is_looked_at(template: Template) -> None:
     assert set(template.resources("AWS::CloudWatch::Alarm")) == set(ALARMS)
 
 
 @pytest.mark.parametrize("alarm", ALARMS)
-def test_alarms_say_what_is_wrong_and_tell_the_topic_if_there_is_one(
-    template: Template, alarm: str
-) -> None:
+def test_alarms_notify_the_topics_of_their_rank(template: Template, alarm: str) -> None:
     properties = template.properties(alarm)
     actions = [
         {"Fn::If": ["HasAlarmTopic", {"Ref": "AlarmTopicArn"}, {"Ref": "AWS::NoValue"}]},
         {"Fn::If": ["HasAlarmEmail", {"Ref": "AlarmTopic"}, {"Ref": "AWS::NoValue"}]},
     ]
+    if alarm in URGENT:
+        urgent = ["HasUrgentAlarmTopic", {"Ref": "UrgentAlarmTopicArn"}, {"Ref": "AWS::NoValue"}]
+        actions.append({"Fn::If": urgent})
 
     assert properties["AlarmActions"] == properties["OKActions"] == actions
     # A schedule that has stopped measures nothing.
@@ -63,6 +76,7 @@ def test_alarms_say_what_is_wrong_and_tell_the_topic_if_there_is_one(
     assert properties["TreatMissingData"] == missing
     for condition, parameter in (
         ("HasAlarmTopic", "AlarmTopicArn"),
+        ("HasUrgentAlarmTopic", "UrgentAlarmTopicArn"),
         ("HasAlarmEmail", "AlarmEmail"),
     ):
         assert template.transformed["Conditions"][condition] == {
@@ -93,6 +107,61 @@ def test_what_the_api_does_not_take_is_noticed(
     assert (properties["Namespace"], properties["MetricName"]) == ("AWS/ApiGateway", metric)
     assert properties["Dimensions"] == [{"Name": "ApiId", "Value": {"Ref": "HttpApi"}}]
     assert (properties["Statistic"], properties["Threshold"]) == ("Sum", threshold)
+
+
+def burn_rate(template: Template, in_time: int | None, late: int | None) -> float:
+    """Evaluate the expression of ServiceLevelAlarm as CloudWatch's metric math does."""
+    (expression,) = (
+        metric["Expression"]
+        for metric in template.properties("ServiceLevelAlarm")["Metrics"]
+        if "Expression" in metric
+    )
+    functions = {
+        "FILL": lambda value, otherwise: otherwise if value is None else value,
+        "IF": lambda condition, then, otherwise: then if condition else otherwise,
+    }
+    return float(eval(expression, functions | {"in_time": in_time, "late": late}))  # noqa: S307 - ours
+
+
+@pytest.mark.parametrize(
+    ("in_time", "late", "rings"),
+    [
+        (1000, None, False),
+        (1000, 10, False),  # the objective
+        (850, 150, True),
+        (860, 140, False),
+        (None, 20, True),
+        (16, 3, False),  # too few for a share
+        (17, 3, True),
+    ],
+)
+def test_the_service_level_rings_at_fourteen_times_what_the_objective_allows(
+    template: Template, in_time: int | None, late: int | None, rings: bool
+) -> None:
+    alarm = template.properties("ServiceLevelAlarm")
+
+    assert (burn_rate(template, in_time, late) > alarm["Threshold"]) is rings
+    assert (alarm["ComparisonOperator"], alarm["Threshold"]) == ("GreaterThanThreshold", 14.4)
+    assert (alarm["DatapointsToAlarm"], alarm["EvaluationPeriods"]) == (2, 4)
+
+
+def test_the_service_level_is_of_the_metrics_that_are_counted(template: Template) -> None:
+    stats = [
+        metric["MetricStat"]
+        for metric in template.properties("ServiceLevelAlarm")["Metrics"]
+        if "MetricStat" in metric
+    ]
+
+    assert [stat["Metric"]["MetricName"] for stat in stats] == ["sent_in_time", "sent_late"]
+    for stat in stats:
+        assert (stat["Stat"], stat["Period"]) == ("Sum", 900)
+        assert stat["Metric"]["Namespace"] == telemetry.NAMESPACE
+        assert stat["Metric"]["Dimensions"] == [
+            {"Name": "service", "Value": {"Ref": "AWS::StackName"}}
+        ]
+    dashboard = template.properties("Dashboard")["DashboardBody"]["Fn::Sub"]
+    assert '"sent_in_time"' in dashboard
+    assert '"sent_late"' in dashboard
 
 
 def test_the_api_has_room_for_the_receipts_of_five_full_plans(template: Template) -> None:
@@ -132,15 +201,32 @@ def test_receipts_that_nobody_records_are_noticed(template: Template) -> None:
 
 
 @pytest.mark.parametrize("alarm", ALARMS)
-def test_an_alarm_names_its_page_in_the_runbook(template: Template, alarm: str) -> None:
-    runbook = (ROOT / "functions/README.md").read_text(encoding="utf-8")
-    description = template.properties(alarm)["AlarmDescription"]
+def test_an_alarm_begins_with_its_rank_and_links_to_its_page(
+    template: Template, alarm: str
+) -> None:
+    description = template.properties(alarm)["AlarmDescription"]["Fn::Sub"]
+    rank = "Urgent" if alarm in URGENT else "Next working day"
 
-    named = re.search(r" See functions/README\.md, (…?\w+)\.$", description)
+    named = re.fullmatch(r"([A-Z][ a-z]+)\. [A-Z].+\. \$\{RunbookUrl\}#(\w+)", description)
 
     assert named is not None
-    assert alarm.endswith(named[1].removeprefix("…"))
-    assert f"\n## {named[1]}\n" in runbook
+    assert named[1] == rank
+    [page] = [name for name in PAGES if name.lower() == named[2]]
+    assert alarm.endswith(page)
+    assert PAGES[page].startswith(f"\n*{rank}.* ")
+
+
+def test_the_runbook_has_no_page_without_an_alarm() -> None:
+    assert [page for page in PAGES if not any(alarm.endswith(page) for alarm in ALARMS)] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_of_the_runbook_has_the_same_order(page: str) -> None:
+    parts = re.findall(r"^\*\*(.+?)[.:]?\*\*", PAGES[page], re.MULTILINE)
+    expected = ["Customers notice", "First command", "Cause and cure", "Over when"]
+
+    assert [part for part in parts if part in expected] == expected
+    assert re.search(r"\n\*\*First command:\*\*\n\n```sh\n", PAGES[page])
 
 
 @pytest.mark.parametrize("metric", ["Errors", "Throttles"])
@@ -160,7 +246,7 @@ def test_no_function_fails_or_is_held_up_unnoticed(template: Template, metric: s
     assert sorted(watched) == sorted(template.resources("AWS::Lambda::Function"))
 
 
-@pytest.mark.parametrize("alarm", ["BotShutAlarm", "BotMisconfiguredAlarm"])
+@pytest.mark.parametrize("alarm", ["BreakerOpenAlarm", "BotMisconfiguredAlarm"])
 def test_an_alarm_stays_on_between_two_visits_of_the_requests_that_wait(
     template: Template, alarm: str
 ) -> None:
@@ -272,7 +358,7 @@ def test_receipts_that_are_asked_for_too_late_are_noticed(template: Template) ->
 @pytest.mark.parametrize(
     ("alarm", "outcome"),
     [
-        ("BotShutAlarm", Outcome.BREAKER_OPEN),
+        ("BreakerOpenAlarm", Outcome.BREAKER_OPEN),
         ("BotMisconfiguredAlarm", Outcome.MISCONFIGURED),
         ("UnknownOutcomesAlarm", Outcome.UNKNOWN),
         ("CrashesAlarm", Outcome.CRASHED),

@@ -10,6 +10,7 @@ from tests.template.transformed import Template, load, mentions
 DEFAULTS = {
     "AlarmEmail": "",
     "AlarmTopicArn": "",
+    "UrgentAlarmTopicArn": "",
     "Architecture": "arm64",
     "BackoffBaseSeconds": 5,
     "BackoffMaxSeconds": 900,
@@ -31,6 +32,7 @@ DEFAULTS = {
     "PublishAllReceipts": "false",
     "PublisherArns": "",
     "Release": "dev",
+    "RunbookUrl": "functions/README.md",
     "SettleWindowSeconds": 900,
 }
 parameter = pytest.mark.parametrize("name", [*DEFAULTS, "AllowedRecipients"])
@@ -87,10 +89,10 @@ def test_the_console_shows_every_parameter_once(template: Template) -> None:
     )
 
 
-def test_at_most_five_conditions_and_each_is_used(template: Template) -> None:
+def test_at_most_six_conditions_and_each_is_used(template: Template) -> None:
     conditions = template.source["Conditions"]
 
-    assert len(conditions) <= 5
+    assert len(conditions) <= 6
     for name in conditions:
         assert f"'Fn::If': ['{name}'," in str(template.source["Resources"])
 
@@ -187,6 +189,20 @@ def test_accounts_are_as_many_as_a_policy_has_principals_for(template: Template)
 )
 def test_the_alarm_topic_is_a_topic(template: Template, arn: str, accepted: bool) -> None:
     assert accepts(template.source["Parameters"]["AlarmTopicArn"], arn) is accepted
+    assert accepts(template.source["Parameters"]["UrgentAlarmTopicArn"], arn) is accepted
+
+
+@pytest.mark.parametrize(
+    ("url", "accepted"),
+    [
+        ("functions/README.md", True),
+        ("https://github.com/acme/notifier/blob/main/functions/README.md", True),
+        ("https://github.com/acme/notifier#readme", False),  # the page's anchor comes behind it
+        ("", False),
+    ],
+)
+def test_the_runbook_has_an_address(template: Template, url: str, accepted: bool) -> None:
+    assert accepts(template.source["Parameters"]["RunbookUrl"], url) is accepted
 
 
 @pytest.mark.parametrize(

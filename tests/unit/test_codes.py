@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from notifier.blip.client import BlipClient
-from notifier.contract.request import Template
+from notifier.contract.template import Template
 from notifier.domain.bots import Bot
 from notifier.domain.failures import (
     Failure,

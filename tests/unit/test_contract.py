@@ -19,10 +19,12 @@ from pydantic import BaseModel
 
 from notifier.aws.events import detail
 from notifier.contract import request
+from notifier.contract import template as parts
 from notifier.contract.parse import _unwrapped as unwrapped_body
 from notifier.contract.parse import parse
 from notifier.contract.problems import InvalidRequest
 from notifier.contract.request import NotificationRequest
+from notifier.contract.rules import Strict
 from notifier.domain.failures import Reason
 from notifier.domain.notification import ledger_key
 from notifier.domain.status import Status
@@ -161,14 +163,14 @@ def test_the_samples_show_every_kind_of_header_value_and_button() -> None:
     bodies = [template.body for template in templates if template.body]
     values = {type(value) for body in bodies if isinstance(body, list) for value in body}
     assert headers == {
-        request.HeaderText,
-        request.HeaderImage,
-        request.HeaderVideo,
-        request.HeaderDocument,
-        request.HeaderLocation,
+        parts.HeaderText,
+        parts.HeaderImage,
+        parts.HeaderVideo,
+        parts.HeaderDocument,
+        parts.HeaderLocation,
     }
-    assert buttons == {request.QuickReply, request.UrlButton, request.CopyCode}
-    assert values == {str, request.Currency, request.DateTime}
+    assert buttons == {parts.QuickReply, parts.UrlButton, parts.CopyCode}
+    assert values == {str, parts.Currency, parts.DateTime}
     assert any(isinstance(body, dict) for body in bodies)
     assert any(template.components for template in templates)
 
@@ -418,15 +420,15 @@ CODE = set(re.findall(r"`([^`\n]+)`", README))
 def models(model: type[BaseModel]) -> set[type[BaseModel]]:
     return {
         entry
-        for entry in vars(request).values()
+        for entry in (vars(request) | vars(parts)).values()
         if isinstance(entry, type) and issubclass(entry, model) and entry.__name__[0] != "_"
     }
 
 
 def test_the_readme_names_every_field() -> None:
     top = set(NotificationRequest.model_fields) - {"template"}
-    template = {f"template.{name}" for name in request.Template.model_fields}
-    others = models(BaseModel) - {NotificationRequest, request.Template, BaseModel}
+    template = {f"template.{name}" for name in parts.Template.model_fields}
+    others = models(BaseModel) - {NotificationRequest, parts.Template, Strict, BaseModel}
     assert len(others) == 10
     inner = {name for model in others for name in model.model_fields}
     assert sorted((top | template | inner) - CODE) == []

@@ -16,7 +16,6 @@ from botocore.exceptions import EndpointConnectionError, ReadTimeoutError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from notifier.aws.ledger import DynamoDbLedger
 from notifier.domain.bot_state import Reservation
 from notifier.domain.bots import Bot
 from notifier.domain.failures import (
@@ -39,6 +38,7 @@ from tests.fakes import (
     OTHER_KEY,
     Clock,
     Sandbox,
+    WholeLedger,
     World,
     a_request,
     always,
@@ -2810,9 +2810,7 @@ def test_a_sandbox_is_what_this_suite_thinks_it_is(world: World) -> None:
 
 
 def cancelled(world: World, body: Request) -> None:
-    DynamoDbLedger(world.ledger_table, world.clock.now).cancel(
-        body.get("bot", "default"), body["id"]
-    )
+    WholeLedger(world.ledger_table, world.clock.now).cancel(body.get("bot", "default"), body["id"])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from notifier.aws.ledger import DynamoDbLedger
 from notifier.domain.bots import Bot
 from notifier.domain.failures import Failure, Reason, Transient, Unknown
 from notifier.domain.receipts import Receipt
@@ -17,7 +16,15 @@ from notifier.domain.status import Status
 from notifier.use_cases.forget_recipient import Forgetting, Order, OrderError, Report, read_order
 from notifier.use_cases.record_receipt import ReceiptOutcome
 from notifier.use_cases.send_notification.outcomes import Outcome
-from tests.fakes import FakeDeadLetters, FakeIdentities, World, a_request, raises
+from tests.fakes import (
+    FakeDeadLetters,
+    FakeIdentities,
+    WholeLedger,
+    World,
+    a_failure,
+    a_request,
+    raises,
+)
 
 PHONE = "+5531999998888"
 SAME_DIGITS = "+5521977778888"
@@ -37,7 +44,7 @@ class Memory:
     def __post_init__(self) -> None:
         self.receipts.now = self.world.clock.now
         now = self.world.clock.now
-        self.ledger: Any = DynamoDbLedger(self.world.ledger_table, now)
+        self.ledger: Any = WholeLedger(self.world.ledger_table, now)
         self.identities: Any = FakeIdentities(self.world.identities_table, now=now)
 
     def run(self, seconds: float = 50, **order: Any) -> Report:
@@ -75,7 +82,7 @@ def memory() -> Memory:
 
 
 def letter(queue: FakeDeadLetters, body: str) -> None:
-    queue.put(body, Reason.REJECTED, {}, bot=None, notification_id=None, generation=None)
+    queue.put(body, Reason.REJECTED, a_failure(), bot=None, notification_id=None, generation=None)
 
 
 def filled(memory: Memory) -> list[Request]:
@@ -388,7 +395,7 @@ def test_a_run_that_dies_anywhere_is_run_again(memory: Memory) -> None:
     calls = 0
     dies_at = 0
 
-    class Died(Exception):  # noqa: N818 - as the sandbox would
+    class Died(Exception):
         pass
 
     def mortal(call: Callable[..., Any], *, after: bool) -> Callable[..., Any]:

@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 
-from notifier.aws.ledger import DynamoDbLedger
 from notifier.aws.refusals import DynamoDbRefusals
 from notifier.domain.failures import Reason, Transient
 from notifier.domain.ledger_entries import Change, NotificationDetails, Refusal
 from notifier.domain.notification import ledger_key
 from notifier.domain.status import SENT_OR_LATER, Status
 from notifier.use_cases.get_notification import Notifications, NotKnown, TooLate
-from tests.fakes import World, a_request, raises
+from tests.fakes import WholeLedger, World, a_request, raises
 
 
 @dataclass
@@ -25,7 +24,7 @@ class Asked:
     @property
     def notifications(self) -> Notifications:
         table, now = self.world.ledger_table, self.world.clock.now
-        return Notifications(DynamoDbLedger(table, now), DynamoDbRefusals(table, now))
+        return Notifications(WholeLedger(table, now), DynamoDbRefusals(table, now))
 
     def cancel(self, request: dict[str, Any]) -> Status:
         return self.notifications.cancel(request.get("bot", "default"), request["id"]).status

@@ -12,7 +12,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from notifier.aws.events import detail
-from notifier.aws.ledger import DynamoDbLedger
 from notifier.aws.outbox import status_events
 from notifier.domain.failures import Reason, Rejected, Transient, Unknown
 from notifier.domain.notification import ledger_key
@@ -20,7 +19,7 @@ from notifier.domain.receipts import FailureKind, Receipt
 from notifier.domain.status import Status
 from notifier.domain.status_events import StatusEvent
 from notifier.use_cases.publish_status_events import ALL_PUBLISHED
-from tests.fakes import Item, World, a_request, raises
+from tests.fakes import Item, WholeLedger, World, a_request, raises
 
 DAY = 86_400
 KEY = ledger_key("default", "order-1")
@@ -63,8 +62,8 @@ class History:
         self.lives[-1] = list(life)
 
     @property
-    def ledger(self) -> DynamoDbLedger:
-        return DynamoDbLedger(self.world.ledger_table, self.world.clock.now)
+    def ledger(self) -> WholeLedger:
+        return WholeLedger(self.world.ledger_table, self.world.clock.now)
 
     @property
     def generation(self) -> int:

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from notifier.aws.ledger import DynamoDbLedger
 from notifier.aws.outbox import ledger_write, status_events
 from notifier.domain.failures import Reason, Rejected, Throttled, Transient
 from notifier.domain.ledger_entries import LedgerWrite
@@ -19,7 +18,7 @@ from notifier.domain.status import PUBLISHABLE, SENT_OR_LATER, Status
 from notifier.domain.status_events import Publication, StatusEvent
 from notifier.use_cases.publish_status_events import ALL_PUBLISHED, DEFAULT_PUBLISHED
 from notifier.use_cases.record_receipt import ReceiptOutcome
-from tests.fakes import Item, World, a_notification, a_request, raises, stream_record
+from tests.fakes import Item, WholeLedger, World, a_notification, a_request, raises, stream_record
 
 REQUEST = a_request(id="order-1", metadata={"order": "981"}, correlation_id="trace-1")
 KEY = ledger_key("default", "order-1")
@@ -392,7 +391,7 @@ def test_of_an_id_that_comes_again_after_its_time_a_new_story(world: World) -> N
 
 
 def test_of_a_cancellation_in_advance_once_when_its_request_comes(world: World) -> None:
-    ledger = DynamoDbLedger(world.ledger_table, world.clock.now)
+    ledger = WholeLedger(world.ledger_table, world.clock.now)
     ledger.cancel("default", "order-1")
     cancelled_at = world.clock.now()
     assert heard(world) == []
@@ -407,7 +406,7 @@ def test_of_a_cancellation_in_advance_once_when_its_request_comes(world: World) 
 
 
 def test_of_a_cancellation_in_advance_that_was_forgotten_nothing(world: World) -> None:
-    ledger = DynamoDbLedger(world.ledger_table, world.clock.now)
+    ledger = WholeLedger(world.ledger_table, world.clock.now)
     ledger.cancel("default", "order-1")
     ledger.erase(KEY)
     before = world.entry(REQUEST)

@@ -331,7 +331,7 @@ def test_what_waits_on_a_queue_holds_no_number() -> None:
 # --- What it does ---------------------------------------------------------------------------------
 
 
-class Crash(Exception):  # noqa: N818
+class Crash(Exception):
     """The sandbox ends here."""
 
 

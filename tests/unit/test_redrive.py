@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from notifier.domain.failures import Reason
-from notifier.use_cases import redrive_failures as redrive
-from notifier.use_cases.redrive_failures import ListOrder, Redrive, RedriveOrder
-from tests.fakes import OneAfterTheOther, World, a_request
+from notifier.use_cases.redrive_failures import redrive
+from notifier.use_cases.redrive_failures.orders import ListOrder, RedriveOrder
+from notifier.use_cases.redrive_failures.redrive import Redrive
+from tests.fakes import OneAfterTheOther, World, a_failure, a_request
 
 HOUR, DAY = 3600, 86_400
 PHONE = "+5531999998888"
@@ -48,7 +49,7 @@ def put(
         world.dead_letters.put(
             "{" if reason is Reason.MALFORMED else text,
             reason,
-            {"detail": "It went wrong.", "template": body["template"]["name"]} | failure,
+            a_failure(**{"template": body["template"]["name"]} | failure),
             bot=None if reason is Reason.MALFORMED else body.get("bot", "default"),
             notification_id=None if reason is Reason.MALFORMED else body["id"],
             generation=None if reason in FOREIGN else generation,
@@ -70,8 +71,8 @@ def execute(world: World, **order: Any) -> Any:
     return run(world, dry_run=False, **order)
 
 
-def fates(answer: Any) -> dict[tuple[str, str], int]:
-    return {(group["fate"], group["reason"]): group["count"] for group in answer["groups"]}
+def outcomes(answer: Any) -> dict[tuple[str, str], int]:
+    return {(group["outcome"], group["reason"]): group["count"] for group in answer["groups"]}
 
 
 def visible(world: World) -> int:
@@ -84,7 +85,7 @@ def visible(world: World) -> int:
 
 
 def test_nothing_lies_there(world: World) -> None:
-    assert run(world, "list") == {"scanned": 0, "hidden": 0, "more": False, "groups": []}
+    assert run(world, "list") == {"scanned": 0, "in_flight": 0, "more": False, "groups": []}
 
 
 def test_letters_are_counted_by_reason_bot_and_template(world: World) -> None:
@@ -120,17 +121,17 @@ def test_what_was_looked_at_can_be_seen_again(world: World) -> None:
         put(world)
 
     assert run(world, "list")["scanned"] == 35
-    assert run(world, "list") | {"hidden": 0} == run(world, "list")
+    assert run(world, "list") | {"in_flight": 0} == run(world, "list")
 
 
 def test_each_letter_is_told_if_asked_for_and_not_its_body(world: World) -> None:
     told = {"detail": "No such template.", "code": 132_001, "redrives": 2}
     body = put(world, failure=told, generation=3)
 
-    (letter,) = run(world, "list", each=True)["letters"]
+    (letter,) = run(world, "list", each=True)["dead_letters"]
 
     assert letter == {
-        "fate": "listed",
+        "outcome": "listed",
         "why": None,
         "id": body["id"],
         "bot": "default",
@@ -151,7 +152,7 @@ def test_letters_are_told_in_the_order_in_which_they_failed(world: World) -> Non
     kept = world.dead_letters._kept
     world.dead_letters._kept = dict(reversed(kept.items()))
 
-    letters = run(world, "list", each=True)["letters"]
+    letters = run(world, "list", each=True)["dead_letters"]
 
     assert [letter["id"] for letter in letters] == [f"order-{number:02}" for number in range(12)]
 
@@ -163,7 +164,7 @@ def test_what_somebody_else_is_looking_at_is_told(world: World) -> None:
 
     answer = run(world, "list")
 
-    assert (answer["scanned"], answer["hidden"]) == (2, 10)
+    assert (answer["scanned"], answer["in_flight"]) == (2, 10)
 
 
 def test_a_letter_that_comes_twice_counts_once(
@@ -183,7 +184,7 @@ def test_a_letter_that_comes_twice_counts_once(
     monkeypatch.setattr(world.dead_letters, "receive", again)
 
     assert run(world, "list")["scanned"] == 13
-    assert fates(execute(world)) == {("redriven", "undelivered"): 13}
+    assert outcomes(execute(world)) == {("redriven", "undelivered"): 13}
     assert len(world.requests.redriven) == 13
 
 
@@ -196,7 +197,7 @@ def test_a_dry_run_tells_what_would_go_and_changes_nothing(world: World) -> None
 
     answer = run(world)
 
-    assert fates(answer) == {("would_redrive", "undelivered"): 1, ("refused", "malformed"): 1}
+    assert outcomes(answer) == {("would_redrive", "undelivered"): 1, ("refused", "malformed"): 1}
     assert world.requests.redriven == []
     assert visible(world) == 2
 
@@ -206,7 +207,7 @@ def test_a_letter_is_put_back_as_it_came_and_taken_off(world: World) -> None:
 
     answer = execute(world)
 
-    assert fates(answer) == {("redriven", "undelivered"): 1}
+    assert outcomes(answer) == {("redriven", "undelivered"): 1}
     (queued,) = world.requests.redriven
     assert (json.loads(queued.body), queued.generation, queued.redrives) == (body, 2, 2)
     assert world.dead_letters.letters == []
@@ -215,7 +216,7 @@ def test_a_letter_is_put_back_as_it_came_and_taken_off(world: World) -> None:
 def test_what_sqs_itself_has_moved_goes_too(world: World) -> None:
     body = put(world, None)
 
-    assert fates(execute(world)) == {("redriven", "receives_exhausted"): 1}
+    assert outcomes(execute(world)) == {("redriven", "receives_exhausted"): 1}
     (queued,) = world.requests.redriven
     assert (json.loads(queued.body), queued.generation, queued.redrives) == (body, None, 1)
 
@@ -238,21 +239,26 @@ def wrapped(body: dict[str, Any], how: str) -> str:
 
 
 @pytest.mark.parametrize("how", ["bare", "sns", "eventbridge", "cloudevents"])
-@pytest.mark.parametrize(("seconds", "fate"), [(0, "refused"), (0.001, "redriven")])
+@pytest.mark.parametrize(("seconds", "outcome"), [(0, "refused"), (0.001, "redriven")])
 def test_what_has_expired_since_is_refused(
-    world: World, how: str, seconds: float, fate: str
+    world: World, how: str, seconds: float, outcome: str
 ) -> None:
     body = a_request(valid_until=valid_until(world, HOUR + seconds))
     world.dead_letters.put(
-        wrapped(body, how), Reason.UNDELIVERED, {}, bot="default", notification_id="1", generation=1
+        wrapped(body, how),
+        Reason.UNDELIVERED,
+        a_failure(),
+        bot="default",
+        notification_id="1",
+        generation=1,
     )
     world.clock.advance(HOUR)
 
     answer = execute(world)
 
-    assert fates(answer) == {(fate, "undelivered"): 1}
-    assert answer["groups"][0]["why"] == ("it has expired" if fate == "refused" else None)
-    assert len(world.dead_letters.letters) == (fate == "refused")
+    assert outcomes(answer) == {(outcome, "undelivered"): 1}
+    assert answer["groups"][0]["why"] == ("it has expired" if outcome == "refused" else None)
+    assert len(world.dead_letters.letters) == (outcome == "refused")
 
 
 @pytest.mark.parametrize(
@@ -270,11 +276,11 @@ def test_what_cannot_succeed_is_refused_unless_forced(
     put(world, reason)
 
     refused = execute(world)
-    assert fates(refused) == {("refused", reason): 1}
+    assert outcomes(refused) == {("refused", reason): 1}
     assert refused["groups"][0]["why"] == why
     assert world.requests.redriven == []
 
-    assert fates(execute(world, force=True)) == {("redriven", reason): 1}
+    assert outcomes(execute(world, force=True)) == {("redriven", reason): 1}
     assert len(world.requests.redriven) == 1
 
 
@@ -286,7 +292,7 @@ def test_what_the_contract_of_today_does_not_take_is_refused(
 
     answer = execute(world)
 
-    assert answer["groups"][0]["fate"] == "refused"
+    assert answer["groups"][0]["outcome"] == "refused"
     assert answer["groups"][0]["why"] == "it is invalid: publish it anew, fixed"
 
 
@@ -297,7 +303,7 @@ def test_what_the_contract_of_today_does_not_take_is_refused(
 def test_everything_else_goes(world: World, reason: Reason) -> None:
     put(world, reason)
 
-    assert fates(execute(world)) == {("redriven", reason): 1}
+    assert outcomes(execute(world)) == {("redriven", reason): 1}
 
 
 @pytest.mark.parametrize(
@@ -331,7 +337,7 @@ def test_filters(world: World, order: dict[str, Any], chosen: str) -> None:
     listed = run(world, "list", each=True, **order)
     answer = execute(world, **order)
 
-    assert sorted(letter["id"] for letter in listed["letters"]) == list(chosen)
+    assert sorted(letter["id"] for letter in listed["dead_letters"]) == list(chosen)
     gone = sorted(json.loads(queued.body)["id"] for queued in world.requests.redriven)
     assert gone == list(chosen)
     assert answer["scanned"] == 5
@@ -346,8 +352,8 @@ def test_no_more_than_the_limit_go(world: World, dry_run: bool) -> None:
 
     answer = run(world, limit=13, dry_run=dry_run)
 
-    fate = "would_redrive" if dry_run else "redriven"
-    assert fates(answer)[fate, "undelivered"] == 13
+    outcome = "would_redrive" if dry_run else "redriven"
+    assert outcomes(answer)[outcome, "undelivered"] == 13
     assert not answer["more"]
     assert len(world.requests.redriven) == (0 if dry_run else 13)
     assert run(world, "list")["scanned"] == 50 - len(world.requests.redriven)
@@ -360,7 +366,7 @@ def test_what_sqs_does_not_take_stays(world: World) -> None:
 
     answer = execute(world)
 
-    assert fates(answer) == {("redriven", "undelivered"): 1, ("not_taken", "undelivered"): 1}
+    assert outcomes(answer) == {("redriven", "undelivered"): 1, ("not_taken", "undelivered"): 1}
     assert [letter.notification_id for letter in world.dead_letters.letters] == ["bad"]
     assert visible(world) == 1
 
@@ -383,7 +389,7 @@ def test_what_fails_again_at_once_goes_round_only_once(
 
     answer = execute(world)
 
-    assert (answer["scanned"], fates(answer)) == (15, {("redriven", "undelivered"): 15})
+    assert (answer["scanned"], outcomes(answer)) == (15, {("redriven", "undelivered"): 15})
     assert run(world, "list")["scanned"] == 15
 
 

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from notifier.contract.parse import MAX_BODY_BYTES, MAX_REQUEST_BYTES, parse
 from notifier.contract.problems import InvalidRequest
-from notifier.contract.request import (
+from notifier.contract.request import NotificationRequest
+from notifier.contract.template import (
     Currency,
     DateTime,
     HeaderDocument,
@@ -23,7 +24,6 @@ from notifier.contract.request import (
     HeaderLocation,
     HeaderText,
     HeaderVideo,
-    NotificationRequest,
     QuickReply,
     Template,
 )

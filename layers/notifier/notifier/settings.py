@@ -1,4 +1,4 @@
-"""What the template tells the functions. The only reader of the environment."""
+"""The functions' settings, from the template. The only reader of the environment."""
 
 import os
 from collections.abc import Mapping

@@ -2,6 +2,7 @@
 
     published_to_claimed   how long a request waited on the queue before its first attempt
     claimed_to_sent        from the claim until BLiP had taken the message
+    sent_in_time, sent_late   the service level: within ten seconds of being allowed to go out
     sent_to_received       from then until it was on the recipient's phone
     identity_hit, identity_miss   whether it was known who the recipient is on WhatsApp
     look_up, look_up_without_send   how often BLiP was asked, and how often no send followed:
@@ -23,7 +24,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from aws_lambda_powertools.logging import Logger
-from aws_lambda_powertools.metrics import Metrics, MetricUnit, single_metric
+from aws_lambda_powertools.metrics import MetricResolution, Metrics, MetricUnit, single_metric
 
 from notifier.settings import release, stack
 
@@ -64,7 +65,8 @@ class Meter:
         """Hand everything over; call it when the threads have ended."""
         measured, self._measured = self._measured, []
         for name, unit, value in measured:
-            metrics.add_metric(name, unit, value)
+            # Powertools searches a list of enums for a resolution that is left out.
+            metrics.add_metric(name, unit, value, MetricResolution.Standard)
 
 
 def _floored(seconds: float) -> float:
@@ -83,7 +85,7 @@ def count(what: Iterable[str]) -> None:
 
 
 def count_by(metric: str, dimension: str, what: Iterable[str]) -> None:
-    """Count what happened in one metric, told apart by a dimension of few values."""
+    """Count an event in one metric, with a dimension of few values."""
     for value, number in Counter(what).items():
         with single_metric(
             metric,

@@ -34,7 +34,7 @@ from notifier.domain.failures import Reason
 from notifier.domain.ledger_entries import Change
 from notifier.domain.notification import ledger_key, message_id
 from notifier.domain.status import SENT_OR_LATER, UNDELIVERED, Status
-from notifier.use_cases.redrive_failures import RECEIVES_EXHAUSTED
+from notifier.use_cases.redrive_failures.orders import RECEIVES_EXHAUSTED
 from tests.local.blip import Simulator, Template
 from tests.local.console import whatsapp
 from tests.local.console.whatsapp import Bubble

@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from notifier.blip.envelopes import components
-from notifier.contract.request import Template as RequestedTemplate
+from notifier.contract.template import Template as RequestedTemplate
 from tests.local.blip.templates import Shape, Template
 
 type Json = dict[str, Any]

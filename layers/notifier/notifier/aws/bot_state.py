@@ -2,10 +2,10 @@
 
     key                bot:NAME (partition key, in the identities' table)
     next_messages_at   epoch microseconds: the first free send slot
-    next_commands_at   likewise for look-ups and questions
-    throttled_until         epoch milliseconds: nothing goes to BLiP before (the penalty)
+    next_commands_at   epoch microseconds: the first free slot for look-ups and history queries
+    throttled_until    epoch milliseconds: nothing goes to BLiP before (the cooldown)
     broken             why the breaker is open; absent while it is closed
-    paused             epoch milliseconds: since when an operator keeps it still; absent otherwise
+    paused             epoch milliseconds: since when an operator has paused it; absent otherwise
     failing            the notifications that failed in a row without a definite answer
     probe_until        epoch milliseconds: an open breaker is not probed before
     number_down_at     epoch milliseconds: when a receipt said that the number cannot deliver
@@ -61,6 +61,7 @@ _NOT_HELD = (
     "(attribute_not_exists(throttled_until) OR throttled_until <= :now_ms)"
     " AND attribute_not_exists(paused)"
 )
+_COUNTED = ", reserved = if_not_exists(reserved, :none) + :count"
 _NOT_BROKEN = "attribute_not_exists(broken)"
 _NOT_BROKEN_OR_NUMBER_DOWN = f"({_NOT_BROKEN} OR attribute_exists(number_down_at))"
 
@@ -118,8 +119,9 @@ class DynamoDbBotStates:
     ) -> Reservation:
         """Reserve up to `count` slots of the bot's plan, all within `horizon` seconds.
 
-        One conditional write while no other sandbox uses the plan, two while one does. None while
-        the bot is shut, or its breaker open and this no probe.
+        One conditional write while no other sandbox uses the plan, two while one does. There are no
+        slots while the bot is paused or in a cooldown, nor while its breaker is open, except for
+        its probe.
 
         Args:
             bot: whose plan.
@@ -128,17 +130,16 @@ class DynamoDbBotStates:
             horizon: how far away the last one may be.
             share: the share of the plan that is in force.
             probing: the one notification that tries a bot whose breaker is open.
-            asking: for receipts. While the number is down only they can tell that it still is.
+            asking: for receipts. While the number is down, only they show that it still is.
         """
-        per_second = bot.messages_per_second if plan == "messages" else bot.commands_per_second
-        interval = -(-MICROSECONDS // (share * per_second))
+        interval = _interval(bot, plan, share)
         now = self._now()
         now_us = round(now * MICROSECONDS)
         end_us = now_us + round(horizon * MICROSECONDS)
         open_enough = _NOT_BROKEN_OR_NUMBER_DOWN if asking else _NOT_BROKEN
         allowed = _NOT_HELD if probing else f"{_NOT_HELD} AND {open_enough}"
         following = f"next_{plan}_at"
-        counting = ", reserved = if_not_exists(reserved, :none) + :count"
+        counting = _COUNTED if plan == "messages" else ""
         item: Item = {}
         for _ in range(RESERVE_TRIES):
             first = max(now_us, item.get(following, 0))
@@ -146,25 +147,21 @@ class DynamoDbBotStates:
             if fit < 1 or _stands_still(item, now, probing=probing, asking=asking):
                 break
             taken = round(fit * interval)
-            times = {":now": now_us, ":now_ms": milliseconds(now)}
-            if plan == "messages":
-                times |= {":none": 0, ":count": fit}
-            else:
-                counting = ""
+            values = {":now": now_us, ":now_ms": milliseconds(now)}
+            values |= {":none": 0, ":count": fit} if counting else {}
             if first == now_us:
                 held, item = self._table.update(
                     bot_key(bot.name),
                     f"SET {following} = :end{counting}",
                     f"(attribute_not_exists({following}) OR {following} <= :now) AND {allowed}",
-                    times | {":end": now_us + taken},
+                    values | {":end": now_us + taken},
                 )
             else:
-                latest = end_us - round((fit - 1) * interval)
                 held, item = self._table.update(
                     bot_key(bot.name),
                     f"SET {following} = {following} + :taken{counting}",
                     f"{following} > :now AND {following} <= :latest AND {allowed}",
-                    times | {":taken": taken, ":latest": latest},
+                    values | {":taken": taken, ":latest": end_us - round((fit - 1) * interval)},
                 )
             if held:
                 return _slots(item[following] - taken, interval, fit)
@@ -173,7 +170,7 @@ class DynamoDbBotStates:
     def start_cooldown(self, bot: "Bot", plan: Plan, until: float) -> bool:
         """Stop everything of this bot until then, in every sandbox: BLiP has throttled it.
 
-        The first of a penalty lowers the share of the plan, the others only prolong it. Return
+        The first 429 of a cooldown lowers the share of the plan, the others only prolong it. Return
         whether this was the first.
         """
         now = self._now()
@@ -264,7 +261,7 @@ class DynamoDbBotStates:
     def number_in_trouble(self, bot: str, key: str, sent_at: float, why: str) -> bool:
         """Count a notification whose receipt speaks of WhatsApp's own trouble.
 
-        A few such receipts tell nothing about the number. DOWN_NOTIFICATIONS different ones
+        A few such receipts say nothing about the number. DOWN_NOTIFICATIONS different ones
         within DOWN_SECONDS do, if they are DOWN_PART of what was sent meanwhile: the number is
         down. Return whether it is. A message that was sent before the first of them counts for
         nothing: what was sent along with it is not known.
@@ -325,7 +322,7 @@ class DynamoDbBotStates:
         self._table.update(bot_key(bot), "REMOVE failing", "", {})
 
     def failed(self, bot: str, keys: "Iterable[str]") -> bool:
-        """Count notifications that failed without a definite answer; tell whether it was enough.
+        """Count notifications that failed without a definite answer; return whether it is open.
 
         A set: the same notification again counts once. An open breaker counts no more.
         """
@@ -341,7 +338,7 @@ class DynamoDbBotStates:
         return True
 
     def pause(self, bot: str) -> None:
-        """Keep a bot still until it is resumed: nothing is looked up, sent or asked."""
+        """Pause a bot until it is resumed: nothing is looked up, sent or asked."""
         now = milliseconds(self._now())
         self._table.update(
             bot_key(bot), "SET paused = if_not_exists(paused, :now)", "", {":now": now}
@@ -367,6 +364,12 @@ class DynamoDbBotStates:
             {":until": milliseconds(now + PROBE_SECONDS), ":now": milliseconds(now)},
         )
         return mine
+
+
+def _interval(bot: "Bot", plan: Plan, share: float) -> float:
+    """Return the microseconds between two slots of a bot's plan."""
+    per_second = bot.messages_per_second if plan == "messages" else bot.commands_per_second
+    return -(-MICROSECONDS // (share * per_second))
 
 
 def _slots(first: int, interval: float, count: int) -> Reservation:

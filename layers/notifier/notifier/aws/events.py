@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 SOURCE = "blip-notifier"
 DETAIL_TYPE = "Notification Status Changed"
 # What EventBridge answers for one entry while it takes none: it is throttled or broken, or the role
-# or the bus's policy lets no caller in, which AWS calls not retryable and an operator can change.
+# or the bus's policy denies access, which AWS calls not retryable and an operator can change.
 # Any other code is about the event itself: InvalidArgument, MalformedDetail, RedactionFailure.
 # Source: the API references of PutEventsResultEntry, and of PutEvents for InternalException.
 _NOT_NOW = {
@@ -39,7 +39,7 @@ _NAMESPACE = UUID("2f9b8a0c-9d0e-4f0c-9a4e-7b4f6c1f1f55")
 
 
 class EventBridgeStatusEvents:
-    """Tells upstream systems over an event bus. Thread-safe."""
+    """Publishes status events on an event bus. Thread-safe."""
 
     def __init__(self, eventbridge: "EventBridgeClient", bus: str, stack: str) -> None:
         """Set up.
@@ -91,7 +91,7 @@ def _outcome(code: str | None) -> Publication:
 
 
 def detail(event: StatusEvent, stack: str) -> dict[str, object]:
-    """Write the event's detail. Its `event_id` is the same however often it is told."""
+    """Write the event's detail. Its `event_id` is the same however often it is published."""
     name = f"{event.key}/{event.generation}/{event.status}/{event.reason or ''}"
     return {
         "event_id": str(uuid5(_NAMESPACE, name)),

@@ -20,8 +20,8 @@ REFUSED = ":refused"
 def ledger_write(record: Mapping[str, Any]) -> LedgerWrite:
     """Read one record of the event that Lambda makes of the ledger's stream.
 
-    Its `problem` tells why one cannot be understood; that raises nothing, or it would stop all
-    that come after it.
+    If a record cannot be understood, its `problem` says why. It raises nothing: an exception would
+    stop every record after it.
     """
     change = record["dynamodb"]
     key, number = change["Keys"]["key"]["S"], change["SequenceNumber"]

@@ -3,13 +3,14 @@
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import batched
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from notifier.domain.dead_letters import DeadLetter
+from notifier.domain.dead_letters import DeadLetter, FailureDetails
 from notifier.domain.failures import Reason, crash_facts
 from notifier.domain.ledger_entries import LedgerWrite
 from notifier.domain.notification import QueuedRequest
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# SQS hides a message for twelve hours at most, counted from its receipt; we stay well below.
+# A message can be in flight for twelve hours at most, counted from its receipt.
 MAX_VISIBILITY_SECONDS = 6 * 3600
 BATCH = 10
 # SQS takes 1 MiB at once; what it counts beside the bodies stays well below the rest.
@@ -88,9 +89,9 @@ class RequestsQueue:
                     Entries=entries[start : start + BATCH],  # type: ignore[arg-type] # plain dicts
                 )
             except (BotoCoreError, ClientError) as error:
-                logger.error("requests not hidden", extra=crash_facts(error))
+                logger.error("visibility of requests not changed", extra=crash_facts(error))
             else:
-                _warn_of_refused("requests not hidden", answer)
+                _warn_of_refused("visibility of requests not changed", answer)
 
     def enqueue_next_generation(
         self, body: str, *, bot: str, generation: int, redrives: int, delay_seconds: int
@@ -102,7 +103,7 @@ class RequestsQueue:
             bot: the group that SQS's fair queues go by.
             generation: the one that failed.
             redrives: how often operators have put it back so far.
-            delay_seconds: how long SQS shall hide it; at most 900.
+            delay_seconds: after how long SQS delivers it; at most 900.
         """
         self._sqs.send_message(
             QueueUrl=self._url,
@@ -113,7 +114,7 @@ class RequestsQueue:
         )
 
     def redrive(self, letters: "Sequence[DeadLetter]") -> list[DeadLetter]:
-        """Put dead letters back, each marked as a redrive; give those that SQS took."""
+        """Put dead letters back, each marked as a redrive; return those that SQS took."""
         taken = []
         for batch in _batches(letters, lambda letter: letter.body):
             entries = [_redriven(number, letter) for number, letter in enumerate(batch)]
@@ -146,7 +147,7 @@ class UnpublishedQueue:
 
 
 class RequestsInFlight:
-    """How many requests are received or hidden at the moment; SQS allows 120,000."""
+    """The number of requests in flight; SQS allows 120,000."""
 
     def __init__(self, sqs: "SQSClient", url: str, now: "Callable[[], float]") -> None:
         self._sqs = sqs
@@ -212,7 +213,7 @@ class DeadLettersQueue:
         self,
         body: str,
         reason: Reason,
-        failure: Mapping[str, Any],
+        failure: FailureDetails,
         *,
         bot: str | None,
         notification_id: str | None,
@@ -234,7 +235,7 @@ class DeadLettersQueue:
         self._sqs.send_message(QueueUrl=self._url, MessageBody=body, MessageAttributes=attributes)
 
     def depth(self) -> tuple[int, int]:
-        """Return about how many letters can be seen, and about how many are in flight."""
+        """Return the approximate numbers of dead letters that are visible and in flight."""
         answer = self._sqs.get_queue_attributes(
             QueueUrl=self._url,
             AttributeNames=[
@@ -248,7 +249,7 @@ class DeadLettersQueue:
         )
 
     def receive(self, visibility_seconds: int) -> list[DeadLetter]:
-        """Return up to ten letters, hidden for so long from now; none if none can be seen."""
+        """Return up to ten dead letters, in flight for that long; none if none are visible."""
         answer = self._sqs.receive_message(
             QueueUrl=self._url,
             MaxNumberOfMessages=BATCH,
@@ -260,9 +261,9 @@ class DeadLettersQueue:
         return [_dead_letter(message) for message in answer.get("Messages", [])]
 
     def change_visibility(self, handles: "Iterable[str]", seconds: int) -> None:
-        """Change when these are visible again: after so many seconds.
+        """Make dead letters visible again after so many seconds.
 
-        Where that fails they are seen when the time is over for which they were received.
+        If that fails, they become visible when the time is over for which they were received.
         """
         for batch in batched(handles, BATCH, strict=False):
             try:
@@ -274,12 +275,12 @@ class DeadLettersQueue:
                     ],
                 )
             except (BotoCoreError, ClientError) as error:
-                logger.error("letters not given back", extra=crash_facts(error))
+                logger.error("visibility of dead letters not changed", extra=crash_facts(error))
             else:
-                _warn_of_refused("letters not given back", answer)
+                _warn_of_refused("visibility of dead letters not changed", answer)
 
     def delete(self, letters: "Sequence[DeadLetter]") -> list[DeadLetter]:
-        """Take letters off their queue; give those that are gone."""
+        """Delete dead letters from their queue; return those that are gone."""
         gone = []
         for batch in batched(letters, BATCH, strict=False):
             try:
@@ -291,9 +292,9 @@ class DeadLettersQueue:
                     ],
                 )
             except (BotoCoreError, ClientError) as error:
-                logger.error("letters not deleted", extra=crash_facts(error))
+                logger.error("dead letters not deleted", extra=crash_facts(error))
             else:
-                _warn_of_refused("letters not deleted", answer)
+                _warn_of_refused("dead letters not deleted", answer)
                 gone += [batch[int(entry["Id"])] for entry in answer.get("Successful", [])]
         return gone
 
@@ -331,7 +332,7 @@ def _redriven(number: int, letter: DeadLetter) -> "SendMessageBatchRequestEntryT
 
 
 def _dead_letter(message: "MessageTypeDef") -> DeadLetter:
-    """Read a letter. What others have put there under our attributes' names is ignored."""
+    """Read a dead letter. Values of another type under our attributes' names are ignored."""
     attributes = {
         name: {"stringValue": value.get("StringValue")}
         for name, value in message.get("MessageAttributes", {}).items()
@@ -378,16 +379,16 @@ def _numeral(number: int) -> "MessageAttributeValueTypeDef":
     return {"DataType": "Number", "StringValue": str(number)}
 
 
-def _short(failure: Mapping[str, Any]) -> str:
+def _short(failure: FailureDetails) -> str:
     """Write the failure as ASCII JSON of at most MAX_FAILURE_BYTES, without empty members.
 
     Further broken fields are only counted; fixing the first ones surfaces the rest.
     """
-    told = {name: value for name, value in failure.items() if value is not None}
-    fields = list(told.get("fields", []))
+    written = {name: value for name, value in asdict(failure).items() if value is not None}
+    fields = list(written.get("fields", ()))
     left_out = 0
-    while len(text := json.dumps(told)) > MAX_FAILURE_BYTES and fields:
+    while len(text := json.dumps(written)) > MAX_FAILURE_BYTES and fields:
         fields.pop()
         left_out += 1
-        told |= {"fields": fields, "fields_left_out": left_out}
+        written |= {"fields": fields, "fields_left_out": left_out}
     return text

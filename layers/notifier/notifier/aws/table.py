@@ -18,7 +18,7 @@ READ_TRIES = 3
 
 
 class _Deserializer(TypeDeserializer):
-    """Gives whole numbers as `int`: we store no others."""
+    """Returns whole numbers as `int`; no others are stored."""
 
     def _deserialize_n(self, value: str) -> int:
         return int(value)
@@ -68,9 +68,9 @@ class Table:
         """Look through about a megabyte of the table, as it stands now.
 
         Args:
-            condition: which items to give.
+            condition: which items to return.
             values: of the condition.
-            attributes: what to give of them.
+            attributes: which of their attributes to return.
             after: the key that the page before ended with.
 
         Returns:
@@ -120,7 +120,7 @@ class Table:
         Attributes whose names are DynamoDB's own words are written `#name` in the expressions.
 
         boto3 asks again for an answer that got lost, and then finds its own write in the way: a
-        caller for whom that matters tells it from a refusal by a token in the item.
+        caller for whom that matters distinguishes it from a refusal by a token in the item.
 
         Returns:
             Whether it held, and the item: as it stands now, or as it stood in the way. Without

@@ -18,9 +18,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from botocore.exceptions import BotoCoreError, ClientError
-
-from notifier.domain.failures import crash_facts
+from notifier.aws.cached_secret import FRESH_SECONDS, CachedSecret
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CACHED_SECONDS = 300.0
-FRESH_SECONDS = 10.0
 # How long the value before counts beside a new one: a day to enter it in BLiP's portal.
 OVERLAP_SECONDS = 24 * 3600.0
 # Stands for all bots. No bot can have this name.
@@ -43,7 +39,7 @@ class WebhookSecretError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Accepted:
-    """A secret, the bot whose receipts it lets in, and until when (epoch seconds)."""
+    """A secret, the bot whose receipts it admits, and until when (epoch seconds)."""
 
     bot: str
     secret: bytes = field(repr=False)
@@ -66,50 +62,40 @@ class WebhookSecret:
         self._secrets_manager = secrets_manager
         self._secret = secret
         self._now = now
-        self._accepted: list[_Accepted] = []
-        self._fetched_at = float("-inf")
+        self._cached = CachedSecret("webhook", self._read, now)
 
     def bots(self, given: bytes) -> list[str]:
         """Return the bots whose secret this is now, EVERY_BOT among them; empty if it is none.
 
-        The secret is fetched afresh if the given one is not known, but only every FRESH_SECONDS:
+        If the given one is not known, the secret is read again, but only every FRESH_SECONDS:
         guessing does not make the function ask AWS more often.
 
         Raises:
-            BotoCoreError, ClientError, WebhookSecretError: it cannot be fetched or read, and none
-                is known from before.
+            BotoCoreError, ClientError, WebhookSecretError: it cannot be read, and none is known
+                from before.
         """
-        bots = self._bots(given)
-        age = self._now() - self._fetched_at
-        if age > CACHED_SECONDS or (not bots and age > FRESH_SECONDS):
-            self._fetch()
-            bots = self._bots(given)
-        return bots
+        return self._accepting(given, self._cached.value()) or self._accepting(
+            given, self._cached.value(FRESH_SECONDS)
+        )
 
-    def _bots(self, given: bytes) -> list[str]:
-        # Compared with every one, whichever fits.
+    def _accepting(self, given: bytes, accepted: "list[_Accepted]") -> list[str]:
+        # Every one is compared, so that the time taken does not depend on which one fits.
         return [
             one.bot
-            for one in self._accepted
+            for one in accepted
             if self._now() < one.until and hmac.compare_digest(given, one.secret)
         ]
 
-    def _fetch(self) -> None:
-        """Fetch the secret. While AWS does not answer, what is known stays good."""
+    def _read(self) -> "list[_Accepted]":
         try:
-            accepted = list(self._read())
-        except (BotoCoreError, ClientError, WebhookSecretError) as error:
-            if not self._accepted:
+            return [one for one in self._versions() if one.secret]
+        except WebhookSecretError:
+            if not self._cached.known:
                 raise
-            logger.error(
-                "the webhook's secret was not fetched: the known one stays good",
-                extra=crash_facts(error),
-            )
-        else:
-            self._accepted = [one for one in accepted if one.secret]
-        self._fetched_at = self._now()
+            logger.error("the webhook's secret is not JSON: the known value stays valid")
+            return self._cached.known
 
-    def _read(self) -> "Iterator[_Accepted]":
+    def _versions(self) -> "Iterator[_Accepted]":
         current, since = self._version("AWSCURRENT")
         if current.startswith("{"):
             yield from _per_bot(current)

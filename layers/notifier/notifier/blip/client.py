@@ -30,7 +30,7 @@ from notifier.blip.codes import (
 from notifier.blip.envelopes import WHATSAPP_DOMAIN, Json
 from notifier.blip.receipts import receipt, reduced
 from notifier.blip.transport import Transport, call
-from notifier.contract.request import Template
+from notifier.contract.template import Template
 from notifier.domain.bots import Bot
 from notifier.domain.failures import (
     Failure,

@@ -56,7 +56,7 @@ LIME_CODES = {
     101: "application error",
 }
 
-# A refused message. 1, 86 and 101 don't tell on which side of the hand-over they happened.
+# A refused message. 1, 86 and 101 don't say on which side of the hand-over they happened.
 MESSAGE: dict[int, type[Failure]] = {
     **dict.fromkeys((1, 86, 101), Unknown),
     **dict.fromkeys((16, 41, 44, 51, 61, 81, 85), Transient),
@@ -83,7 +83,7 @@ NOT_A_PHONE_NUMBER = frozenset({64, 67, 83})
 # text it is BLiP's own trouble.
 PROCESSING_ERROR = 61
 PHONE_TEXTS = ("phone number", "default region")
-# With 401 or 403 it contradicts the status: a ping tells which of the two is true.
+# With 401 or 403 it contradicts the status: a ping shows which of the two is true.
 QUOTA_EXCEEDED = 34
 # 81 on a look-up, twice: the key belongs to a bot without a WhatsApp channel.
 GATEWAY_ERROR = 81

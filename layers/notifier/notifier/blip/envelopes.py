@@ -8,7 +8,7 @@ notification.
 
 from typing import Any
 
-from notifier.contract.request import (
+from notifier.contract.template import (
     BodyValue,
     Button,
     CopyCode,

@@ -49,7 +49,7 @@ class Envelope(Enum):
 
 
 def kind(document: object) -> Envelope:
-    """Return what a webhook's body is, the way LIME tells: by the members it has."""
+    """Return what a webhook's body is; in LIME its members say so."""
     if not isinstance(document, dict):
         return Envelope.INVALID
     if "content" in document:
@@ -92,7 +92,7 @@ def receipt(document: object) -> Receipt | None:
 
 
 def failure_code(reason: object) -> int | None:
-    """Find the code that tells most: WhatsApp's, if there is one, else LIME's."""
+    """Return the most specific code: WhatsApp's, if there is one, else LIME's."""
     if not isinstance(reason, dict):
         return None
     code = reason.get("code")

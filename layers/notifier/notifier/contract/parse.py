@@ -6,25 +6,14 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
 from pydantic_core import from_json
 
-from notifier.contract.problems import (
-    invalid,
-    malformed,
-)
-from notifier.contract.request import (
-    NotificationRequest,
-)
+from notifier.contract.problems import invalid, malformed
+from notifier.contract.request import NotificationRequest
 
 MAX_REQUEST_BYTES = 64 * 1024
-
-
 MAX_BODY_BYTES = 256 * 1024
-
-
 MAX_WRAPPERS = 3
 
 
@@ -35,8 +24,8 @@ class Parsed:
     Attributes:
         request: what it asks for, with the recipient in E.164.
         content_hash: of the producer's own object without its wrappers and its correlation id, so
-            that a later release of this contract does not change it; tells a repetition from
-            another content under an id.
+            that a later release of this contract does not change it. It distinguishes a
+            repetition from another content under the same id.
     """
 
     request: NotificationRequest

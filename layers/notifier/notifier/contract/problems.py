@@ -4,15 +4,12 @@ import difflib
 import re
 from typing import Any
 
-from pydantic import (
-    BaseModel,
-    ValidationError,
-)
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from notifier.contract.request import (
-    CORRELATION_PATTERN,
-    ID_PATTERN,
+from notifier.contract.request import CORRELATION_PATTERN, ID_PATTERN, NotificationRequest
+from notifier.contract.rules import TAG
+from notifier.contract.template import (
     TEMPLATE_NAME_PATTERN,
     CopyCode,
     Currency,
@@ -22,13 +19,9 @@ from notifier.contract.request import (
     HeaderLocation,
     HeaderText,
     HeaderVideo,
-    NotificationRequest,
     QuickReply,
     Template,
     UrlButton,
-)
-from notifier.contract.rules import (
-    TAG,
 )
 from notifier.domain.bots import NAME_PATTERN as BOT_PATTERN
 from notifier.domain.failures import FieldError, Reason, Rejected
@@ -44,9 +37,9 @@ class InvalidRequest(Rejected):
 
     Attributes:
         notification_id: the request's id, where it is readable and valid by its own rule.
-        bot: the request's bot, likewise.
-        template: the template's name, likewise.
-        correlation_id: likewise.
+        bot: the request's bot, where it is readable and valid.
+        template: the template's name, where it is readable and valid.
+        correlation_id: the request's, where it is readable and valid.
     """
 
     def __init__(

@@ -7,19 +7,38 @@ from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
+    BaseModel,
+    ConfigDict,
     Discriminator,
     Field,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
 from notifier.contract import phone
 
-#
 # pydantic checks types and shapes; the sentence beside each rule is what the producer reads when it
 # is broken. The docstrings' `Attributes` become the descriptions in events/schema.
+
+
+class Strict(BaseModel):
+    """Frozen, nothing coerced, no unknown fields; an optional field may be null or left out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_left_out(cls, value: object) -> object:
+        if isinstance(value, dict):
+            return {
+                name: entry
+                for name, entry in value.items()
+                if entry is not None or name not in cls.model_fields
+            }
+        return value
 
 
 def says(sentence: str) -> WrapValidator:
@@ -103,7 +122,7 @@ _DATE = (
 _HOURS_MINUTES = r"([01][0-9]|2[0-3]):[0-5][0-9]"
 
 
-_RFC_3339 = re.compile(
+RFC_3339 = re.compile(
     rf"{_DATE}[Tt]{_HOURS_MINUTES}:[0-5][0-9](\.[0-9]+)?([Zz]|[+-]{_HOURS_MINUTES})"
 )
 
@@ -113,7 +132,7 @@ def moment(value: object) -> datetime:
     if isinstance(value, datetime):
         return value
     try:
-        if isinstance(value, str) and _RFC_3339.fullmatch(value):
+        if isinstance(value, str) and RFC_3339.fullmatch(value):
             return datetime.fromisoformat(value.upper()).astimezone(UTC)
     except (ValueError, OverflowError):
         pass
@@ -121,11 +140,11 @@ def moment(value: object) -> datetime:
 
 
 def kind_of(value: object) -> object:
-    """Return the member `type`, by which variants are told apart."""
+    """Return the member `type`, which names the variant."""
     return value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
 
 
-# Errors carry the tag of the variant in their path; this mark tells it from the producer's names.
+# An error's path holds the tag of the variant; this mark distinguishes it from producers' names.
 TAG = "\0"
 
 

@@ -3,14 +3,18 @@
 from typing import Protocol
 
 
-class Clock(Protocol):
-    """Wall clock in epoch seconds, and waiting."""
+class WallClock(Protocol):
+    """The time, in epoch seconds."""
 
     def now(self) -> float:
         """Return the time."""
 
+
+class Clock(WallClock, Protocol):
+    """The time, and waiting."""
+
     def sleep(self, seconds: float) -> None:
-        """Wait; no time at all for what lies in the past."""
+        """Wait; return at once if `seconds` is not positive."""
 
 
 class Meter(Protocol):

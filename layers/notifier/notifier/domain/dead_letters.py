@@ -3,23 +3,50 @@
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from notifier.domain.failures import Reason
+from notifier.domain.failures import FieldError, Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureDetails:
+    """Where and how a request failed, as its dead letter records it.
+
+    Attributes:
+        detail: one sentence for a person.
+        code: BLiP's reason code, the HTTP status or WhatsApp's code, if there is one.
+        template: the template's name, if it is readable.
+        phase: `contract`, `claim`, `look-up`, `send`, `settle` or `receipt`.
+        attempts: how often the generation was tried.
+        possibly_sent: whether the recipient may have got the message all the same.
+        redrives: how often the request had been put back before it failed.
+        fields: every broken field of an invalid request; None for any other failure.
+    """
+
+    detail: str
+    code: int | None
+    template: str | None
+    phase: str
+    attempts: int
+    possibly_sent: bool
+    redrives: int
+    fields: tuple[FieldError, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A dead letter as it lies on its queue.
+    """A dead letter as it is read from its queue.
 
     Attributes:
         letter_id: SQS's message id.
-        receipt_handle: what SQS wants back to hide or delete it.
+        receipt_handle: SQS's handle for changing its visibility or deleting it.
         body: exactly what came in.
-        reason: why it is there; None where SQS itself has moved it.
-        failed_at: since when, in epoch seconds.
-        bot: what is known of it, as the two below; None where nothing is.
+        reason: why it is there; None if SQS itself moved it.
+        failed_at: when it failed, in epoch seconds.
+        bot: the request's bot; None if it is not readable.
+        notification_id: the request's id; None if it is not readable.
         generation: the one that failed.
         redrives: how often the request had been put back when it failed.
-        failure: the details, as they were put down.
+        failure: `FailureDetails` as they were written. Anybody with access to the queue can write
+            there, so nothing is taken for granted about them.
     """
 
     letter_id: str
@@ -41,7 +68,7 @@ class DeadLetters(Protocol):
         self,
         body: str,
         reason: Reason,
-        failure: dict[str, Any],
+        failure: FailureDetails,
         *,
         bot: str | None,
         notification_id: str | None,

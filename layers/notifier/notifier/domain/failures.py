@@ -1,9 +1,9 @@
-"""What can go wrong with a notification, told apart by what has to follow.
+"""What can go wrong with a notification, by what has to follow.
 
     Failure
     ├── Rejected        cannot succeed as it is: dead letter, at once
     ├── Transient       surely did not go out: wait, then try again
-    ├── Throttled       over the plan: the bot is shut for the penalty, for everybody
+    ├── Throttled       over the plan: the bot waits for the cooldown, in every sandbox
     ├── Unknown         may have gone out: never send again before that is settled
     └── Misconfigured   the bot's key, URL or channel is wrong: requests wait, an alarm rings
 
@@ -16,7 +16,7 @@ from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """Why a request became a dead letter. `events/README.md` tells what to do about each."""
+    """Why a request became a dead letter. `events/README.md` says what to do about each."""
 
     MALFORMED = "malformed"
     INVALID = "invalid"
@@ -45,7 +45,7 @@ class FieldError:
     problem: str
 
 
-class Failure(Exception):  # noqa: N818 - the tree above names what happened, not an error
+class Failure(Exception):
     """A step of a notification that did not succeed.
 
     Attributes:
@@ -88,7 +88,7 @@ class Throttled(Failure):
     """The bot is over its plan.
 
     Attributes:
-        retry_after_seconds: how long BLiP asks us to stay away; None where it does not say.
+        retry_after_seconds: the wait that BLiP asks for; None if it names none.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Throttled(Failure):
 
 
 class Unknown(Failure):
-    """It may have gone out; from here that cannot be known."""
+    """It may have gone out; this side cannot know."""
 
 
 class Misconfigured(Failure):

@@ -47,7 +47,7 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
-    """What the ledger holds of a notification, when it stands in the way or is asked for.
+    """What the ledger holds of a notification.
 
     Attributes:
         lease_until: when the claim on it ends; 0 where there is none.
@@ -57,7 +57,7 @@ class LedgerEntry:
         redrives: how often the request had been put back when this generation began.
         correlation_id: the producer's, of the request that was claimed last.
         sent_at: when BLiP took the message of this generation; 0 where it has not.
-        forgotten: the recipient was, and nothing else is left.
+        forgotten: the recipient was erased, and nothing else is left.
     """
 
     key: str
@@ -88,7 +88,7 @@ class NotificationDetails:
         attempts: how often it was claimed to be sent in this generation.
         timeline: the changes of status, oldest first, with receipts that came too late to be one.
         template: its name; None where no request has come yet, or the recipient was forgotten.
-        recipient: the masked number; None likewise.
+        recipient: the masked number; None where no request has come yet, or it was forgotten.
     """
 
     notification_id: str
@@ -164,7 +164,7 @@ class LedgerPage:
     last: str | None
 
 
-class ClaimLost(Exception):  # noqa: N818 - no error: another sandbox has the notification now
+class ClaimLost(Exception):
     """A write that holds only under our claim came after the claim had ended.
 
     Attributes:

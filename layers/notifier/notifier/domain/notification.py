@@ -15,7 +15,7 @@ class QueuedRequest:
 
     Attributes:
         record_id: SQS's message id: names the record in the batch, never the notification.
-        receipt_handle: what SQS wants back to hide or delete it.
+        receipt_handle: SQS's handle for changing its visibility or deleting it.
         body: exactly what came in.
         published_at: when it was put on the queue, in epoch seconds.
         generation: the generation that failed, where this is a redrive.
@@ -58,7 +58,7 @@ class Notification:
 
     @property
     def recipient(self) -> tuple[str, str]:
-        """Whom it goes to, as the identities know it: bot and phone number."""
+        """The recipient as the identities' table keys it: bot and phone number."""
         return (self.request.bot, self.request.to)
 
 

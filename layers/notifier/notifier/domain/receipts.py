@@ -11,7 +11,7 @@ class FailureKind(StrEnum):
 
     PERMANENT = "permanent"
     RATE_LIMITED = "rate limited"  # a rate limit: one more generation, after a while
-    SPORADIC = "sporadic"  # WhatsApp's own trouble: likewise; of many, the bot's number is down
+    SPORADIC = "sporadic"  # WhatsApp's own trouble; of many, the bot's number is down
     UNREACHABLE = "unreachable"  # the recipient is not to be had under this identity
     NUMBER_DOWN = "number down"  # it speaks for the bot's whole WhatsApp number
     POSSIBLY_SENT = "possibly sent"

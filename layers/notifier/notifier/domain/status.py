@@ -39,7 +39,7 @@ SENT_OR_LATER = frozenset(
 )
 # It ended without delivery: only a redrive starts it again, as the next generation.
 UNDELIVERED = frozenset({Status.FAILED, Status.REJECTED, Status.EXPIRED})
-# What an upstream system may want to hear of. The stream's filter lets these through.
+# The statuses that can be published; the stream's filter passes the same ones.
 PUBLISHABLE = SENT_OR_LATER | UNDELIVERED | {Status.CANCELLED}
 # `cancelled` is neither: it was taken back before it went out, or is all that is left of one whose
 # recipient was forgotten. No request and no redrive starts it again.

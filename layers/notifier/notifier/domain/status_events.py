@@ -28,7 +28,7 @@ class StatusEvent:
 
     @property
     def entry(self) -> tuple[Status, int, float, Reason | None]:
-        """What tells it from the other events of its notification."""
+        """What distinguishes it from the other events of its notification."""
         return (self.status, self.generation, self.time, self.reason)
 
 
@@ -37,4 +37,4 @@ class Publication(StrEnum):
 
     TAKEN = "taken"
     REFUSED = "refused"  # for its own sake, and would be for ever
-    NOT_NOW = "not now"  # the bus is throttled or away, or lets no caller in
+    NOT_NOW = "not now"  # the bus is throttled or away, or denies access

@@ -28,7 +28,7 @@ AWS = Config(
 __all__ = ["AWS", "MAX_THREADS", "BatchCrashed", "SystemClock", "boto3"]
 
 
-class BatchCrashed(Exception):  # noqa: N818 - what happened, no class of errors
+class BatchCrashed(Exception):
     """Every record of a batch crashed; each has its log line.
 
     Lambda counts no error for records that are merely named in the answer, and then no alarm of a

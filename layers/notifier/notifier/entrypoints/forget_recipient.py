@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from notifier.aws.identities import DynamoDbIdentities
-from notifier.aws.ledger import DynamoDbLedger
+from notifier.aws.notifications import DynamoDbNotifications
 from notifier.aws.queues import DeadLettersQueue
 from notifier.aws.table import Table
 from notifier.entrypoints.environment import AWS, SystemClock, boto3
@@ -38,7 +38,7 @@ def forget_recipient(settings: ForgetRecipientSettings) -> ForgetRecipient:
     queues = (settings.dead_letters_queue_url, settings.receipts_dead_letters_queue_url)
     return ForgetRecipient(
         Forgetting(
-            ledger=DynamoDbLedger(Table(dynamodb, settings.ledger_table), clock.now),
+            ledger=DynamoDbNotifications(Table(dynamodb, settings.ledger_table), clock.now),
             identities=DynamoDbIdentities(
                 Table(dynamodb, settings.identities_table),
                 now=clock.now,

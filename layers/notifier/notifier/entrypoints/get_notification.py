@@ -1,4 +1,4 @@
-"""Builds the function GetNotification: answers producers over the HTTP API, which lets them in.
+"""Builds the function GetNotification: answers producers over the HTTP API, which authorises them.
 
 The resolver checks what comes in and what goes out against the models below; `make schemas` writes
 the OpenAPI document from them.
@@ -17,7 +17,7 @@ from aws_lambda_powertools.event_handler.openapi.exceptions import RequestValida
 from aws_lambda_powertools.event_handler.openapi.params import Path, Query
 from pydantic import BaseModel, Field
 
-from notifier.aws.ledger import DynamoDbLedger
+from notifier.aws.notifications import DynamoDbNotifications
 from notifier.aws.refusals import DynamoDbRefusals
 from notifier.aws.table import Table
 from notifier.contract.request import ID_PATTERN
@@ -74,7 +74,7 @@ class NotificationAnswer(BaseModel):
         generation: which round of sending, one more with each redrive; 0 before the first.
         timeline: the changes of status, oldest first.
         template: its name; null before the request has come, or if the recipient was forgotten.
-        recipient: the number's last four digits; null likewise.
+        recipient: the number's last four digits; null as the template is.
         metadata: the request's.
         correlation_id: the request's.
         created_at: when it was taken up, in UTC; null where the recipient was forgotten.
@@ -210,5 +210,5 @@ def _moment(epoch_seconds: float) -> str:
 def get_notification(settings: GetNotificationSettings) -> GetNotification:
     """Build what the function needs."""
     table = Table(boto3.client("dynamodb", config=AWS), settings.ledger_table)
-    ledger = DynamoDbLedger(table, SystemClock.now)
+    ledger = DynamoDbNotifications(table, SystemClock.now)
     return GetNotification(Notifications(ledger, DynamoDbRefusals(table, SystemClock.now)))

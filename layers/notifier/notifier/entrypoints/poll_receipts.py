@@ -8,8 +8,8 @@ from aws_lambda_powertools.metrics import MetricUnit
 
 from notifier import telemetry
 from notifier.aws.bot_state import DynamoDbBotStates
-from notifier.aws.ledger import DynamoDbLedger
 from notifier.aws.queues import ReceiptsQueue
+from notifier.aws.receipts_ledger import DynamoDbReceiptsLedger
 from notifier.aws.secrets import SecretsManagerBots
 from notifier.aws.table import Table
 from notifier.blip.client import BlipClient
@@ -34,7 +34,7 @@ class PollReceipts:
         self.close = close
 
     def handle(self, context: "LambdaContext") -> dict[str, int]:
-        """Ask for as many as time allows; tell how many were asked for."""
+        """Ask for as many as time allows; return how many were asked for."""
         deadline = SystemClock.now() + context.get_remaining_time_in_millis() / 1000
         polled = self._polling.poll(deadline)
         telemetry.count(["receipts_polled"] * polled.asked)
@@ -50,7 +50,7 @@ def poll_receipts(settings: PollReceiptsSettings) -> PollReceipts:
     blip = BlipClient(CONCURRENCY, CALL_SECONDS)
     threads = ThreadPoolExecutor(CONCURRENCY)
     polling = Polling(
-        ledger=DynamoDbLedger(Table(dynamodb, settings.ledger_table), clock.now),
+        ledger=DynamoDbReceiptsLedger(Table(dynamodb, settings.ledger_table), clock.now),
         bot_states=DynamoDbBotStates(Table(dynamodb, settings.identities_table), clock.now),
         secrets=SecretsManagerBots(
             boto3.client("secretsmanager", config=AWS), settings.bots_secret_arn, clock.now

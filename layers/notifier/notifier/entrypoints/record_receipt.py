@@ -11,8 +11,8 @@ from typing import Any
 from notifier import telemetry
 from notifier.aws.bot_state import DynamoDbBotStates
 from notifier.aws.identities import DynamoDbIdentities
-from notifier.aws.ledger import DynamoDbLedger
 from notifier.aws.queues import DeadLettersQueue, RequestsQueue
+from notifier.aws.receipts_ledger import DynamoDbReceiptsLedger
 from notifier.aws.table import Table
 from notifier.blip.receipts import receipt
 from notifier.domain.failures import crash_facts
@@ -78,7 +78,7 @@ class RecordReceipt:
     ) -> tuple[list[ReceiptOutcome], list[str], int]:
         """Record one notification's receipts. What cannot be recorded now hurts no other.
 
-        Gives the outcomes, the records that come back, and how many of those crashed.
+        Return the outcomes, the records that come back, and how many of those crashed.
         """
         outcomes: list[ReceiptOutcome] = []
         failed: list[str] = []
@@ -102,7 +102,7 @@ def record_receipt(settings: RecordReceiptSettings) -> RecordReceipt:
     sqs = boto3.client("sqs", config=AWS)
     identities_table = Table(dynamodb, settings.identities_table)
     receipts = Receipts(
-        ledger=DynamoDbLedger(Table(dynamodb, settings.ledger_table), clock.now),
+        ledger=DynamoDbReceiptsLedger(Table(dynamodb, settings.ledger_table), clock.now),
         identities=DynamoDbIdentities(
             identities_table, now=clock.now, ttl_seconds=1, negative_ttl_seconds=1
         ),

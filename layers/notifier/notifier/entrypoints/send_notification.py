@@ -15,6 +15,7 @@ from notifier.aws.queues import (
     RequestsQueue,
     queued_request,
 )
+from notifier.aws.receipts_ledger import DynamoDbReceiptsLedger
 from notifier.aws.refusals import DynamoDbRefusals
 from notifier.aws.secrets import SecretsManagerBots
 from notifier.aws.table import Table
@@ -91,7 +92,6 @@ def send_notification(settings: SendNotificationSettings) -> SendNotification:
     sqs = boto3.client("sqs", config=AWS)
     secrets_manager = boto3.client("secretsmanager", config=AWS)
     ledger_table = Table(dynamodb, settings.ledger_table)
-    ledger = DynamoDbLedger(ledger_table, clock.now)
     identities_table = Table(dynamodb, settings.identities_table)
     identities = DynamoDbIdentities(
         identities_table,
@@ -105,7 +105,7 @@ def send_notification(settings: SendNotificationSettings) -> SendNotification:
     blip = BlipClient(MAX_THREADS, CALL_SECONDS)
     threads = ThreadPoolExecutor(MAX_THREADS)
     delivery = SendNotifications(
-        ledger=ledger,
+        ledger=DynamoDbLedger(ledger_table, clock.now),
         refusals=DynamoDbRefusals(ledger_table, clock.now),
         identities=identities,
         bot_states=bot_states,
@@ -113,7 +113,7 @@ def send_notification(settings: SendNotificationSettings) -> SendNotification:
         blip=blip,
         dead_letters=dead_letters,
         receipts=Receipts(
-            ledger=ledger,
+            ledger=DynamoDbReceiptsLedger(ledger_table, clock.now),
             identities=identities,
             bot_states=bot_states,
             requests=requests,
@@ -126,20 +126,7 @@ def send_notification(settings: SendNotificationSettings) -> SendNotification:
         clock=clock,
         threads=threads,
         max_threads=MAX_THREADS,
-        waits=Waits(
-            Policy(
-                cooldown_seconds=settings.cooldown_seconds,
-                breaker_wait_seconds=settings.breaker_wait_seconds,
-                backoff_base_seconds=settings.backoff_base_seconds,
-                backoff_max_seconds=settings.backoff_max_seconds,
-                settle_window_seconds=settings.settle_window_seconds,
-                max_attempts=settings.max_attempts,
-                max_wait_seconds=settings.max_wait_seconds,
-                maximum_concurrency=settings.maximum_concurrency,
-                allowed_recipients=tuple(settings.allowed_recipients.split(",")),
-                ledger_restored_at=datetime.fromisoformat(settings.ledger_restored_at).timestamp(),
-            )
-        ),
+        waits=Waits(_policy(settings)),
     )
 
     def close() -> None:
@@ -147,3 +134,18 @@ def send_notification(settings: SendNotificationSettings) -> SendNotification:
         blip.close()
 
     return SendNotification(delivery, requests, meter, close)
+
+
+def _policy(settings: SendNotificationSettings) -> Policy:
+    return Policy(
+        cooldown_seconds=settings.cooldown_seconds,
+        breaker_wait_seconds=settings.breaker_wait_seconds,
+        backoff_base_seconds=settings.backoff_base_seconds,
+        backoff_max_seconds=settings.backoff_max_seconds,
+        settle_window_seconds=settings.settle_window_seconds,
+        max_attempts=settings.max_attempts,
+        max_wait_seconds=settings.max_wait_seconds,
+        maximum_concurrency=settings.maximum_concurrency,
+        allowed_recipients=tuple(settings.allowed_recipients.split(",")),
+        ledger_restored_at=datetime.fromisoformat(settings.ledger_restored_at).timestamp(),
+    )

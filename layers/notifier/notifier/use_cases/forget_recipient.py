@@ -1,7 +1,7 @@
 """Finds what is held about one phone number, and erases it.
 
-The ledger is read from one end to the other, page by page, then the dead letters. Nothing that is
-done twice does harm, so a run that ends half way is simply run again. What is erased leaves a
+A run reads the whole ledger, page by page, then the dead letters. Every step may be repeated, so a
+run that ends half way is simply run again. What is erased leaves a
 tombstone without anything personal, so that a copy of its request that is still on a queue is not
 sent; a mark does the same for requests that no function has taken up yet.
 """
@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from notifier.contract.parse import parse
 from notifier.contract.phone import normalise
 from notifier.contract.problems import InvalidRequest
+from notifier.domain.clock import WallClock
 from notifier.domain.dead_letters import DeadLetter
 from notifier.domain.ledger_entries import LedgerPage
 
@@ -24,11 +25,11 @@ logger = logging.getLogger(__name__)
 
 # Where a run goes on that has read the whole ledger.
 LETTERS = "letters"
-# A page, with what has to be erased of it, takes less; so does a batch of letters.
+# A page of the ledger takes less, with what has to be erased; so does a batch of dead letters.
 STEP_SECONDS = 10.0
-# A letter that was looked at is hidden for longer than a run takes, so that a run sees it once.
+# A dead letter stays in flight for longer than a run takes, so that a run receives it once.
 VISIBILITY_SECONDS = 120
-# What one run could not get through, the next one does: the letters seen stay hidden until then.
+# The next run continues with the rest: the dead letters seen stay in flight until then.
 PUT_ASIDE_SECONDS = 900
 
 
@@ -55,14 +56,8 @@ class DeadLetters(Protocol):
     def delete(self, letters: Sequence[DeadLetter]) -> list[DeadLetter]: ...
 
 
-class Clock(Protocol):
-    """Tells the time, in epoch seconds."""
-
-    def now(self) -> float: ...
-
-
 class OrderError(Exception):
-    """What was asked for cannot be understood. The text names the field, and holds no number."""
+    """The event cannot be understood. The text names the field, and holds no number."""
 
 
 class Order(BaseModel):
@@ -70,7 +65,7 @@ class Order(BaseModel):
 
     Attributes:
         to: the number, as producers write it.
-        dry_run: only tell what is there.
+        dry_run: only report what would be erased.
         continue_from: what the answer before said.
     """
 
@@ -82,7 +77,7 @@ class Order(BaseModel):
 
 
 def read_order(event: object) -> Order:
-    """Understand what an operator asks for.
+    """Read an operator's order.
 
     Raises:
         OrderError: names the first field that is wrong.
@@ -94,12 +89,12 @@ def read_order(event: object) -> Order:
         path = ".".join(map(str, problem["loc"])) or "the event"
         match problem["type"]:
             case "extra_forbidden":
-                told = "unknown field"
+                problem_text = "unknown field"
             case "value_error":
-                told = str(problem["ctx"]["error"])
+                problem_text = str(problem["ctx"]["error"])
             case _:
-                told = problem["msg"].replace("Input should be", "must be")
-        raise OrderError(f"{path}: {told}") from None
+                problem_text = problem["msg"].replace("Input should be", "must be")
+        raise OrderError(f"{path}: {problem_text}") from None
 
 
 type What = Literal["notifications", "identities", "dead_letters"]
@@ -144,7 +139,7 @@ class Forgetting:
     ledger: Ledger
     identities: Identities
     queues: Sequence[DeadLetters]
-    clock: Clock
+    clock: WallClock
 
     def run(self, order: Order, deadline: float) -> Report:
         """Go as far as time allows.
@@ -189,7 +184,7 @@ class Forgetting:
                 return
 
     def _identity(self, recipient: tuple[str, str], order: Order, report: Report) -> None:
-        """See to what a bot knows of the number. An identity never outlives its notification."""
+        """Erase what a bot knows of the number. An identity never outlives its notification."""
         if not self.identities.holds(recipient):
             return
         report.found["identities"] += 1
@@ -206,11 +201,11 @@ class Forgetting:
     def _look_through(
         self, queue: DeadLetters, order: Order, report: Report, deadline: float
     ) -> bool:
-        """Look at every letter that can be seen, once; tell whether time was enough."""
+        """Look at every visible dead letter once; return whether time was enough."""
         seen: dict[str, str] = {}
         gone: set[str] = set()
         finished = False
-        # Giving letters back takes as many calls as looking at them.
+        # Making dead letters visible again takes as many calls as receiving them.
         last_look = (self.clock.now() + deadline - STEP_SECONDS) / 2
         try:
             while self.clock.now() < last_look:

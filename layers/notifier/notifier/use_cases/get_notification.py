@@ -24,12 +24,12 @@ class Refusals(Protocol):
     def details(self, bot: str, notification_id: str) -> NotificationDetails | None: ...
 
 
-class NotKnown(Exception):  # noqa: N818 - an answer like any other
+class NotKnown(Exception):
     """The ledger holds nothing of it."""
 
 
-class TooLate(Exception):  # noqa: N818 - likewise
-    """It cannot be taken back, for the reason that the text gives."""
+class TooLate(Exception):
+    """It cannot be cancelled; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Receipts of bots that BLiP pushes none to: its event history is asked for them, on a schedule.
+"""Receipts of bots that have no webhook: BLiP's event history is asked for them, on a schedule.
 
 BLiP keeps events for three days. A message is asked about after minutes first, then at twice its
 age each time and a last time shortly before BLiP forgets it, until it was received or has failed.
@@ -22,7 +22,7 @@ from notifier.use_cases.slots import MAX_COOLDOWN_SECONDS, SLOT_HORIZON_SECONDS,
 
 logger = logging.getLogger(__name__)
 
-# So many questions are under way together at most. BLiP answers within a quarter of a second, and
+# At most so many questions are under way together. BLiP answers within a quarter of a second, and
 # the writes after it take half as long: with half as many, a plan of 200 a second is not used.
 CONCURRENCY = 100
 # No more slots are reserved at a time than the plan has in so long: look-ups wait behind them.
@@ -72,7 +72,7 @@ class Blip(Protocol):
 
 
 class ReceiptsQueue(Protocol):
-    """Where receipts go, however they were learnt. Gives the positions of those not taken."""
+    """The queue of receipts. `put_all` returns the positions of those that SQS did not take."""
 
     def put_all(self, envelopes: Sequence[dict[str, Any]]) -> set[int]: ...
 
@@ -185,7 +185,7 @@ class Polling:
             return None
 
     def _keep(self, answers: Sequence[tuple[Poll, list[dict[str, Any]]]]) -> int:
-        """Put what was learnt on the queue, then say when to ask next; return for how many.
+        """Put the receipts on the queue, then record when to ask next; return for how many.
 
         A message of which SQS did not take everything stays due.
         """

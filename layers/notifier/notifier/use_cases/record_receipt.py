@@ -1,7 +1,7 @@
 """What a receipt does to the ledger, and what follows from it.
 
-Effects come first, then the ledger: a crash in between repeats them, and a repetition is told
-apart by notification, generation and status. Statuses only move forward, so receipts may come
+Effects come first, then the ledger: a crash in between repeats them, and a repetition is
+recognised by notification, generation and status. Statuses only move forward, so receipts may come
 twice, late and in any order.
 """
 
@@ -15,7 +15,7 @@ from typing import Protocol
 from notifier.contract.parse import parse
 from notifier.contract.problems import InvalidRequest
 from notifier.domain.clock import Meter
-from notifier.domain.dead_letters import DeadLetters
+from notifier.domain.dead_letters import DeadLetters, FailureDetails
 from notifier.domain.failures import Reason
 from notifier.domain.ledger_entries import LedgerEntry
 from notifier.domain.receipts import FailureKind, Receipt
@@ -87,104 +87,100 @@ class Receipts:
     def record(self, receipt: Receipt) -> ReceiptOutcome:
         """Do what a receipt asks for."""
         if receipt.status is Status.FAILED:
-            standing = self.ledger.read(receipt.key)
-            if standing is None:
+            entry = self.ledger.read(receipt.key)
+            if entry is None:
                 return ReceiptOutcome.FOREIGN
-            if not receipt.may_be_of(standing.bot):
-                return self._other_bot(receipt, standing)
-            if receipt.generation == standing.generation and standing.status in before(
-                Status.FAILED
-            ):
-                return self._failed(receipt, standing)
-        moved, standing = self.ledger.advance(receipt)
-        if standing is None:
+            if not receipt.may_be_of(entry.bot):
+                return self._other_bot(receipt, entry)
+            if receipt.generation == entry.generation and entry.status in before(Status.FAILED):
+                return self._failed(receipt, entry)
+        moved, entry = self.ledger.advance(receipt)
+        if entry is None:
             return ReceiptOutcome.FOREIGN
-        if not receipt.may_be_of(standing.bot):
-            return self._other_bot(receipt, standing)
-        if moved and receipt.status is Status.RECEIVED and standing.sent_at:
-            self.meter.took("sent_to_received", self.now() - standing.sent_at)
+        if not receipt.may_be_of(entry.bot):
+            return self._other_bot(receipt, entry)
+        if moved and receipt.status is Status.RECEIVED and entry.sent_at:
+            self.meter.took("sent_to_received", self.now() - entry.sent_at)
         return ReceiptOutcome.MOVED if moved else ReceiptOutcome.REPEATED
 
-    def _other_bot(self, receipt: Receipt, standing: LedgerEntry) -> ReceiptOutcome:
+    def _other_bot(self, receipt: Receipt, entry: LedgerEntry) -> ReceiptOutcome:
         """Drop a receipt that was shown with the secret of another bot.
 
         With that secret its holder must not end notifications of this bot: ids can be guessed.
         """
-        facts = {"key": receipt.key, "bot": standing.bot, "shown": receipt.bots}
+        facts = {"key": receipt.key, "bot": entry.bot, "shown": receipt.bots}
         logger.warning("receipt with the secret of another bot", extra=facts)
         return ReceiptOutcome.OTHER_BOT
 
-    def _failed(self, receipt: Receipt, standing: LedgerEntry) -> ReceiptOutcome:
+    def _failed(self, receipt: Receipt, entry: LedgerEntry) -> ReceiptOutcome:
         """End a generation that was not delivered: once more later, or dead letter."""
         if receipt.failure_kind is FailureKind.UNREACHABLE:
-            self._forget_identity(standing)
-        if receipt.failure_kind is FailureKind.SPORADIC and self._is_news(standing):
-            self.bot_states.number_in_trouble(
-                standing.bot, receipt.key, standing.sent_at, receipt.detail
-            )
+            self._forget_identity(entry)
+        if receipt.failure_kind is FailureKind.SPORADIC and self._is_news(entry):
+            self.bot_states.number_in_trouble(entry.bot, receipt.key, entry.sent_at, receipt.detail)
         once_more = receipt.failure_kind in {FailureKind.RATE_LIMITED, FailureKind.SPORADIC}
-        if once_more and not _is_second_try(standing):
-            return self._postpone(receipt, standing)
-        if receipt.failure_kind is FailureKind.NUMBER_DOWN and self._is_news(standing):
-            self.bot_states.number_down(standing.bot, receipt.detail)
-        self._dead_letter(receipt, standing)
+        if once_more and not _is_second_try(entry):
+            return self._postpone(receipt, entry)
+        if receipt.failure_kind is FailureKind.NUMBER_DOWN and self._is_news(entry):
+            self.bot_states.number_down(entry.bot, receipt.detail)
+        self._dead_letter(receipt, entry)
         self.ledger.fail(receipt, Reason.UNDELIVERED, postponed=False)
         return ReceiptOutcome.DEAD_LETTER
 
-    def _forget_identity(self, standing: LedgerEntry) -> None:
+    def _forget_identity(self, entry: LedgerEntry) -> None:
         """Drop what is known of a recipient who cannot be reached under it."""
         try:
-            recipient = parse(standing.body).request.to
+            recipient = parse(entry.body).request.to
         except InvalidRequest:
             return  # the contract has changed since: the identity ends with its time to live
-        self.identities.invalidate((standing.bot, recipient))
+        self.identities.invalidate((entry.bot, recipient))
 
-    def _is_news(self, standing: LedgerEntry) -> bool:
+    def _is_news(self, entry: LedgerEntry) -> bool:
         """Return whether a receipt may say how the bot's number is now."""
-        return not standing.sent_at or self.now() - standing.sent_at < NEWS_SECONDS
+        return not entry.sent_at or self.now() - entry.sent_at < NEWS_SECONDS
 
-    def _postpone(self, receipt: Receipt, standing: LedgerEntry) -> ReceiptOutcome:
+    def _postpone(self, receipt: Receipt, entry: LedgerEntry) -> ReceiptOutcome:
         """Put the request back for one more generation: the limit was not the message's fault."""
         self.requests.enqueue_next_generation(
-            standing.body,
-            bot=standing.bot,
-            generation=standing.generation,
-            redrives=standing.redrives,
+            entry.body,
+            bot=entry.bot,
+            generation=entry.generation,
+            redrives=entry.redrives,
             delay_seconds=round(self.uniform(*POSTPONED_SECONDS)),
         )
         self.ledger.fail(receipt, Reason.UNDELIVERED, postponed=True)
         return ReceiptOutcome.POSTPONED
 
-    def _dead_letter(self, receipt: Receipt, standing: LedgerEntry) -> None:
+    def _dead_letter(self, receipt: Receipt, entry: LedgerEntry) -> None:
         self.dead_letters.put(
-            standing.body,
+            entry.body,
             Reason.UNDELIVERED,
-            {
-                "detail": receipt.detail,
-                "code": receipt.code,
-                "template": standing.template,
-                "phase": "receipt",
-                "attempts": standing.attempts,
-                "possibly_sent": receipt.failure_kind is FailureKind.POSSIBLY_SENT,
-                "redrives": standing.redrives,
-            },
-            bot=standing.bot,
-            notification_id=standing.notification_id,
-            generation=standing.generation,
+            FailureDetails(
+                detail=receipt.detail,
+                code=receipt.code,
+                template=entry.template,
+                phase="receipt",
+                attempts=entry.attempts,
+                possibly_sent=receipt.failure_kind is FailureKind.POSSIBLY_SENT,
+                redrives=entry.redrives,
+            ),
+            bot=entry.bot,
+            notification_id=entry.notification_id,
+            generation=entry.generation,
         )
         logger.warning(
             "dead letter",
             extra={
-                "notification_id": standing.notification_id,
-                "bot": standing.bot,
+                "notification_id": entry.notification_id,
+                "bot": entry.bot,
                 "key": receipt.key,
-                "correlation_id": standing.correlation_id,
+                "correlation_id": entry.correlation_id,
                 "reason": Reason.UNDELIVERED,
                 "code": receipt.code,
             },
         )
 
 
-def _is_second_try(standing: LedgerEntry) -> bool:
+def _is_second_try(entry: LedgerEntry) -> bool:
     """Return whether this generation is there because the one before met a rate limit."""
-    return 0 < standing.postponed == standing.generation - 1
+    return 0 < entry.postponed == entry.generation - 1

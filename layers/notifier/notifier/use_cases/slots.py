@@ -17,7 +17,7 @@ SLOT_TRIES = 5
 MAX_COOLDOWN_SECONDS = 3600.0
 
 
-class RetryLater(Exception):  # noqa: N818 - no error: the notification waits, at no cost to it
+class RetryLater(Exception):
     """Nothing can be done for a notification right now. Waiting is no attempt.
 
     Attributes:

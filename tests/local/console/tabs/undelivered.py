@@ -5,8 +5,8 @@ from typing import Any
 
 from aiohttp import web
 
-from functions import operations
-from notifier.use_cases.redrive_failures import REASONS, RedriveOrder
+from functions.cli import dead_letters
+from notifier.use_cases.redrive_failures.orders import REASONS, RedriveOrder
 from tests.local.console.pages import Pages, Query, Tab, address
 from tests.local.console.state import State
 
@@ -19,8 +19,8 @@ _GOING = {"would_redrive", "redriven"}
 
 def redrive(pages: Pages, form: Query) -> web.Response:
     """Put the dead letters back that a dry run has shown."""
-    letters = _run(pages.state, form, dry_run=False)["letters"]
-    going = sum(letter["fate"] in _GOING for letter in letters)
+    letters = _run(pages.state, form, dry_run=False)["dead_letters"]
+    going = sum(letter["outcome"] in _GOING for letter in letters)
     # The form is not sent again when the page is loaded anew.
     to = address("/undelivered", redriven=str(going), staying=str(len(letters) - going))
     return web.Response(status=HTTPStatus.SEE_OTHER, headers={"Location": to})
@@ -43,11 +43,11 @@ def _run(state: State, chosen: Query, *, dry_run: bool) -> Json:
         dry_run=dry_run,
     )
     report = state.redrive(
-        lambda sources: operations.redrive(sources, order, lambda _scanned, _depth: None)
+        lambda sources: dead_letters.redrive(sources, order, lambda _scanned, _depth: None)
     )
     told: Json = report.as_json()
-    told["going"] = [one for one in told["letters"] if one["fate"] in _GOING]
-    told["staying"] = [one for one in told["letters"] if one["fate"] not in _GOING]
+    told["going"] = [one for one in told["dead_letters"] if one["outcome"] in _GOING]
+    told["staying"] = [one for one in told["dead_letters"] if one["outcome"] not in _GOING]
     return told
 
 

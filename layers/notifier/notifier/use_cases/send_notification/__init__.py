@@ -7,6 +7,7 @@ Read in this order:
     reconciliation.py   a send whose outcome is unknown: ask BLiP's history, send again or give up
     recipients.py       phone number to WhatsApp identity: cache, lease, look-up
     breaker.py          which bots may send: cooldown, probe, open and close, the key read afresh
+    service_level.py    which requests go out in time
     outcomes.py         what became of a request: result, dead letter, log line
     round.py            what the notifications of a round share: time, slots, bots on hold
     waits.py            the policy, and every wait

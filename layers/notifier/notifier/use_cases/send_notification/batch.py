@@ -17,9 +17,10 @@ from notifier.domain.bots import Bot
 from notifier.domain.failures import crash_facts
 from notifier.domain.notification import Notification, QueuedRequest, ledger_key
 from notifier.domain.status import Status
+from notifier.use_cases.send_notification import service_level
 from notifier.use_cases.send_notification.breaker import Bots, Breaker
 from notifier.use_cases.send_notification.delivery import Delivery
-from notifier.use_cases.send_notification.outcomes import Outcome, Outcomes, Result
+from notifier.use_cases.send_notification.outcomes import Outcome, Outcomes, Result, logged
 from notifier.use_cases.send_notification.recipients import Recipients
 from notifier.use_cases.send_notification.reconciliation import Reconciliation
 from notifier.use_cases.send_notification.round import CALL_SECONDS, SETTLE_SECONDS, Round
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# From here on a batch that can do nothing else holds still, so that SQS gives no more.
+# From here on a batch with nothing else to do holds still, so that SQS delivers no more.
 FULL = 110_000
 HOLD_STILL_SECONDS = 3.0
 # All sandboxes together look through no more than so many a second that only wait for their bot:
@@ -121,7 +122,7 @@ class SendNotifications:
         for together in _rounds(notifications, self._max_threads):
             results.extend(self._round(together, deadline))
         # Last: where the tables or the secret cannot be read, the batch comes back as a whole, and
-        # nothing could tell these dead letters from those of the next time.
+        # nothing would distinguish these dead letters from those of the next time.
         refusing = [
             (queued, self._threads.submit(self._outcomes.dead_letter_invalid, queued, failure))
             for queued, failure in invalid
@@ -151,8 +152,7 @@ class SendNotifications:
             identity = identities.get(notification.recipient)
             if identity is not None and identity.forgotten_at is not None:
                 if notification.queued.published_at <= identity.forgotten_at:
-                    cancelled = Result(notification.queued, Outcome.CANCELLED, notification)
-                    results.append(cancelled.logged())
+                    results.append(logged(notification, Outcome.CANCELLED))
                     continue
                 identity = None
             group = probed if notification.request.bot in probes else ready
@@ -170,6 +170,9 @@ class SendNotifications:
         self._meter.count(
             "look_up_without_send", len(this_round.looked_up - this_round.posted.keys())
         )
+        in_time, late = service_level.judge(results, this_round)
+        self._meter.count("sent_in_time", in_time)
+        self._meter.count("sent_late", late)
         return results
 
     def _start(

@@ -13,7 +13,7 @@ from notifier.domain.clock import Clock, Meter
 from notifier.domain.failures import Failure, Misconfigured, Reason, Throttled, crash_facts
 from notifier.domain.notification import Notification
 from notifier.domain.recipients import Identity
-from notifier.use_cases.send_notification.outcomes import Outcome, Result
+from notifier.use_cases.send_notification.outcomes import Outcome, Result, logged
 from notifier.use_cases.send_notification.ports import Blip, BotStates, Secrets
 from notifier.use_cases.send_notification.round import CALL_SECONDS, SETTLE_SECONDS, Round
 from notifier.use_cases.send_notification.waits import Waits
@@ -111,7 +111,7 @@ class Breaker:
             logger.warning(
                 "the breaker stays open", extra={"bot": bot.name, "problem": failure.detail}
             )
-            # So that the alarm tells a wrong key from an outage for as long as it is wrong.
+            # So that the alarm says "wrong key" rather than "outage" for as long as it is wrong.
             wrong = isinstance(failure, Misconfigured)
             reason = HoldReason.MISCONFIGURED if wrong else HoldReason.BREAKER_OPEN
             this_round.hold(bot.name, None, reason)
@@ -167,14 +167,13 @@ class Breaker:
     ) -> Result:
         """Start the bot's cooldown; return the result of the request that BLiP throttled."""
         seconds = self.start_cooldown(bot, plan, failure, this_round)
-        return Result(
-            notification.queued,
-            Outcome.THROTTLED,
+        return logged(
             notification,
+            Outcome.THROTTLED,
             retry_in=self.waits.for_cooldown(seconds),
             detail=failure.detail,
             on_hold=True,
-        ).logged()
+        )
 
     def start_cooldown(self, bot: Bot, plan: Plan, failure: Throttled, this_round: Round) -> float:
         """Keep every sandbox away from the bot for the cooldown; return its seconds."""
@@ -190,13 +189,12 @@ class Breaker:
         seconds = self.waits.for_bot() if wait.seconds is None else wait.seconds
         if wait.for_slot:
             seconds += self.waits.slot_jitter(notification, self.clock.now())
-        return Result(
-            notification.queued,
-            Outcome.RETRY_LATER if wait.why is None else Outcome(wait.why),
+        return logged(
             notification,
+            Outcome.RETRY_LATER if wait.why is None else Outcome(wait.why),
             retry_in=seconds,
             on_hold=wait.why is not None,
-        ).logged()
+        )
 
     def is_wrong(self, bot: Bot, this_round: Round) -> bool:
         """Return whether a bot does not answer a ping either, asked once per round.
@@ -238,13 +236,12 @@ class Breaker:
         )
         this_round.hold(bot.name, None)
         self.bot_states.open_breaker(bot.name, failure.detail)
-        return Result(
-            notification.queued,
-            Outcome.MISCONFIGURED,
+        return logged(
             notification,
+            Outcome.MISCONFIGURED,
             retry_in=self.waits.for_bot(),
             on_hold=True,
-        ).logged()
+        )
 
     # --- after a round ----------------------------------------------------------------------------
 

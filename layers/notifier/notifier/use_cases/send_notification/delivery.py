@@ -21,7 +21,7 @@ from notifier.domain.notification import Notification, message_id
 from notifier.domain.recipients import Identity
 from notifier.domain.status import SENT_OR_LATER, UNDELIVERED, Status
 from notifier.use_cases.send_notification.breaker import Breaker
-from notifier.use_cases.send_notification.outcomes import Outcome, Outcomes, Result
+from notifier.use_cases.send_notification.outcomes import Outcome, Outcomes, Result, logged
 from notifier.use_cases.send_notification.ports import Blip, Identities, Ledger
 from notifier.use_cases.send_notification.recipients import Recipients
 from notifier.use_cases.send_notification.reconciliation import (
@@ -73,7 +73,7 @@ class Delivery:
         identity: Identity | None,
         this_round: Round,
     ) -> Claim | Result:
-        """Take a notification for sending, or return why it is not ours to send."""
+        """Claim a notification for sending, or return the result that prevents it."""
         known = identity is not None and identity.address is not None
         known = known and bot is not None and not self.rejection(notification)
         status = Status.SENDING if known else Status.CLAIMED
@@ -90,19 +90,19 @@ class Delivery:
         if found.content_hash != notification.content_hash:
             return self.outcomes.refuse_conflict(notification)
         if found.status in SENT_OR_LATER or found.status in UNDELIVERED:
-            return _result(notification, Outcome.DUPLICATE)
+            return logged(notification, Outcome.DUPLICATE)
         if found.lease_until > now:
             wait = self.waits.jittered(found.lease_until - now)
-            return _result(notification, Outcome.RETRY_LATER, retry_in=wait)
+            return logged(notification, Outcome.RETRY_LATER, retry_in=wait)
         if found.status not in {Status.UNKNOWN, Status.SENDING}:
-            # It was given back between our two looks at it.
-            return _result(notification, Outcome.RETRY_LATER, retry_in=1)
+            # It was released between the two reads.
+            return logged(notification, Outcome.RETRY_LATER, retry_in=1)
         can_be_asked_at = found.in_flight_until + self.waits.policy.settle_window_seconds
         if can_be_asked_at > now:
             wait = self.waits.for_settling(can_be_asked_at - now)
-            return _result(notification, Outcome.UNSETTLED, retry_in=wait)
+            return logged(notification, Outcome.UNSETTLED, retry_in=wait)
         claimed = self.ledger.claim_unknown(found, this_round.lease_until)
-        return claimed or _result(notification, Outcome.RETRY_LATER, retry_in=30)
+        return claimed or logged(notification, Outcome.RETRY_LATER, retry_in=30)
 
     def deliver(
         self,
@@ -112,7 +112,7 @@ class Delivery:
         identity: Identity | None,
         this_round: Round,
     ) -> Result:
-        """Bring one claimed notification to its end, or as near to it as it gets now."""
+        """Bring one claimed notification to its end, or as near to it as possible now."""
         if claim.status is Status.UNKNOWN:
             return self.reconciliation.reconcile(notification, claim, bot, this_round)
         try:
@@ -122,7 +122,7 @@ class Delivery:
             failure = rejected or _unknown_bot(notification)
             return self.outcomes.give_up(notification, claim, failure)
         except Exception:
-            # Whatever failed: of what was surely not sent the ledger must not say that it may be.
+            # The ledger must not say "may have been sent" of a notification that surely was not.
             if notification.key not in this_round.posted:
                 self.ledger.release_unsent(claim)
             raise
@@ -135,7 +135,7 @@ class Delivery:
         identity: Identity | None,
         this_round: Round,
     ) -> Result:
-        """Send one claimed notification; tell failures apart by what follows from them."""
+        """Send one claimed notification; there is one `except` per consequence of a failure."""
         known = claim.status is Status.SENDING
         claimed_at = self.clock.now()
         try:
@@ -160,7 +160,7 @@ class Delivery:
             return self._misconfigured(notification, claim, bot, failure, this_round)
         except Unknown as failure:
             self.ledger.mark_unknown(claim)
-            return _result(
+            return logged(
                 notification,
                 Outcome.UNKNOWN,
                 retry_in=min(MAX_WAIT_SECONDS, self.waits.policy.settle_window_seconds + 1),
@@ -173,7 +173,7 @@ class Delivery:
         control = Control(
             message_id(claim.key, claim.generation), this_round.posted[notification.key]
         )
-        return _result(notification, Outcome.SENT, sent_as=(bot.name, control))
+        return logged(notification, Outcome.SENT, sent_as=(bot.name, control))
 
     def _send(
         self,
@@ -185,7 +185,7 @@ class Delivery:
         *,
         known: bool,
     ) -> None:
-        """Send it when its slot has come. Nothing is sent that would not be wanted any more."""
+        """Send it in its slot, unless it may no longer be sent by then."""
         time_for_it = CALL_SECONDS + SETTLE_SECONDS
 
         def on_connected() -> None:
@@ -208,9 +208,8 @@ class Delivery:
         try:
             self.breaker.with_fresh_key(bot, send)
         except (RetryLater, Transient, Throttled, Misconfigured):
-            this_round.posted.pop(
-                notification.key, None
-            )  # surely not sent, whatever the ledger takes
+            # Surely not sent, even if the ledger cannot be written now.
+            this_round.posted.pop(notification.key, None)
             raise
 
     # --- what follows -----------------------------------------------------------------------------
@@ -242,12 +241,12 @@ class Delivery:
         """Send nothing. If it was cancelled in advance, its status event waits for the request."""
         if not (found.template or found.forgotten):
             self.ledger.complete_cancelled(notification)
-        return _result(notification, Outcome.CANCELLED)
+        return logged(notification, Outcome.CANCELLED)
 
     def _lost(self, notification: Notification, lost: ClaimLost) -> Result:
         if lost.forgotten:  # while the recipient was looked up: nothing else would erase it
             self.identities.erase(notification.recipient)
-        return _result(notification, Outcome.RETRY_LATER, retry_in=self.waits.uniform(5, 10))
+        return logged(notification, Outcome.RETRY_LATER, retry_in=self.waits.uniform(5, 10))
 
     def _retry(
         self,
@@ -258,7 +257,7 @@ class Delivery:
         *,
         no_answer: bool = True,
     ) -> Result:
-        """Return it back for the next attempt, or give up after the last one."""
+        """Release it for the next attempt, or give up after the last one."""
         if claim.attempts >= self.waits.policy.max_attempts:
             exhausted = Rejected(
                 Reason.RETRIES_EXHAUSTED,
@@ -269,7 +268,7 @@ class Delivery:
             return replace(ended, no_answer=no_answer)
         self.ledger.release(claim, attempted=True)
         wait = self.waits.for_retry(claim.attempts, notification.valid_until, self.clock.now())
-        return _result(
+        return logged(
             notification, outcome, retry_in=wait, detail=failure.detail, no_answer=no_answer
         )
 
@@ -281,11 +280,11 @@ class Delivery:
         failure: Misconfigured,
         this_round: Round,
     ) -> Result:
-        """Find out whether the bot is wrong or only this notification: one ping per round tells.
+        """Find out by one ping per round whether the bot is wrong, or only this notification.
 
         If the ping is answered, this was an attempt of the notification. Five different ones in a
         row open the breaker all the same: a bot without a WhatsApp channel answers pings. Only
-        first attempts count for that, because a later one tells nothing new about the bot.
+        first attempts count for that, because a later one says nothing new about the bot.
         """
         if bot.name in this_round.probing:  # which was pinged for
             if self.breaker.blames_notification(notification, this_round):
@@ -312,23 +311,3 @@ def _unknown_bot(notification: Notification) -> Rejected:
         Reason.UNKNOWN_BOT,
         f"the bots' secret has no entry {name!r}: add it, or fix the request",
     )
-
-
-def _result(
-    notification: Notification,
-    outcome: Outcome,
-    *,
-    retry_in: float | None = None,
-    detail: str | None = None,
-    no_answer: bool = False,
-    sent_as: tuple[str, Control] | None = None,
-) -> Result:
-    return Result(
-        notification.queued,
-        outcome,
-        notification,
-        retry_in=retry_in,
-        detail=detail,
-        no_answer=no_answer,
-        sent_as=sent_as,
-    ).logged()

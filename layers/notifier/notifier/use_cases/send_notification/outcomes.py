@@ -3,10 +3,9 @@
 import logging
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
 
 from notifier.contract.problems import InvalidRequest
-from notifier.domain.dead_letters import DeadLetters
+from notifier.domain.dead_letters import DeadLetters, FailureDetails
 from notifier.domain.failures import Reason, Rejected
 from notifier.domain.ledger_entries import Claim, Control, Refusal
 from notifier.domain.notification import Notification, QueuedRequest
@@ -68,20 +67,38 @@ class Result:
     on_hold: bool = False
     sent_as: tuple[str, Control] | None = None
 
-    def logged(self) -> "Result":
-        """Write the log line; return the result."""
-        facts: dict[str, object] = {
-            "retry_in": self.retry_in and round(self.retry_in, 1),
-            "reason": self.reason,
-            "detail": self.detail,
-        }
-        if self.notification is not None:
-            facts |= self.notification.log_context()
-        logger.info(
-            self.outcome.value,
-            extra={name: fact for name, fact in facts.items() if fact is not None},
-        )
-        return self
+
+def logged(
+    notification: Notification,
+    outcome: Outcome,
+    *,
+    retry_in: float | None = None,
+    reason: Reason | None = None,
+    detail: str | None = None,
+    no_answer: bool = False,
+    on_hold: bool = False,
+    sent_as: tuple[str, Control] | None = None,
+) -> Result:
+    """Return the result of a notification, which is logged; see `Result` for the arguments."""
+    facts: dict[str, object] = {
+        "retry_in": retry_in and round(retry_in, 1),
+        "reason": reason,
+        "detail": detail,
+    } | notification.log_context()
+    logger.info(
+        outcome.value, extra={name: fact for name, fact in facts.items() if fact is not None}
+    )
+    return Result(
+        notification.queued,
+        outcome,
+        notification,
+        retry_in=retry_in,
+        reason=reason,
+        detail=detail,
+        no_answer=no_answer,
+        on_hold=on_hold,
+        sent_as=sent_as,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,19 +214,16 @@ class Outcomes:
         generation: int | None = None,
         attempts: int = 0,
     ) -> None:
-        details: dict[str, Any] = {
-            "detail": failure.detail,
-            "code": failure.code,
-            "template": template,
-            "phase": phase,
-            "attempts": attempts,
-            "possibly_sent": failure.reason is Reason.OUTCOME_UNKNOWN,
-            "redrives": queued.redrives,
-        }
-        if isinstance(failure, InvalidRequest):
-            details["fields"] = [
-                {"field": error.field, "problem": error.problem} for error in failure.fields
-            ]
+        details = FailureDetails(
+            detail=failure.detail,
+            code=failure.code,
+            template=template,
+            phase=phase,
+            attempts=attempts,
+            possibly_sent=failure.reason is Reason.OUTCOME_UNKNOWN,
+            redrives=queued.redrives,
+            fields=failure.fields if isinstance(failure, InvalidRequest) else None,
+        )
         self.dead_letters.put(
             queued.body,
             failure.reason,
@@ -221,10 +235,4 @@ class Outcomes:
 
 
 def _dead(notification: Notification, failure: Rejected) -> Result:
-    return Result(
-        notification.queued,
-        Outcome.DEAD_LETTER,
-        notification,
-        reason=failure.reason,
-        detail=failure.detail,
-    ).logged()
+    return logged(notification, Outcome.DEAD_LETTER, reason=failure.reason, detail=failure.detail)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
-from notifier.contract.request import Template
+from notifier.contract.template import Template
 from notifier.domain.bot_state import BotState, Plan, Reservation
 from notifier.domain.bots import Bot, InvalidBot
 from notifier.domain.failures import Reason

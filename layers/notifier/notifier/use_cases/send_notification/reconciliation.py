@@ -1,4 +1,4 @@
-"""A send whose outcome is unknown: BLiP's history tells whether it went out after all."""
+"""A send whose outcome is unknown: BLiP's history shows whether it went out after all."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +19,7 @@ from notifier.domain.notification import Notification, message_id
 from notifier.domain.receipts import Receipt
 from notifier.domain.status import latest
 from notifier.use_cases.send_notification.breaker import Breaker
-from notifier.use_cases.send_notification.outcomes import Outcome, Outcomes, Result
+from notifier.use_cases.send_notification.outcomes import Outcome, Outcomes, Result, logged
 from notifier.use_cases.send_notification.ports import Blip, BotStates, Ledger, Receipts
 from notifier.use_cases.send_notification.round import (
     CALL_SECONDS,
@@ -70,7 +70,7 @@ class Reconciliation:
         except RetryLater as wait:
             self.ledger.release_unknown(claim)
             return self.breaker.retry_later(notification, wait)
-        except (Rejected, Transient, Misconfigured) as failure:  # which is no answer
+        except (Rejected, Transient, Misconfigured) as failure:  # none of them is an answer
             return self._ask_later(notification, claim, failure.detail)
         if not receipts:
             return self._not_shown(notification, claim, bot, this_round)
@@ -78,7 +78,7 @@ class Reconciliation:
         if bot.receipts == "history":
             self.ledger.mark_sent(claim, self.clock.now() + FIRST_POLL_SECONDS)
         self.receipts.record(latest(receipts))
-        return Result(notification.queued, Outcome.SETTLED, notification).logged()
+        return logged(notification, Outcome.SETTLED)
 
     def keep_controls(self, results: list[Result], this_round: Round) -> None:
         """Keep a message of this round for each bot, by which its history can be tested later.
@@ -110,24 +110,23 @@ class Reconciliation:
     def _ask_later(
         self, notification: Notification, claim: Claim, detail: str | None = None
     ) -> Result:
-        """Ask again later; give up what BLiP's history has forgotten by now."""
+        """Ask again later; give up what BLiP's history no longer holds."""
         if self.clock.now() - claim.in_flight_until >= HISTORY_SECONDS:
             return self._give_up(notification, claim)
         self.ledger.release_unknown(claim)
-        return Result(
-            notification.queued,
-            Outcome.UNSETTLED,
+        return logged(
             notification,
+            Outcome.UNSETTLED,
             retry_in=self.waits.for_settling(),
             detail=detail,
-        ).logged()
+        )
 
     def _not_shown(
         self, notification: Notification, claim: Claim, bot: Bot, this_round: Round
     ) -> Result:
-        """Believe a history that shows nothing only if it shows a message of that time.
+        """Believe an empty history only if the history shows a control message of that time.
 
-        It may lag, or its answer be one that we cannot read: an empty answer alone would send
+        The history may lag, or its answer may be unreadable: an empty answer alone would send
         every unknown twice. That it fills in the order of time is inferred, not documented.
         """
         now = self.clock.now()
@@ -159,21 +158,21 @@ class Reconciliation:
         except Throttled as failure:
             self.breaker.start_cooldown(bot, "commands", failure, this_round)
             return False
-        except (Failure, RetryLater):  # which is no answer
+        except (Failure, RetryLater):  # none of them is an answer
             return False
         if shown:
             self._history_shows(bot, control.at, this_round)
         return bool(shown)
 
     def _denied(self, notification: Notification, claim: Claim) -> Result:
-        """Send it again, once, if the producer wants that: BLiP never had it."""
+        """Send it again, once, if the producer wants that: BLiP never received it."""
         valid_until = notification.request.valid_until
         if valid_until is not None and valid_until.timestamp() <= self.clock.now():
             detail = f"valid until {valid_until.isoformat()}, never sent"
             return self.outcomes.give_up(notification, claim, Rejected(Reason.EXPIRED, detail))
         if notification.request.if_unknown == "resend" and claim.denials == 0:
             self.ledger.mark_not_sent(claim)
-            return Result(notification.queued, Outcome.DENIED, notification, retry_in=0).logged()
+            return logged(notification, Outcome.DENIED, retry_in=0)
         return self._give_up(notification, claim)
 
     def _give_up(self, notification: Notification, claim: Claim) -> Result:
@@ -186,7 +185,7 @@ class Reconciliation:
 
 
 def _control(claim: Claim, state: BotState, now: float) -> Control | None:
-    """Return the message whose place in the history tells whether it covers an unknown's time.
+    """Return the message whose place in the history shows whether it covers an unknown's time.
 
     The one that the unknown is bound to; else the older one of those that were sent after it; else
     the newest one before it, as long as BLiP keeps it.

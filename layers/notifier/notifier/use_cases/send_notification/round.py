@@ -66,6 +66,7 @@ class Round:
     """One round of a batch.
 
     Attributes:
+        began: when the round began.
         lease_until: when every claim of this round ends by itself.
         states: the bots, as they were read at the start of the round.
         probed: the bots whose breaker is open, and which are asked whether they work again.
@@ -78,6 +79,7 @@ class Round:
     def __init__(
         self, deadline: float, states: Mapping[str, BotState], reserve: Reserve, clock: Clock
     ) -> None:
+        self.began = clock.now()
         self.lease_until = deadline + CLOCK_SKEW_SECONDS
         self.states = states
         self.probed: set[str] = set()

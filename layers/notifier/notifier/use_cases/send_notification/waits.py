@@ -1,7 +1,7 @@
 """The policy, and every wait of a request. All times in seconds.
 
-Every wait is at least a sixtieth of the request's age, an hour at most, so that SQS, which gives up
-after a thousand receives, shows it less than 700 times in a week, whatever the parameters are.
+Every wait is at least a sixtieth of the request's age, an hour at most. So SQS, which gives up
+after a thousand receives, delivers it less than 700 times in a week, whatever the parameters are.
 """
 
 import random
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 from notifier.domain.notification import Notification, QueuedRequest
 
-# No request is hidden for longer at a time, except for a slot, so that every change is noticed.
+# The longest wait at a time, except for a slot, so that every change is noticed.
 MAX_WAIT_SECONDS = 900.0
 PART_OF_AGE = 1 / 60
 # What a wait for a slot may be longer than the slot is away, at most; and the age's part of a wait.
 MAX_JITTER_SECONDS = 3600.0
-# SQS gives nothing while 120,000 requests are in flight, and then those of a bot on hold would keep
-# every other bot's waiting. From CROWDED on they are hidden for short times only.
+# SQS delivers nothing while 120,000 requests are in flight: those of a bot on hold would then keep
+# every other bot's waiting. From CROWDED on they are in flight for short times only.
 CROWDED = 80_000
 CROWDED_SECONDS = (20.0, 30.0)
 # What waits for the end of a cooldown does not come back all at once.
@@ -72,7 +72,7 @@ class Waits:
         bound = min(policy.backoff_max_seconds, policy.backoff_base_seconds * 2.0**attempts)
         wait = max(policy.backoff_base_seconds, self.uniform(0, bound))
         if valid_until is not None:
-            # It comes back in time to be told apart as expired, and not long after.
+            # It comes back in time to be found expired, and not long after.
             wait = min(wait, valid_until - now)
         return max(0, wait)
 
@@ -96,7 +96,7 @@ class Waits:
         """Return by how much a wait for a slot is longer than the slot is away.
 
         A request that has waited long waits longer: else each request of a backlog of days would
-        come by every few seconds, and SQS takes what it has shown a thousand times for dead.
+        come by every few seconds, and SQS gives up what it has delivered a thousand times.
         """
         waited = now - notification.queued.published_at
         valid_until = notification.valid_until
@@ -104,10 +104,10 @@ class Waits:
         return self.uniform(0, max(0.0, min(MAX_JITTER_SECONDS, waited / 30, left / 30)))
 
     def on_hold(self, seconds: float, in_flight: int, *, cooling_down: bool) -> float:
-        """Return how long a request whose bot is on hold is hidden.
+        """Return the wait of a request whose bot is on hold.
 
         Args:
-            seconds: how long it would be, if it were alone.
+            seconds: how long it would be, if the request were alone.
             in_flight: how many requests are in flight.
             cooling_down: BLiP has throttled the bot.
         """

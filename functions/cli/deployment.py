@@ -1,28 +1,26 @@
-"""The deployment of a stage: `make deploy STAGE=dev ALLOWED=+5531…`, `make undeploy STAGE=dev`.
+"""`deploy` and `undeploy`: a stage, as `functions/stages/STAGE.toml` describes it.
 
-Stack and parameters come from `functions/stages/STAGE.toml`. Every deploy has a release of its own,
-without which no function would see its new code and parameters. Nothing is saved.
+Every deploy has a release of its own, without which no function would see its new code and
+parameters. Nothing is saved.
 """
 
 import argparse
 import os
 import re
 import subprocess
-import sys
 import time
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import boto3
 import yaml
-from botocore.exceptions import BotoCoreError, ClientError
-from rich.console import Console
-from rich.table import Table
+from botocore.exceptions import ClientError
 
-ROOT = Path(__file__).resolve().parents[1]
+from functions.cli import ROOT, output
+from functions.cli.errors import CommandError
+
 STAGES = ROOT / "functions/stages"
 TEMPLATE = ROOT / "template.yaml"
 BUILT = ROOT / ".aws-sam/build/template.yaml"
@@ -33,18 +31,12 @@ NEW = {"REVIEW_IN_PROGRESS", "DELETE_COMPLETE"}
 # States of a stack whose first deploy failed, or whose deletion did: it can only be deleted.
 FAILED = {"CREATE_FAILED", "ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "DELETE_FAILED"}
 
-console = Console(width=None if sys.stdout.isatty() else 160)
-
 
 class _Template(yaml.SafeLoader):
     """Reads a template, and leaves out what CloudFormation computes."""
 
 
 _Template.add_multi_constructor("!", lambda *_: None)
-
-
-class DeploymentError(Exception):
-    """The command cannot go on. The text tells a person why, in a line."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +60,16 @@ def read_stage(name: str) -> Stage:
     """Read the file of a stage.
 
     Raises:
-        DeploymentError: there is none, or it is no such file.
+        CommandError: there is none, or it is no such file.
     """
     known = sorted(file.stem for file in STAGES.glob("*.toml"))
     if name not in known:
         asked = f"there is no stage {name!r}" if name else "which stage?"
-        raise DeploymentError(f"{asked}: name one with STAGE=, of {', '.join(known)}")
+        raise CommandError(f"{asked}: name one with STAGE=, of {', '.join(known)}")
     content = tomllib.loads((STAGES / f"{name}.toml").read_text(encoding="utf-8"))
     unknown = content.keys() - {"stack", "region", "parameters"}
     if "stack" not in content or unknown:
-        raise DeploymentError(f"stages/{name}.toml needs `stack`, and knows no {sorted(unknown)}")
+        raise CommandError(f"stages/{name}.toml needs `stack`, and knows no {sorted(unknown)}")
     parameters = {key: str(value) for key, value in content.get("parameters", {}).items()}
     return Stage(name, content["stack"], content.get("region"), parameters)
 
@@ -86,20 +78,14 @@ def connect(region: str | None) -> boto3.Session:
     """Return a session that can reach an account.
 
     Raises:
-        DeploymentError: no region or no credentials are set, or AWS refuses them.
+        CommandError: no region is set.
+        NoCredentialsError, ClientError: no credentials are set, or AWS refuses them.
     """
-    try:
-        session = boto3.Session(
-            # The AWS CLI reads this variable, boto3 does not.
-            region_name=region or os.environ.get("AWS_REGION")
-        )
-        if not session.region_name:
-            raise DeploymentError("no region: name one with REGION=, as in REGION=sa-east-1")
-        if session.get_credentials() is None:
-            raise DeploymentError("no credentials: sign in with the AWS CLI, or set AWS_PROFILE")
-        session.client("sts").get_caller_identity()
-    except (BotoCoreError, ClientError) as error:
-        raise DeploymentError(f"AWS cannot be asked with these credentials: {error}") from None
+    # The AWS CLI reads this variable, boto3 does not.
+    session = boto3.Session(region_name=region or os.environ.get("AWS_REGION"))
+    if not session.region_name:
+        raise CommandError("no region: name one with REGION=, as in REGION=sa-east-1")
+    session.client("sts").get_caller_identity()
     return session
 
 
@@ -107,7 +93,7 @@ def describe(session: boto3.Session, stage: Stage) -> dict[str, Any] | None:
     """Return CloudFormation's description of a stage's stack; None if there is none.
 
     Raises:
-        DeploymentError: it is being changed.
+        CommandError: it is being changed.
     """
     try:
         (stack,) = session.client("cloudformation").describe_stacks(StackName=stage.stack)["Stacks"]
@@ -119,7 +105,7 @@ def describe(session: boto3.Session, stage: Stage) -> dict[str, Any] | None:
     if status in NEW:
         return None
     if status.endswith("_IN_PROGRESS"):
-        raise DeploymentError(f"{stage.stack} is being changed ({status}): wait until that ends")
+        raise CommandError(f"{stage.stack} is being changed ({status}): wait until that ends")
     return dict(stack)
 
 
@@ -138,12 +124,12 @@ def parameters_in_effect(
         present: what the stack has.
 
     Raises:
-        DeploymentError: a name or a value cannot be, or nobody was named to send to.
+        CommandError: a name or a value cannot be, or nobody was named to send to.
     """
     rows = []
     for name in {**given, **stage.parameters}:
         if name not in template:
-            raise DeploymentError(f"the template has no parameter {name}: see functions/README.md")
+            raise CommandError(f"the template has no parameter {name}: see functions/README.md")
     for name, definition in template.items():
         if name in given:
             rows.append((name, given[name], "given now"))
@@ -164,31 +150,31 @@ def _check(
 ) -> None:
     recipients = {name: value for name, value, _ in rows}["AllowedRecipients"]
     if not recipients:
-        raise DeploymentError(
+        raise CommandError(
             f"{stage.name} has nobody to send to: name its test phones, ALLOWED=+5531999998888"
         )
     if recipients == EVERYBODY != stage.parameters.get("AllowedRecipients"):
-        raise DeploymentError(
+        raise CommandError(
             f"{stage.name} may not send to everybody: name its test phones, ALLOWED=+5531999998888"
         )
     for name, value, origin in rows:
         pattern = template[name].get("AllowedPattern", "")
         if origin != "as it was" and not re.fullmatch(pattern or ".*", value):
-            raise DeploymentError(f"{name} cannot be {value!r}: {template[name]['Description']}")
+            raise CommandError(f"{name} cannot be {value!r}: {template[name]['Description']}")
 
 
-def deploy(options: argparse.Namespace) -> int:
+def run_deploy(options: argparse.Namespace) -> int:
     """Build and deploy a stage."""
     stage = read_stage(options.stage)
     session = connect(options.region or stage.region)
     stack = describe(session, stage)
     if stack and stack["StackStatus"] in FAILED:
-        raise DeploymentError(
+        raise CommandError(
             f"{stage.stack} is {stack['StackStatus']} and can only be deleted:"
             f" `make undeploy STAGE={stage.name}`, then deploy again"
         )
     if stack and stack["StackStatus"] == "UPDATE_ROLLBACK_FAILED":
-        raise DeploymentError(
+        raise CommandError(
             f"{stage.stack} is UPDATE_ROLLBACK_FAILED: `aws cloudformation continue-update-rollback"
             f" --stack-name {stage.stack}`, then deploy again"
         )
@@ -199,8 +185,10 @@ def deploy(options: argparse.Namespace) -> int:
         one["ParameterKey"]: one["ParameterValue"] for one in (stack or {}).get("Parameters", [])
     }
     rows = parameters_in_effect(template, stage, given, present)
-    _table(("parameter", "value", ""), rows)
-    console.print(f"\n{stage.stack} in {session.region_name}, release {release}\n")
+    output.table(("parameter", "value", ""), rows)
+    output.say()
+    output.say(f"{stage.stack} in {session.region_name}, release {release}")
+    output.say()
     _sam("build")
     told = {name: value for name, value, _ in rows if name in given or name in stage.parameters}
     _sam(
@@ -217,9 +205,10 @@ def deploy(options: argparse.Namespace) -> int:
     deployed = describe(session, stage)
     values = {one["ParameterKey"]: one["ParameterValue"] for one in (deployed or {})["Parameters"]}
     if values.get("Release") != release:
-        raise DeploymentError(f"{stage.stack} was not deployed: the change set was declined")
+        raise CommandError(f"{stage.stack} was not deployed: the change set was declined")
     for step in _next_steps(session, stage, values, first=stack is None):
-        console.print(f"\n- {step}", markup=False, highlight=False, soft_wrap=True)
+        output.say()
+        output.say(f"- {step}")
     return 0
 
 
@@ -228,7 +217,7 @@ def _given(options: argparse.Namespace) -> dict[str, str]:
     for text in options.parameters:
         name, equals, value = text.partition("=")
         if not (name and equals):
-            raise DeploymentError(f"{text!r} is no parameter: write Name=value")
+            raise CommandError(f"{text!r} is no parameter: write Name=value")
         given[name] = value
     if options.allowed:
         given["AllowedRecipients"] = options.allowed
@@ -266,13 +255,13 @@ def _next_steps(
     return steps
 
 
-def undeploy(options: argparse.Namespace) -> int:
-    """Delete the stack of a stage, and say what is kept."""
+def run_undeploy(options: argparse.Namespace) -> int:
+    """Delete the stack of a stage, but for its tables."""
     stage = read_stage(options.stage)
     session = connect(options.region or stage.region)
     stack = describe(session, stage)
     if stack is None:
-        raise DeploymentError(f"there is no stack {stage.stack} in {session.region_name}")
+        raise CommandError(f"there is no stack {stage.stack} in {session.region_name}")
     tables = [
         one["PhysicalResourceId"]
         for page in session.client("cloudformation")
@@ -282,20 +271,18 @@ def undeploy(options: argparse.Namespace) -> int:
         if one["ResourceType"] == "AWS::DynamoDB::Table"
         and one["ResourceStatus"] != "DELETE_COMPLETE"
     ]
-    console.print(
+    output.say(
         f"{stage.stack} in {session.region_name} goes, with its queues, secrets and logs and all"
-        " that is in them: look through the dead letters first.",
-        soft_wrap=True,
+        " that is in them: look through the dead letters first."
     )
     if tables:
-        console.print(
+        output.say(
             "The tables stay, because nothing else knows what was sent. When nobody asks any more:"
         )
         for table in tables:
-            command = f"  aws dynamodb delete-table --table-name {table}"
-            console.print(command, soft_wrap=True, highlight=False)
+            output.say_exactly(f"  aws dynamodb delete-table --table-name {table}")
     if not options.yes and input(f"Type {stage.stack} to delete it: ") != stage.stack:
-        raise DeploymentError("nothing was deleted")
+        raise CommandError("nothing was deleted")
     _sam("delete", "--stack-name", stage.stack, "--region", session.region_name, "--no-prompts")
     return 0
 
@@ -311,41 +298,21 @@ def _sam(command: str, *arguments: object) -> None:
         [SAM, command, *map(str, arguments)], cwd=ROOT, env=environment, check=False
     )
     if sam.returncode:
-        raise DeploymentError(f"`sam {command}` failed: see above")
+        raise CommandError(f"`sam {command}` failed: see above")
 
 
-def _table(columns: tuple[str, ...], rows: list[tuple[str, str, str]]) -> None:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table, markup=False)
+def undeploy_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what `undeploy` takes."""
+    add = parser.add_argument
+    add("--stage", default="", help="one of functions/stages/")
+    add("--region", help="instead of the stage's, or the profile's")
+    add("--yes", action="store_true", help="ask nothing")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run a command; 0 if all went well."""
-    parser = argparse.ArgumentParser(prog="python -m functions.deployment", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, run in {"deploy": deploy, "undeploy": undeploy}.items():
-        command = commands.add_parser(name, help=run.__doc__)
-        command.set_defaults(run=run)
-        command.add_argument("--stage", default="", help="one of functions/stages/")
-        command.add_argument("--region", help="instead of the stage's, or the profile's")
-        command.add_argument("--yes", action="store_true", help="ask nothing")
-        if name == "deploy":
-            command.add_argument("--allowed", help="numbers, or how they start, to send to")
-            command.add_argument("--alarm-email", help="where the alarms write to")
-            command.add_argument("parameters", nargs="*", metavar="NAME=VALUE")
-    options = parser.parse_args(arguments)
-    try:
-        return int(options.run(options))
-    except (DeploymentError, BotoCoreError, ClientError) as error:
-        print(f"error: {error}", file=sys.stderr)
-    except (KeyboardInterrupt, EOFError):
-        print("stopped", file=sys.stderr)
-    return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def deploy_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what `deploy` takes."""
+    undeploy_arguments(parser)
+    add = parser.add_argument
+    add("--allowed", help="numbers, or how they start, to send to")
+    add("--alarm-email", help="where the alarms write to")
+    add("parameters", nargs="*", metavar="NAME=VALUE")

@@ -6,8 +6,9 @@ from unittest import mock
 
 import pytest
 
-from functions import deployment
-from functions.deployment import DeploymentError, Stage, parameters_in_effect, read_stage
+from functions.cli import deployment
+from functions.cli.deployment import Stage, parameters_in_effect, read_stage
+from functions.cli.errors import CommandError
 
 TEMPLATE: dict[str, dict[str, Any]] = {
     "AllowedRecipients": {"Description": "Numbers.", "AllowedPattern": r"\+\d*(,\+\d+)*"},
@@ -44,7 +45,7 @@ def test_what_nobody_names_stays_as_the_stack_has_it() -> None:
 
 
 def test_a_stage_without_a_list_is_refused() -> None:
-    with pytest.raises(DeploymentError, match=r"dev has nobody to send to.*ALLOWED="):
+    with pytest.raises(CommandError, match=r"dev has nobody to send to.*ALLOWED="):
         effective()
 
 
@@ -52,7 +53,7 @@ def test_a_stage_without_a_list_is_refused() -> None:
 def test_everybody_is_said_by_the_file_of_a_stage_only(where: str) -> None:
     everybody = {"AllowedRecipients": "+"}
 
-    with pytest.raises(DeploymentError, match="dev may not send to everybody"):
+    with pytest.raises(CommandError, match="dev may not send to everybody"):
         effective(**{where: everybody})  # type: ignore[arg-type] # both take the same
 
     production = Stage("production", "s", None, everybody)
@@ -70,7 +71,7 @@ def test_everybody_is_said_by_the_file_of_a_stage_only(where: str) -> None:
 def test_what_cloudformation_would_refuse_is_refused_at_once(
     given: dict[str, str], problem: str
 ) -> None:
-    with pytest.raises(DeploymentError, match=problem):
+    with pytest.raises(CommandError, match=problem):
         effective(given=given)
 
 
@@ -89,7 +90,7 @@ def test_only_production_sends_to_everybody() -> None:
     [("", "which stage.*of dev, production"), ("prod", "no stage 'prod'.*of dev, production")],
 )
 def test_a_stage_that_is_none_is_told_with_those_that_are(name: str, problem: str) -> None:
-    with pytest.raises(DeploymentError, match=problem):
+    with pytest.raises(CommandError, match=problem):
         read_stage(name)
 
 
@@ -100,7 +101,7 @@ def test_a_stage_with_a_typo_is_refused(
     monkeypatch.setattr(deployment, "STAGES", tmp_path)
     (tmp_path / "qa.toml").write_text(content)
 
-    with pytest.raises(DeploymentError, match=r"stages/qa\.toml needs `stack`"):
+    with pytest.raises(CommandError, match=r"stages/qa\.toml needs `stack`"):
         read_stage("qa")
 
 

@@ -1,0 +1,119 @@
+"""What a command shows on a terminal of any width. Nothing is ever cut: what does not fit wraps."""
+
+import json
+import sys
+import textwrap
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+# Of what is no terminal: a table has one line per row there, so that `grep` finds all of it.
+UNLIMITED = 100_000
+_NUMBERS = {"count", "code", "generation", "redrives", "found", "erased"}
+
+
+def say(text: str = "") -> None:
+    """Print a paragraph, wrapped at its spaces."""
+    for line in _wrapped(text, _screen().width):
+        print(line)
+
+
+def say_exactly(text: str) -> None:
+    """Print a line that is copied: a command, a secret, an id. It is not wrapped."""
+    print(text)
+
+
+def print_json(data: object) -> None:
+    """Print an answer for scripts."""
+    print(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; where it is wider than the terminal, a block per row.
+
+    Args:
+        columns: their names; the first one heads a block.
+        rows: their cells. In a block, empty ones and `-` are left out.
+    """
+    screen = _screen()
+    drawn = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        justify = "right" if column in _NUMBERS else "left"
+        drawn.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type] # one of two
+    for cells in rows:
+        drawn.add_row(*map(Text, cells))
+    needed = screen.measure(drawn, options=screen.options.update(width=UNLIMITED)).maximum
+    if needed <= screen.width:
+        screen.print(drawn, highlight=False)
+        return
+    for number, cells in enumerate(rows):
+        if number:
+            print()
+        block(cells[0], dict(zip(columns[1:], cells[1:], strict=True)))
+
+
+def block(title: str, content: Mapping[str, str]) -> None:
+    """Print one thing with what is known of it, below its name."""
+    screen = _screen()
+    screen.print(Text(title, style="bold"), soft_wrap=True)
+    facts({name: fact for name, fact in content.items() if fact not in {"", "-"}}, indent=2)
+
+
+def facts(content: Mapping[str, str], indent: int = 0) -> None:
+    """Print names with their values, one below the other; long values wrap beside their names."""
+    beside = indent + max(map(cell_len, content), default=0) + 2
+    for name, fact in content.items():
+        lines = _wrapped(fact, _screen().width - beside)
+        print(f"{' ' * indent}{name}".ljust(beside) + lines[0])
+        for line in lines[1:]:
+            print(" " * beside + line)
+
+
+def progress(text: str) -> None:
+    """Show on standard error how far it is, in place of what was shown before."""
+    print(f"\r{text}", end="", file=sys.stderr, flush=True)
+
+
+def progress_ends() -> None:
+    """Leave the line that shows the progress."""
+    print(file=sys.stderr)
+
+
+def ago(at: str, now: float | None = None) -> str:
+    """Return how long ago a time was, to its largest unit."""
+    passed = (time.time() if now is None else now) - datetime.fromisoformat(at).timestamp()
+    return f"{duration(max(0.0, passed))} ago"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in the largest unit of which it has two."""
+    for unit, name in ((86_400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= 2 * unit:
+            return f"{seconds // unit:.0f}{name}"
+    return f"{seconds:.0f}s"
+
+
+def moment(epoch_seconds: float) -> str:
+    """Return a time as it is shown: in UTC, to the second."""
+    return f"{datetime.fromtimestamp(epoch_seconds, UTC):%FT%TZ}"
+
+
+def plural(number: int, noun: str) -> str:
+    """Return a number with its noun."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _screen() -> Console:
+    return Console(width=None if sys.stdout.isatty() else UNLIMITED)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Wrap at spaces only, so that an id, a code or an address stays in one piece."""
+    return textwrap.wrap(text, max(20, width), break_long_words=False, break_on_hyphens=False) or [
+        ""
+    ]
