@@ -10,7 +10,7 @@ PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export SAM_CLI_TELEMETRY := 0
 
-.PHONY: help setup run status publish failures redrive notification cancel forget pause resume check-bot rotate-webhook restore-ledger republish deploy undeploy test unit integration faults faults-short template e2e bench cost check audit format schemas lock build clean mutants
+.PHONY: help setup run status publish failures redrive notification cancel forget pause resume check-bot rotate-webhook restore-ledger republish deploy undeploy test unit integration faults faults-short template e2e browser bench cost check audit format schemas lock build clean mutants
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -88,7 +88,7 @@ deploy: setup ## build and deploy a stage (STAGE=dev ALLOWED=+5531…; REGION=, 
 undeploy: setup ## delete a stage, but for its tables; says what is kept (STAGE=dev; REGION=, YES=1)
 	@$(COMMAND) undeploy $(STAGE_OPTIONS) $(OR_END)
 
-test: check unit integration faults-short template e2e ## everything that CI runs
+test: check unit integration faults-short template e2e browser ## everything that CI runs
 
 unit: .venv/.done ## rules, transitions, the outcome tables
 	$(PYTHON) -m pytest -q -n auto tests/unit $(ARGS)
@@ -111,6 +111,9 @@ template: setup ## the transformed template: lint and what no linter checks
 
 e2e: setup ## the template built and deployed into the local AWS
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile tests/e2e $(ARGS)
+
+browser: setup .venv-browser/.done ## the local console in headless Chromium, if there is one on this machine
+	.venv-browser/bin/python -m pytest -q tests/browser $(ARGS)
 
 bench: setup ## against a textbook handler and the floor: time, CPU, calls, memory (a quarter of an hour; leave the machine alone; ARGS=memory: only what a MemorySize costs)
 	@PYTHONPATH=layers/notifier $(PYTHON) -m tests.benchmarks $(ARGS)
