@@ -743,7 +743,8 @@ def _judge_waits(came: Came, name: str, world: World, bot: Account | None, reque
         # A connection that BLiP closes while its slot is waited for is an attempt, and may be the
         # only one that a notification has.
         fair = {Reason.WAITED_TOO_LONG}
-        fair |= {Reason.RETRIES_EXHAUSTED} if world.settings.policy.get("max_attempts") == 1 else set()
+        if world.settings.policy.get("max_attempts") == 1:
+            fair.add(Reason.RETRIES_EXHAUSTED)
         early = [
             _reason(letter) for letter in world.invariants.letters if _reason(letter) not in fair
         ]
