@@ -10,7 +10,7 @@ PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export SAM_CLI_TELEMETRY := 0
 
-.PHONY: help setup run status publish failures redrive notification cancel forget pause resume check-bot rotate-webhook restore-ledger republish deploy undeploy test unit integration faults faults-short template e2e browser bench cost check audit format schemas lock build clean mutants
+.PHONY: help setup run status publish failures redrive notification cancel forget pause resume check-bot rotate-webhook restore-ledger republish deploy undeploy test unit integration faults faults-short template e2e browser pictures bench cost check audit format schemas lock build clean mutants
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -114,6 +114,9 @@ e2e: setup ## the template built and deployed into the local AWS
 
 browser: setup .venv-browser/.done ## the local console in headless Chromium, if there is one on this machine
 	.venv-browser/bin/python -m pytest -q tests/browser $(ARGS)
+
+pictures: setup .venv-browser/.done ## README's pictures, from a real run (needs Chromium)
+	@PYTHONPATH=layers/notifier .venv-browser/bin/python -m tests.local.pictures
 
 bench: setup ## against a textbook handler and the floor: time, CPU, calls, memory (a quarter of an hour; leave the machine alone; ARGS=memory: only what a MemorySize costs)
 	@PYTHONPATH=layers/notifier $(PYTHON) -m tests.benchmarks $(ARGS)
