@@ -27,6 +27,7 @@ MODULES = [
     "use_cases/send_notification/recipients",
     "use_cases/send_notification/reconciliation",
     "use_cases/send_notification/round",
+    "use_cases/send_notification/service_level",
     "use_cases/send_notification/waits",
     "use_cases/record_receipt",
     "use_cases/publish_status_events",
@@ -43,6 +44,7 @@ TESTS = [
     "test_receipts",
     "test_publishing",
     "test_notifications",
+    "test_service_level",
 ]
 # What those tests use.
 PARTS = ["fakes.py", "faults/dynamodb.py", "faults/simulation.py"]

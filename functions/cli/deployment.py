@@ -124,7 +124,7 @@ def parameters_in_effect(
         present: what the stack has.
 
     Raises:
-        CommandError: a name or a value cannot be, or nobody was named to send to.
+        CommandError: a name or a value cannot be, or no recipients are named.
     """
     rows = []
     for name in {**given, **stage.parameters}:
@@ -151,7 +151,7 @@ def _check(
     recipients = {name: value for name, value, _ in rows}["AllowedRecipients"]
     if not recipients:
         raise CommandError(
-            f"{stage.name} has nobody to send to: name its test phones, ALLOWED=+5531999998888"
+            f"{stage.name} has no recipients: name its test phones, ALLOWED=+5531999998888"
         )
     if recipients == EVERYBODY != stage.parameters.get("AllowedRecipients"):
         raise CommandError(
@@ -184,6 +184,9 @@ def run_deploy(options: argparse.Namespace) -> int:
     present = {
         one["ParameterKey"]: one["ParameterValue"] for one in (stack or {}).get("Parameters", [])
     }
+    known = {**present, **stage.parameters, **given}
+    if "://" not in known.get("RunbookUrl", "") and (url := runbook_url(_remote())):
+        given["RunbookUrl"] = url
     rows = parameters_in_effect(template, stage, given, present)
     output.table(("parameter", "value", ""), rows)
     output.say()
@@ -210,6 +213,34 @@ def run_deploy(options: argparse.Namespace) -> int:
         output.say()
         output.say(f"- {step}")
     return 0
+
+
+def runbook_url(remote: str) -> str | None:
+    """Return where a browser finds the runbook, for the links in the alarms' texts.
+
+    GitHub has it there, and GitLab redirects from there. `HEAD` is the default branch, so that not
+    every deploy changes every alarm. None if the remote is no repository on a host.
+    """
+    found = re.fullmatch(
+        r"(?:https?://|ssh://|)(?:[^@/]+@)?([\w.-]+\.[\w-]+)(?::\d+/|[:/])([\w./~-]+?)(?:\.git)?/?",
+        remote,
+    )
+    return f"https://{found[1]}/{found[2]}/blob/HEAD/functions/README.md" if found else None
+
+
+def _remote() -> str:
+    """Return the address of this repository's `origin`; empty without one, or without git."""
+    try:
+        git = subprocess.run(
+            ["git", "remote", "get-url", "origin"],  # noqa: S607 - as on every machine
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        return ""
+    return git.stdout.strip()
 
 
 def _given(options: argparse.Namespace) -> dict[str, str]:
@@ -251,7 +282,7 @@ def _next_steps(
                 " that AWS has sent there."
             )
     elif not values.get("AlarmTopicArn"):
-        steps.append("Nobody is told of alarms: deploy with ALARM_EMAIL=, or AlarmTopicArn=.")
+        steps.append("No address gets the alarms: deploy with ALARM_EMAIL=, or AlarmTopicArn=.")
     return steps
 
 
@@ -276,9 +307,7 @@ def run_undeploy(options: argparse.Namespace) -> int:
         " that is in them: look through the dead letters first."
     )
     if tables:
-        output.say(
-            "The tables stay, because nothing else knows what was sent. When nobody asks any more:"
-        )
+        output.say("The tables stay, because nothing else knows what was sent. To delete them:")
         for table in tables:
             output.say_exactly(f"  aws dynamodb delete-table --table-name {table}")
     if not options.yes and input(f"Type {stage.stack} to delete it: ") != stage.stack:

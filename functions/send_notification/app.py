@@ -1,7 +1,7 @@
 """The requests queue calls this with up to ten requests; it sends what can be sent now.
 
-Records that have to come back are named in the answer (partial batch response), each hidden for as
-long as it has to wait. Requests that cannot be delivered go to the dead-letter queue.
+Records that have to come back are named in the answer (partial batch response), and stay invisible
+for as long as they have to wait. Requests that cannot be delivered go to the dead-letter queue.
 """
 
 from typing import TYPE_CHECKING, Any

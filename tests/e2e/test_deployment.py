@@ -84,14 +84,15 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)
         cloned.git("init", "--quiet")
+        cloned.git("remote", "add", "origin", "git@github.com:acme/notifier.git")
         cloned.git("add", "--all")
         cloned.git("-c", "user.name=a", "-c", "user.email=a@example.com", "commit", "-qm", "all")
         yield cloned
 
 
 def error(printed: str) -> str:
-    """Return the one line that says what is wrong; make adds one of its own."""
-    *_, line, _ = printed.splitlines()
+    """Return the one line that says what is wrong; make adds none."""
+    *_, line = printed.splitlines()
     # A question stands before it where nobody has pressed Return.
     _, said, problem = line.partition("error: ")
     assert said
@@ -142,7 +143,7 @@ def post(aws: Aws, secret: str) -> int:
         (("STAGE=prod",), {}, "there is no stage 'prod'"),
         (("STAGE=dev",), {"AWS_REGION": ""}, "no region"),
         (("STAGE=dev",), {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "no credentials"),
-        (("STAGE=dev",), {}, "dev has nobody to send to"),
+        (("STAGE=dev",), {}, "dev has no recipients"),
         (("STAGE=dev", "ALLOWED=+"), {}, "dev may not send to everybody"),
         (("STAGE=dev", "ALLOWED=5531"), {}, "AllowedRecipients cannot be '5531'"),
         (("STAGE=dev", "ALLOWED=+55", "ARGS=MaxAtempts=7"), {}, "no parameter MaxAtempts"),
@@ -192,6 +193,7 @@ def test_a_stage_is_deployed_changed_deployed_again_and_taken_down(
     assert "Enter ReceiptsUrl in BLiP's portal" in printed
     first = parameters(aws)
     assert first["AllowedRecipients"] == PHONES
+    assert first["RunbookUrl"] == "https://github.com/acme/notifier/blob/HEAD/functions/README.md"
     assert settings(aws)["ALLOWED_RECIPIENTS"] == PHONES
     assert settings(aws)["RELEASE"] == first["Release"]
     assert settings(aws)["POWERTOOLS_SERVICE_NAME"] == STACK
@@ -207,7 +209,7 @@ def test_a_stage_is_deployed_changed_deployed_again_and_taken_down(
     assert code == 0, printed
     assert "Enter ReceiptsUrl" not in printed
     second = parameters(aws)
-    kept = {"AllowedRecipients", "AlarmEmail", "MaxWaitSeconds"}
+    kept = {"AllowedRecipients", "AlarmEmail", "MaxWaitSeconds", "RunbookUrl"}
     assert {name: second[name] for name in kept} == {name: first[name] for name in kept}
     assert settings(aws)["MAX_ATTEMPTS"] == "7"
     assert settings(aws)["RELEASE"] == second["Release"]

@@ -32,7 +32,10 @@ class Summary:
 
     def show(self, console: Console) -> None:
         """Print the verdict and what stands behind it."""
-        console.print(self.verdict(), highlight=False)
+        is_good = all(map(self._is_good, self._rows))
+        mark, style = ("✓", "bold green") if is_good else ("✗", "bold red")
+        verdict = textwrap.fill(self.verdict(), console.width - 2, subsequent_indent="  ")
+        console.print(Text(f"{mark} ", style) + Text(verdict, "bold"), soft_wrap=True)
         console.print()
         failed = [row for row in self._rows if not self._is_good(row)]
         if len(self._rows) <= MAX_LINES:
@@ -45,8 +48,8 @@ class Summary:
         if (left_out := len(failed) - MAX_LINES) > 0:
             console.print(f"  and {left_out} more: ARGS=--json has them all", highlight=False)
 
-    def verdict(self) -> Text:
-        """Return one line: how many ended as they should, and how fast they were sent."""
+    def verdict(self) -> str:
+        """Return one sentence: how many ended as they should, and how fast they were sent."""
         total = len(self._rows)
         good = sum(map(self._is_good, self._rows))
         arrived = sum(map(_has_arrived, self._rows))
@@ -65,10 +68,7 @@ class Summary:
         text += ", ".join(parts)
         if (median := percentile(self._seconds_to_sent(), 50)) is not None:
             text += f"; median {median:.1f} s to sent"
-        is_good = good == total
-        return Text("✓ " if is_good else "✗ ", "bold green" if is_good else "bold red") + Text(
-            text, "bold"
-        )
+        return text
 
     def _is_good(self, row: Row) -> bool:
         return as_expected(row) if self._are_samples else _has_arrived(row)
@@ -115,10 +115,10 @@ class Summary:
             is_good = self._is_good(row)
             took = row.took(row.ended_at)
             style = "green" if is_good else "red"
-            line = Text("✓ " if is_good else "✗ ", style) + Text(f"{row.source:{source}}  ")
+            line = Text("✓ " if is_good else "✗ ", style) + Text(f"{row.source:{source}} ")
             line += Text(f"{row.outcome:{outcome}}", style)
-            line += Text(f"  {took:5.1f} s" if took is not None else " " * 9)
-            console.print(line + Text(f"  {row.id or ''}".rstrip()), soft_wrap=True)
+            line += Text(f" {took:5.1f} s" if took is not None else " " * 8)
+            console.print(line + Text(f" {row.id or ''}".rstrip()), soft_wrap=True)
             cause = row.cause
             if self._are_samples and not is_good:
                 should = expected_reason(row.source) or self._word

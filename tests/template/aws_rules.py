@@ -1,4 +1,4 @@
-"""Rules of AWS that no linter knows: what a deploy refuses, or what its operator regrets.
+"""Rules of AWS that no linter knows: causes of refused deploys and of later regret.
 
 A rule takes a template and returns what breaks it, one text each. Its docstring names the page of
 AWS's documentation, or the report, that it comes from. `BREAKS` holds changes that break each rule.
@@ -185,7 +185,7 @@ def queues_are_within_their_bounds(template: Template) -> Iterator[str]:
 
 
 @rule
-def dead_letters_outlive_what_they_come_from(template: Template) -> Iterator[str]:
+def dead_letters_are_kept_for_as_long_as_their_source(template: Template) -> Iterator[str]:
     """The age of a message that SQS moves counts from when it was first sent.
 
     sqs-dead-letter-queues.html in SQS's Developer Guide: the dead-letter queue's retention must be
@@ -203,7 +203,7 @@ def dead_letters_outlive_what_they_come_from(template: Template) -> Iterator[str
 
 @rule
 def nothing_comes_back_while_it_is_worked_on(template: Template) -> Iterator[str]:
-    """Lambda refuses a mapping whose queue hides for less than the function's timeout; wants six.
+    """Lambda refuses a visibility timeout below the function's timeout, and asks for six of them.
 
     services-sqs-configure.html in Lambda's Developer Guide. Batches of more than ten need a window
     of a second; MaximumConcurrency is 2 to 1,000.
@@ -215,10 +215,10 @@ def nothing_comes_back_while_it_is_worked_on(template: Template) -> Iterator[str
         if queue not in queues:
             continue
         function = functions[_function(mapping)]
-        hidden = number(template, queues[queue].get("VisibilityTimeout", 30))
+        visibility = number(template, queues[queue].get("VisibilityTimeout", 30))
         window = mapping.get("MaximumBatchingWindowInSeconds", 0)
-        if hidden < 6 * number(template, function["Timeout"]) + window:
-            yield f"{queue} hides for {hidden} s, a batch may take {function['Timeout']} s"
+        if visibility < 6 * number(template, function["Timeout"]) + window:
+            yield f"{queue} has {visibility} s, a batch may take {function['Timeout']} s"
         if mapping["BatchSize"] > 10 and not window:
             yield f"{name} takes batches of {mapping['BatchSize']} without a window"
         most = number(template, mapping["ScalingConfig"]["MaximumConcurrency"])
@@ -248,7 +248,7 @@ def mappings_of_streams_are_within_their_bounds(template: Template) -> Iterator[
 
     services-ddb-params.html in Lambda's Developer Guide; CreateEventSourceMapping in its API
     Reference, which keeps ScalingConfig to queues and AT_TIMESTAMP to others. DynamoDB drops a
-    record after 24 hours: whoever allows it to be as old never hears that it was dropped.
+    record after 24 hours: a mapping that allows that age is never informed of the loss.
     """
     bounds = {
         "BatchSize": (1, 10_000),
@@ -472,7 +472,7 @@ def dashboards_are_small(template: Template) -> Iterator[str]:
             yield f"{name}: {len(widgets)} widgets with {counts} metrics"
         for widget in widgets:
             if not (0 <= widget["x"] < widget["x"] + widget["width"] <= 24):
-                yield f"{name}: {widget['properties']['title']} lies beside the grid"
+                yield f"{name}: {widget['properties']['title']} is beside the grid"
 
 
 # --- Lambda and IAM -------------------------------------------------------------------------------
@@ -720,7 +720,7 @@ BREAKS: dict[str, list[Change]] = {
         _set("RequestsQueue/Properties/RedrivePolicy/maxReceiveCount", 1001),
         _set("DeadLettersQueue/Properties/MessageRetentionPeriod", 1_209_601),
     ],
-    "dead_letters_outlive_what_they_come_from": [
+    "dead_letters_are_kept_for_as_long_as_their_source": [
         _set("DeadLettersQueue/Properties/MessageRetentionPeriod", 86_400)
     ],
     "nothing_comes_back_while_it_is_worked_on": [

@@ -98,7 +98,7 @@ def test_the_topic_of_the_stack_writes_to_the_address(template: Template) -> Non
     ("alarm", "metric", "threshold"),
     [("ApiRefusalsAlarm", "4xx", 60), ("ApiErrorsAlarm", "5xx", 0)],
 )
-def test_what_the_api_does_not_take_is_noticed(
+def test_alarm_watches_refusals_and_errors_of_the_api(
     template: Template, alarm: str, metric: str, threshold: int
 ) -> None:
     """An HTTP API measures `4xx` and `5xx`: http-api-metrics.html in API Gateway's guide."""
@@ -190,7 +190,7 @@ def test_a_schedule_that_stops_is_noticed(template: Template) -> None:
     assert "DatapointsToAlarm" not in alarm
 
 
-def test_receipts_that_nobody_records_are_noticed(template: Template) -> None:
+def test_alarm_watches_the_age_of_receipts(template: Template) -> None:
     alarm = template.properties("OldestReceiptAlarm")
 
     assert alarm["MetricName"] == "ApproximateAgeOfOldestMessage"
@@ -230,7 +230,9 @@ def test_every_page_of_the_runbook_has_the_same_order(page: str) -> None:
 
 
 @pytest.mark.parametrize("metric", ["Errors", "Throttles"])
-def test_no_function_fails_or_is_held_up_unnoticed(template: Template, metric: str) -> None:
+def test_alarms_watch_errors_and_throttles_of_every_function(
+    template: Template, metric: str
+) -> None:
     total, *queries = template.properties(f"Function{metric}Alarm")["Metrics"]
 
     assert total["Expression"] == "SUM(FILL(METRICS(), 0))"
@@ -271,7 +273,7 @@ def test_dead_letters_are_not_deleted_unnoticed(template: Template) -> None:
 @pytest.mark.parametrize(
     "queue", ["DeadLettersQueue", "ReceiptsDeadLettersQueue", "UnpublishedQueue"]
 )
-def test_one_dead_letter_is_enough_also_while_somebody_reads_it(
+def test_one_dead_letter_rings_the_alarm_even_while_it_is_read(
     template: Template, queue: str
 ) -> None:
     alarm = template.properties(queue.replace("Queue", "Alarm"))
@@ -294,7 +296,7 @@ def test_one_dead_letter_is_enough_also_while_somebody_reads_it(
         ]
 
 
-def test_requests_that_nobody_takes_are_noticed(template: Template) -> None:
+def test_alarm_watches_the_age_of_requests_on_the_queue(template: Template) -> None:
     alarm = template.properties("OldestRequestAlarm")
 
     assert (alarm["Namespace"], alarm["MetricName"], alarm["Statistic"]) == (
@@ -310,7 +312,7 @@ def test_requests_that_nobody_takes_are_noticed(template: Template) -> None:
     assert alarm["EvaluationPeriods"] == 1
 
 
-def test_requests_that_wait_are_noticed_for_as_long_as_they_do(template: Template) -> None:
+def test_alarm_watches_requests_for_as_long_as_they_wait(template: Template) -> None:
     alarm = template.properties("WaitingRequestsAlarm")
 
     assert (alarm["Namespace"], alarm["MetricName"]) == (telemetry.NAMESPACE, "oldest_request")

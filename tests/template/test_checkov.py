@@ -35,7 +35,7 @@ OF_AWS_KEYS = {
     [(KEY, EXPLAINED), ("", EXPLAINED | OF_AWS_KEYS)],
     ids=["own key", "AWS's keys"],
 )
-def test_it_finds_nothing_that_is_not_explained(
+def test_checkov_finds_nothing_unexplained(
     tmp_path: Path, key: str, explained: dict[str, str]
 ) -> None:
     template = tmp_path / "template.json"

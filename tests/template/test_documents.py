@@ -5,9 +5,13 @@ import json
 import re
 import subprocess
 import sys
+import tokenize
+from io import StringIO
 from pathlib import Path
 
+import botocore.session
 import pytest
+from botocore import xform_name
 
 from notifier.contract.parse import parse
 from notifier.domain.failures import Reason
@@ -54,6 +58,14 @@ def test_metrics_are_in_the_runbook(name: str) -> None:
     assert f"`{name}`" in RUNBOOK
 
 
+def test_the_log_lines_that_the_runbook_quotes_are_logged() -> None:
+    quoted = re.findall(r"`(?!make |aws )([a-z']+(?: [A-Za-z']+)+)`", " ".join(RUNBOOK.split()))
+    sources = " ".join(" ".join(SOURCES).split())
+
+    assert {"delivery crashed", "the breaker stays open"} <= {*quoted}
+    assert [line for line in quoted if line not in sources] == []
+
+
 @pytest.mark.parametrize("name", sorted({*Reason, *SENT_OR_LATER, *UNDELIVERED}))
 def test_reasons_and_statuses_are_in_the_contract(name: str) -> None:
     assert f"`{name}`" in CONTRACT
@@ -78,6 +90,75 @@ def test_the_readmes_request_is_valid_and_no_samples_id() -> None:
 
     assert f'"{parse(shown).request.id}"' not in samples
     assert f"ID={parse(shown).request.id}" in README
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+# Words that this project does not use, or uses for one thing only. A subject is a named thing.
+BANNED = re.compile(
+    r"\b(?:whoever|whomever|nobody|somebody|anybody|everybody|told|upkeep|mends?|hides?|hidden"
+    r"|how dear|(?<!dead )(?<!dead-)letters?(?! and digits| first))\b",
+    re.IGNORECASE,
+)
+FIRST_WORD = re.compile(r"(?:Give|Tell|Let)s?\b")
+MODULES = sorted(
+    path
+    for folder in ("layers/notifier/notifier", "functions")
+    for path in (ROOT / folder).rglob("*.py")
+)
+
+
+def comments(source: str) -> list[str]:
+    tokens = tokenize.generate_tokens(StringIO(source).readline)
+    return [token.string for token in tokens if token.type == tokenize.COMMENT]
+
+
+def docstrings(source: str) -> list[str]:
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
+    return [docstring for node in nodes if (docstring := ast.get_docstring(node))]
+
+
+def banned(*texts: str) -> list[str]:
+    return BANNED.findall(" ".join(" ".join(texts).split()))
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "*/README.md", ".github/*.md", "template.yaml", "Makefile"]
+)
+def test_documents_use_the_words_of_the_project(name: str) -> None:
+    documents = [path for path in ROOT.glob(name) if ".venv" not in str(path.relative_to(ROOT))]
+
+    assert documents
+    for document in documents:
+        assert banned(document.read_text(encoding="utf-8")) == [], document
+
+
+def test_the_changelog_has_old_words_in_its_table_only() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    outside = re.sub(r"^\|.*\|$", "", text, flags=re.MULTILINE)
+
+    assert banned(re.sub(r"`[^`]+`", "", outside)) == []
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_docstrings_and_comments_use_the_words_of_the_project(module: Path) -> None:
+    source = module.read_text(encoding="utf-8")
+
+    assert banned(*docstrings(source), *comments(source)) == []
+    assert [text for text in docstrings(source) if FIRST_WORD.match(text)] == []
+
+
+def test_help_texts_use_the_words_of_the_project() -> None:
+    parser = subprocess.run(
+        [sys.executable, "-m", "functions.cli", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert banned(parser.stdout) == []
 
 
 # --- links and paths ------------------------------------------------------------------------------
@@ -107,6 +188,21 @@ def test_links_lead_somewhere(document: Path) -> None:
         assert target.exists(), path
         if anchor:
             assert anchor in anchors(target), f"{path}#{anchor}"
+
+
+@pytest.mark.parametrize(
+    "document",
+    [path for path in DOCUMENTS if path.name != "CHANGELOG.md"],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_paths_that_are_named_exist(document: Path) -> None:
+    """They are written from the root, the document, the package, or the tests."""
+    text = document.read_text(encoding="utf-8")
+    named = re.findall(r"`([\w.-]+/[\w./-]*)`", text)
+    paths = [path for path in named if not re.search(r"\b(?:NAME|STAGE)\b", path)]
+    bases = [ROOT, document.parent, ROOT / "layers/notifier/notifier", ROOT / "tests"]
+
+    assert [path for path in paths if not any((base / path).exists() for base in bases)] == []
 
 
 def names_in(source: Path) -> set[str]:
@@ -208,6 +304,30 @@ def test_no_command_holds_a_key(document: str) -> None:
 
     assert set(re.findall(r"--secret-string (\S+)", commands)) <= {"file://bots.json"}
     assert set(re.findall(r"--key +(\S+)", commands)) <= {"'$KEY'\"", '\'{"key":'}
+
+
+def aws_commands() -> list[tuple[str, str, list[str]]]:
+    """Return service, operation and options of the AWS CLI's commands in the runbook."""
+    blocks = "".join(re.findall(r"(?ms)^ *```sh\n(.*?)^ *```$", RUNBOOK)).replace("\\\n", " ")
+    found = re.findall(r"\baws ([a-z-]+) ([a-z-]+)([^\n;|&]*)", blocks)
+    return [(service, name, re.findall(r" --([a-z-]+)", rest)) for service, name, rest in found]
+
+
+def test_the_runbooks_aws_commands_have_the_options_that_they_use() -> None:
+    session = botocore.session.Session()
+    everywhere = {"output", "query"}
+    checked = 0
+    for service, name, options in aws_commands():
+        if (service, name) in {("logs", "tail"), ("dynamodb", "wait")}:
+            continue  # of the CLI itself
+        model = session.get_service_model(service)
+        operations = {xform_name(one, "-"): one for one in model.operation_names}
+        assert name in operations, f"aws {service} {name}"
+        shape = model.operation_model(operations[name]).input_shape
+        known = {xform_name(member, "-") for member in (shape.members if shape else {})}
+        assert set(options) - known - everywhere == set(), f"aws {service} {name}"
+        checked += 1
+    assert checked > 25
 
 
 def test_the_cost_at_rest_counts_the_alarms(template: Template) -> None:

@@ -1,4 +1,4 @@
-"""The functions: how they are fed, what they are told, when a new version of them is published."""
+"""The functions: their mappings, their settings, and when a new version is published."""
 
 import json
 from dataclasses import asdict, fields
@@ -112,7 +112,7 @@ def test_polling_is_bounded_at_the_mapping_and_nowhere_else(template: Template) 
         assert "ReservedConcurrentExecutions" not in function
 
 
-def test_nothing_deletes_or_hides_a_request_unseen(template: Template) -> None:
+def test_no_mapping_drops_a_request_silently(template: Template) -> None:
     """Filters delete what does not match; a function's own dead letters see no polled event."""
     for mapping in of_queues(template):
         assert "FilterCriteria" not in mapping
@@ -127,7 +127,7 @@ def test_no_change_of_the_ledger_is_lost_before_the_stream_forgets_it(template: 
     assert logical_id(mapping["FunctionName"]) == "PublishStatusEventsFunctionAliaslive"
     assert mapping["StartingPosition"] == "TRIM_HORIZON"
     assert mapping["MaximumRetryAttempts"] == -1
-    # DynamoDB drops a record after 24 hours, and says so to nobody: Lambda says it, an hour before.
+    # DynamoDB drops a record after 24 hours, without a report: Lambda reports it, an hour before.
     assert mapping["MaximumRecordAgeInSeconds"] == 23 * 3600
     assert logical_id(mapping["DestinationConfig"]["OnFailure"]["Destination"]) == (
         "UnpublishedQueue"
@@ -161,7 +161,7 @@ def test_the_stream_holds_what_was_and_what_is(template: Template) -> None:
     }
 
 
-def test_whatever_calls_a_function_calls_the_alias_that_deployments_move(
+def test_every_caller_of_a_function_calls_the_alias_that_deployments_move(
     template: Template,
 ) -> None:
     callers = [
@@ -188,7 +188,7 @@ def test_whatever_calls_a_function_calls_the_alias_that_deployments_move(
         assert logical_id(alias["FunctionVersion"]) in versions(template)
 
 
-def test_every_function_logs_to_a_group_that_forgets(template: Template) -> None:
+def test_every_function_logs_to_a_group_with_a_retention(template: Template) -> None:
     for function in functions(template).values():
         group = template.properties(logical_id(function["LoggingConfig"]["LogGroup"]))
         assert group["RetentionInDays"] == {"Ref": "LogRetentionDays"}
@@ -199,7 +199,7 @@ def test_every_function_is_looked_at(template: Template) -> None:
 
 
 @every_function
-def test_a_function_is_told_what_its_settings_read_and_no_more(
+def test_function_has_the_variables_that_its_settings_read_and_no_more(
     template: Template, function: str
 ) -> None:
     variables = template.properties(function)["Environment"]["Variables"]
@@ -223,7 +223,7 @@ NOT_OURS = {"RELEASE", "RES_OPTIONS"}
 
 @every_function
 @pytest.mark.parametrize("bound", ["Default", "MinValue", "MaxValue"])
-def test_the_settings_accept_whatever_the_parameters_do(
+def test_settings_accept_every_value_that_the_parameters_accept(
     template: Template, function: str, bound: str
 ) -> None:
     parameters = template.source["Parameters"]
@@ -255,14 +255,14 @@ def test_the_shortest_timeout_is_long_enough_for_a_look_up_and_a_send(template: 
     assert bounds["MinValue"] > 2 * (CALL_SECONDS + SETTLE_SECONDS)
 
 
-def test_what_an_operator_invokes_answers_before_sam_gives_up_and_invokes_again(
+def test_operators_functions_end_before_sam_invokes_them_again(
     template: Template,
 ) -> None:
     for function in BY_OPERATORS:
         assert template.properties(function)["Timeout"] < SAM_CLI_SECONDS
 
 
-def test_a_letter_is_hidden_for_longer_than_a_run_can_take(template: Template) -> None:
+def test_dead_letter_stays_invisible_for_longer_than_a_run_takes(template: Template) -> None:
     assert template.properties("ForgetRecipientFunction")["Timeout"] < VISIBILITY_SECONDS
 
 

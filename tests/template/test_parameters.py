@@ -57,7 +57,7 @@ def test_the_parameters_and_their_defaults(template: Template) -> None:
     } == DEFAULTS
 
 
-def test_every_deploy_must_say_who_may_be_sent_to(template: Template) -> None:
+def test_only_the_allowed_recipients_have_no_default(template: Template) -> None:
     parameters = template.source["Parameters"]
 
     assert {name for name in parameters if "Default" not in parameters[name]} == {
@@ -107,7 +107,7 @@ def test_at_most_six_conditions_and_each_is_used(template: Template) -> None:
         ("", False),
     ],
 )
-def test_a_release_is_what_sam_can_tell_from_another(
+def test_release_is_short_enough_for_sam_to_tell_two_apart(
     template: Template, release: str, accepted: bool
 ) -> None:
     assert accepts(template.source["Parameters"]["Release"], release) is accepted
@@ -119,14 +119,14 @@ def test_a_release_is_what_sam_can_tell_from_another(
         ("+", True),
         ("+5531999998888", True),
         ("+5531999998888,+1415", True),
-        ("", False),  # would be nobody, or everybody: say which
+        ("", False),  # none, or all: ambiguous
         ("5531999998888", False),
         ("+5531, +1415", False),
         ("+5531,", False),
-        ("+5531,+", False),  # everybody, in a list that looks like a few
+        ("+5531,+", False),  # every number, in a list that looks like a few
     ],
 )
-def test_who_may_be_sent_to_is_named_by_number(
+def test_allowed_recipients_are_numbers(
     template: Template, recipients: str, accepted: bool
 ) -> None:
     assert accepts(template.source["Parameters"]["AllowedRecipients"], recipients) is accepted
@@ -215,5 +215,5 @@ def test_the_runbook_has_an_address(template: Template, url: str, accepted: bool
         ("a@b@example.com", False),
     ],
 )
-def test_the_alarms_write_to_an_address(template: Template, address: str, accepted: bool) -> None:
+def test_alarm_email_is_an_address(template: Template, address: str, accepted: bool) -> None:
     assert accepts(template.source["Parameters"]["AlarmEmail"], address) is accepted

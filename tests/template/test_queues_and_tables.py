@@ -1,4 +1,4 @@
-"""Queues and tables: nothing is lost or lies open, nothing comes back while it is worked on."""
+"""Queues and tables: retention, encryption, policies, visibility."""
 
 from typing import Any
 
@@ -61,13 +61,13 @@ def test_queues_refuse_connections_without_encryption(template: Template, queue:
     ]
 
 
-def test_nobody_else_may_publish_unless_a_parameter_names_them(template: Template) -> None:
+def test_no_other_principal_may_publish_unless_a_parameter_names_it(template: Template) -> None:
     for policy in template.resources("AWS::SQS::QueuePolicy").values():
         always = [s for s in policy["Properties"]["PolicyDocument"]["Statement"] if "Sid" in s]
         assert [statement["Effect"] for statement in always] == ["Deny"]
 
 
-def test_others_may_only_publish_requests_and_only_those_that_are_named(
+def test_named_principals_may_publish_requests_and_nothing_else(
     template: Template,
 ) -> None:
     allowed = [
@@ -119,7 +119,7 @@ def test_the_timeout_is_the_parameter(template: Template) -> None:
     }
 
 
-def test_sqs_moves_nothing_to_the_dead_letters_before_we_do(template: Template) -> None:
+def test_sqs_gives_up_on_a_request_later_than_the_function(template: Template) -> None:
     redrive = template.properties("RequestsQueue")["RedrivePolicy"]
     parameters = template.source["Parameters"]
 

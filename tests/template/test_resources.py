@@ -115,12 +115,12 @@ def test_the_bots_placeholder_never_changes(template: Template) -> None:
     )
 
 
-def test_every_log_group_forgets(template: Template) -> None:
+def test_every_log_group_has_the_retention_of_the_parameter(template: Template) -> None:
     for group in template.resources("AWS::Logs::LogGroup").values():
         assert group["Properties"]["RetentionInDays"] == {"Ref": "LogRetentionDays"}
 
 
-def test_the_webhook_secret_is_made_up_by_aws(template: Template) -> None:
+def test_aws_generates_the_webhook_secret(template: Template) -> None:
     """Nobody chooses it, and no template, history or console shows it."""
     secret = template.properties("WebhookSecret")
 
@@ -162,7 +162,7 @@ def test_every_resource_is_tagged_with_its_stage(environment: str, stage: str) -
     assert deploy["parameters"]["tags"] == f"project=blip-notifier stage={stage}"
 
 
-def test_nothing_that_tells_of_the_stack_is_the_same_for_two_of_them(template: Template) -> None:
+def test_two_stacks_share_no_metric_alarm_or_widget(template: Template) -> None:
     """Metrics of ours have the stack's name as a dimension; AWS's have a resource of the stack."""
     for name, alarm in template.resources("AWS::CloudWatch::Alarm").items():
         properties = alarm["Properties"]

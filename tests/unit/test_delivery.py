@@ -210,6 +210,7 @@ def test_look_ups_that_no_send_followed_are_counted(world: World) -> None:
         "look_up_without_send": 1,
         "identity_miss": 2,
         "identity_hit": 1,
+        "sent_in_time": 2,
     }
 
 

@@ -45,7 +45,7 @@ def test_what_nobody_names_stays_as_the_stack_has_it() -> None:
 
 
 def test_a_stage_without_a_list_is_refused() -> None:
-    with pytest.raises(CommandError, match=r"dev has nobody to send to.*ALLOWED="):
+    with pytest.raises(CommandError, match=r"dev has no recipients.*ALLOWED="):
         effective()
 
 
@@ -131,4 +131,25 @@ def test_the_mail_must_be_confirmed_until_it_is(subscription: str, steps: list[s
 def test_a_deploy_without_an_address_says_so() -> None:
     told = deployment._next_steps(mock.Mock(), DEV, {"AlarmEmail": ""}, first=False)
 
-    assert told == ["Nobody is told of alarms: deploy with ALARM_EMAIL=, or AlarmTopicArn=."]
+    assert told == ["No address gets the alarms: deploy with ALARM_EMAIL=, or AlarmTopicArn=."]
+
+
+@pytest.mark.parametrize(
+    ("remote", "url"),
+    [
+        ("git@github.com:acme/notifier.git", "https://github.com/acme/notifier"),
+        ("https://github.com/acme/notifier", "https://github.com/acme/notifier"),
+        (
+            "https://robot:token@gitlab.acme.com/a/b/notifier.git",
+            "https://gitlab.acme.com/a/b/notifier",
+        ),
+        ("ssh://git@git.acme.com:2222/acme/notifier.git", "https://git.acme.com/acme/notifier"),
+        ("/srv/git/notifier.git", None),
+        ("../notifier", None),
+        ("", None),
+    ],
+)
+def test_runbook_is_where_the_repository_is(remote: str, url: str | None) -> None:
+    expected = f"{url}/blob/HEAD/functions/README.md" if url else None
+
+    assert deployment.runbook_url(remote) == expected

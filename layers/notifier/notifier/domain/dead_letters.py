@@ -45,7 +45,7 @@ class DeadLetter:
         notification_id: the request's id; None if it is not readable.
         generation: the one that failed.
         redrives: how often the request had been put back when it failed.
-        failure: `FailureDetails` as they were written. Anybody with access to the queue can write
+        failure: `FailureDetails` as they were written. Everyone with access to the queue can write
             there, so nothing is taken for granted about them.
     """
 

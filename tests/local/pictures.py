@@ -1,0 +1,51 @@
+"""Makes the pictures of README from a real run: `make pictures`."""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from playwright.sync_api import expect, sync_playwright
+
+from tests.local.console import console_of
+from tests.local.report import Report, read_rows
+from tests.local.stack import ROOT, LocalStack, free_ports
+
+PICTURES = ROOT / "pictures"
+# What is open in the picture: it has a header, a text and a button of its own.
+SHOWN = "invoice-2041"
+
+
+def console(stack: LocalStack, folder: Path) -> None:
+    """Show the messages of the samples, one of them open."""
+    with console_of(stack) as page_of, sync_playwright() as playwright:
+        Report(stack, read_rows(sorted((ROOT / "events").glob("*.json")))).run()
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium") or shutil.which("google-chrome"),
+            chromium_sandbox=os.geteuid() != 0,
+        )
+        page = browser.new_page(viewport={"width": 1280, "height": 800}, device_scale_factor=1.5)
+        page.goto(page_of.url)
+        page.locator("#rows li", has_text=SHOWN).get_by_role("link").click()
+        expect(page.locator("#detail .facts")).to_contain_text("consumed")
+        expect(page.locator(".count[data-count=undelivered]")).to_have_text("7")
+        page.screenshot(path=folder / "console.png")
+        browser.close()
+
+
+# Each makes one file, of a stack that nothing was published to before.
+MAKERS: tuple[Callable[[LocalStack, Path], None], ...] = (console,)
+
+
+def main() -> None:
+    PICTURES.mkdir(exist_ok=True)
+    for make in MAKERS:
+        port = free_ports(2)
+        with LocalStack(port_base=port) as stack:
+            make(stack, PICTURES)
+    print(f"{len(MAKERS)} made in {PICTURES.relative_to(ROOT)}/", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
