@@ -10,7 +10,8 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from tests.local.blip import Simulator
 from tests.local.console import console_of
-from tests.local.stack import PATIENCE_SECONDS, STATE, LocalStack, free_ports
+from tests.local.machine import PATIENCE_SECONDS, STATE, free_ports
+from tests.local.stack import LocalStack
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 SIZES = {"desk": (1280, 800), "phone": (390, 844)}

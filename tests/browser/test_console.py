@@ -14,7 +14,8 @@ from notifier.contract.problems import InvalidRequest
 from notifier.domain.notification import ledger_key
 from tests.browser.conftest import Screen
 from tests.local.blip import Simulator, Template
-from tests.local.stack import ROOT, LocalStack, wait_until
+from tests.local.machine import ROOT, wait_until
+from tests.local.stack import LocalStack
 
 TABS = ("messages", "undelivered", "events", "send")
 

@@ -24,7 +24,7 @@ from tests.local.blip import wait_until
 from tests.local.console import Console, Sources
 from tests.local.console.pages import MAX_ROWS
 from tests.local.events import Heard
-from tests.local.stack import ROOT
+from tests.local.machine import ROOT
 
 WAIT_SECONDS = 60
 

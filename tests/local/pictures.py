@@ -9,8 +9,10 @@ from pathlib import Path
 from playwright.sync_api import expect, sync_playwright
 
 from tests.local.console import console_of
-from tests.local.report import Report, read_rows
-from tests.local.stack import ROOT, LocalStack, free_ports
+from tests.local.machine import ROOT, free_ports
+from tests.local.report import Report
+from tests.local.rows import read_rows
+from tests.local.stack import LocalStack
 
 PICTURES = ROOT / "pictures"
 # What is open in the picture: it has a header, a text and a button of its own.
