@@ -46,8 +46,6 @@ TESTS = [
     "test_notifications",
     "test_service_level",
 ]
-# What those tests use.
-PARTS = ["fakes.py", "faults/dynamodb.py", "faults/simulation.py"]
 LEAST_KILLED = 85
 
 CONFIGURATION = f"""\
@@ -74,10 +72,8 @@ def copy() -> None:
     """Put what mutmut needs where it wants it."""
     shutil.rmtree(COPY, ignore_errors=True)
     shutil.copytree(ROOT / "layers" / "notifier" / "notifier", COPY / "notifier")
-    (COPY / "tests" / "unit").mkdir(parents=True)
-    (COPY / "tests" / "faults").mkdir()
-    for part in PARTS:
-        shutil.copy(ROOT / "tests" / part, COPY / "tests" / part)
+    shutil.copytree(ROOT / "tests" / "support", COPY / "tests" / "support")
+    (COPY / "tests" / "unit").mkdir()
     for test in TESTS:
         shutil.copy(ROOT / "tests" / "unit" / f"{test}.py", COPY / "tests" / "unit")
     (COPY / "pyproject.toml").write_text(CONFIGURATION)

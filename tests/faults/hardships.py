@@ -28,7 +28,7 @@ from notifier.domain.notification import ledger_key, message_id
 from notifier.use_cases.send_notification import batch, waits
 from notifier.use_cases.send_notification.round import START_HORIZON_SECONDS
 from notifier.use_cases.slots import SLOT_HORIZON_SECONDS
-from tests.faults import sqs, stories
+from tests.faults import stories
 from tests.faults.blip import (
     COOLDOWN_SECONDS,
     Account,
@@ -40,11 +40,12 @@ from tests.faults.blip import (
     Network,
     Refusal,
 )
-from tests.faults.dynamodb import ERRORS, AwsError, AwsFaults, DirectAws, SimTable
 from tests.faults.events import ALWAYS, BusFaults
 from tests.faults.long_runs import request
-from tests.faults.stream import MAX_BACKOFF_SECONDS
 from tests.faults.world import POLICY, Faults, Settings, World
+from tests.support.simulated_aws import sqs
+from tests.support.simulated_aws.dynamodb import ERRORS, AwsError, AwsFaults, DirectAws, SimTable
+from tests.support.simulated_aws.stream import MAX_BACKOFF_SECONDS
 
 START = 1_800_000_000.0
 DAY = 86_400.0

@@ -26,10 +26,10 @@ from hypothesis.stateful import (
 
 from tests.faults.blip import NO_SET_UP, Accepted, Fate, Fault, HistorySettings, Kind
 from tests.faults.breaks import BREAKS
-from tests.faults.simulation import Crash, Process, Side
-from tests.faults.sqs import SourceMapping
 from tests.faults.stories import WHERE
 from tests.faults.world import Settings, World
+from tests.support.simulated_aws.simulation import Crash, Process, Side
+from tests.support.simulated_aws.sqs import SourceMapping
 
 PEOPLE = ["+5531999990001", "+5531999990002"]
 NOTIFICATIONS = 3

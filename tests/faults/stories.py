@@ -8,9 +8,9 @@ from typing import Any
 
 from notifier.domain.notification import ledger_key
 from tests.faults.blip import Fate, HistorySettings
-from tests.faults.dynamodb import AwsError
-from tests.faults.simulation import Crash, Process, Side
 from tests.faults.world import Settings, World
+from tests.support.simulated_aws.dynamodb import AwsError
+from tests.support.simulated_aws.simulation import Crash, Process, Side
 
 PHONE = "+5531999998888"
 

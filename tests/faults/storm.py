@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from notifier.domain.notification import ledger_key
 from tests.faults.blip import Account, BlipFaults, Chat, Fate, HistorySettings
-from tests.faults.dynamodb import AwsFaults
 from tests.faults.events import ALWAYS, BusFaults
-from tests.faults.sqs import Message, QueueFaults
-from tests.faults.stream import StreamFaults
 from tests.faults.world import Faults, Settings, World
+from tests.support.simulated_aws.dynamodb import AwsFaults
+from tests.support.simulated_aws.sqs import Message, QueueFaults
+from tests.support.simulated_aws.stream import StreamFaults
 
 START = 1_800_000_000.0
 # What is published, by weight.

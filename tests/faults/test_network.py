@@ -3,7 +3,7 @@
 import pytest
 
 from tests.faults import hardships
-from tests.faults.dynamodb import ERRORS
+from tests.support.simulated_aws.dynamodb import ERRORS
 
 
 def test_a_far_blip_is_never_asked_too_fast_although_connections_go_cold() -> None:

@@ -45,10 +45,12 @@ from notifier.domain.notification import ledger_key
 from notifier.domain.receipts import Receipt
 from notifier.domain.recipients import Identity, LookUpLease
 from notifier.domain.status import Status
-from tests.fakes import KEY, Clock, WholeLedger, a_notification
-from tests.faults.dynamodb import DirectAws, SimTable
-from tests.faults.simulation import Simulation
-from tests.faults.sqs import MAX_VISIBILITY_SECONDS, RETENTION_SECONDS, Queue, SimSqs
+from tests.support.adapters import WholeLedger
+from tests.support.builders import KEY, a_notification
+from tests.support.clock import Clock
+from tests.support.simulated_aws.dynamodb import DirectAws, SimTable
+from tests.support.simulated_aws.simulation import Simulation
+from tests.support.simulated_aws.sqs import MAX_VISIBILITY_SECONDS, RETENTION_SECONDS, Queue, SimSqs
 from tests.template.transformed import load
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from notifier.aws.table import Item
-from tests.faults.dynamodb import Aws, AwsFaults, SimTable
-from tests.faults.simulation import Process, Simulation
-from tests.faults.sqs import Sandbox
-from tests.faults.stream import (
+from tests.support.simulated_aws.dynamodb import Aws, AwsFaults, SimTable
+from tests.support.simulated_aws.simulation import Process, Simulation
+from tests.support.simulated_aws.sqs import Sandbox
+from tests.support.simulated_aws.stream import (
     Record,
     Stream,
     StreamFaults,

@@ -27,7 +27,7 @@ from notifier.aws.identities import DynamoDbIdentities, UnreadError, forgotten_k
 from notifier.aws.queues import DeadLettersQueue, ReceiptsQueue, RequestsQueue, queued_request
 from notifier.aws.refusals import DynamoDbRefusals
 from notifier.aws.secrets import SecretsManagerBots
-from notifier.aws.table import Table
+from notifier.aws.table import Item, Table
 from notifier.domain.bot_state import BotState, HoldReason, Reservation
 from notifier.domain.bots import Bot, Bots, BotsSecretError, InvalidBot
 from notifier.domain.dead_letters import DeadLetter, FailureDetails
@@ -46,22 +46,17 @@ from notifier.domain.notification import Notification, QueuedRequest, ledger_key
 from notifier.domain.receipts import Receipt
 from notifier.domain.recipients import Identity, LookUpLease
 from notifier.domain.status import SENT_OR_LATER, UNDELIVERED, Status
-from tests.fakes import (
-    KEY,
-    OTHER_KEY,
-    Clock,
+from tests.integration.conftest import Aws, Stack
+from tests.support.adapters import (
     FakeBotStates,
-    FakeDeadLetters,
     FakeIdentities,
-    FakeRequests,
     FakeSecrets,
     FakeTable,
-    Item,
     WholeLedger,
-    a_failure,
-    a_notification,
 )
-from tests.integration.conftest import Aws, Stack
+from tests.support.builders import KEY, OTHER_KEY, a_failure, a_notification
+from tests.support.clock import Clock
+from tests.support.queues import FakeDeadLetters, FakeRequests
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
 LEASE = 30.0

@@ -34,9 +34,9 @@ from notifier.domain.failures import (
     Transient,
     Unknown,
 )
-from tests.fakes import KEY
 from tests.local.blip import Bot as SimulatedBot
 from tests.local.blip import Simulator
+from tests.support.builders import KEY
 
 PHONE = "+5511999998888"
 IDENTITY = "5511999998888@wa.gw.msging.net"

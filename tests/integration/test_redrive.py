@@ -19,10 +19,11 @@ from notifier.domain.notification import QueuedRequest, ledger_key
 from notifier.domain.status import Status
 from notifier.use_cases.redrive_failures import redrive
 from notifier.use_cases.redrive_failures.orders import ListOrder, RedriveOrder
-from tests.fakes import WholeLedger, a_notification
 from tests.integration.cli.deployed import Deployed
 from tests.integration.conftest import Aws, Stack, a_request
 from tests.integration.receipts_stack import Json, ReceiptsStack, SimulatedClock, a_receipt
+from tests.support.adapters import WholeLedger
+from tests.support.builders import a_notification
 
 
 def order(stack: Stack, *, redrive: bool = True, **chosen: Any) -> Json:

@@ -8,7 +8,9 @@ from notifier.domain.bot_state import BotState, Plan, Reservation
 from notifier.domain.bots import Bot
 from notifier.use_cases.send_notification.outcomes import Outcome
 from notifier.use_cases.send_notification.round import Round
-from tests.fakes import KEY, Clock, Sandbox, World, a_request
+from tests.support.builders import KEY, a_request
+from tests.support.clock import Clock
+from tests.support.world import Sandbox, World
 
 NUMBER = "+5531988887777"
 BOT = Bot(name="default", key=KEY)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from notifier.domain.bots import Bot, BotsSecretError, InvalidBot, parse_bots
-from tests.fakes import KEY
+from tests.support.builders import KEY
 
 PLACEHOLDER = json.dumps(
     {

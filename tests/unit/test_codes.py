@@ -21,7 +21,7 @@ from notifier.domain.failures import (
     Transient,
     Unknown,
 )
-from tests.fakes import KEY
+from tests.support.builders import KEY
 
 BOT = Bot(name="default", base_url="http://127.0.0.1", key=KEY)
 TEMPLATE = Template(name="order_shipped", language="pt_BR")

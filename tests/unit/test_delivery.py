@@ -33,18 +33,11 @@ from notifier.domain.receipts import Receipt
 from notifier.domain.recipients import LookUpLease
 from notifier.domain.status import Status
 from notifier.use_cases.send_notification.outcomes import Outcome, Result
-from tests.fakes import (
-    KEY,
-    OTHER_KEY,
-    Clock,
-    Sandbox,
-    WholeLedger,
-    World,
-    a_request,
-    always,
-    identity_of,
-    raises,
-)
+from tests.support.adapters import WholeLedger
+from tests.support.blip import always, identity_of, raises
+from tests.support.builders import KEY, OTHER_KEY, a_request
+from tests.support.clock import Clock
+from tests.support.world import Sandbox, World
 
 PHONE = "+5531999998888"
 OTHER_PHONE = "+5511988887777"

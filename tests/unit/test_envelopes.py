@@ -9,7 +9,7 @@ import pytest
 from notifier.blip import envelopes
 from notifier.contract.parse import parse
 from notifier.contract.template import Template
-from tests.fakes import a_request
+from tests.support.builders import a_request
 
 DOCUMENT = Path(__file__).parent / "blip_document"
 

@@ -16,15 +16,11 @@ from notifier.domain.status import Status
 from notifier.use_cases.forget_recipient import Forgetting, Order, OrderError, Report, read_order
 from notifier.use_cases.record_receipt import ReceiptOutcome
 from notifier.use_cases.send_notification.outcomes import Outcome
-from tests.fakes import (
-    FakeDeadLetters,
-    FakeIdentities,
-    WholeLedger,
-    World,
-    a_failure,
-    a_request,
-    raises,
-)
+from tests.support.adapters import FakeIdentities, WholeLedger
+from tests.support.blip import raises
+from tests.support.builders import a_failure, a_request
+from tests.support.queues import FakeDeadLetters
+from tests.support.world import World
 
 PHONE = "+5531999998888"
 SAME_DIGITS = "+5521977778888"

@@ -12,7 +12,10 @@ from notifier.domain.ledger_entries import Change, NotificationDetails, Refusal
 from notifier.domain.notification import ledger_key
 from notifier.domain.status import SENT_OR_LATER, Status
 from notifier.use_cases.get_notification import Notifications, NotKnown, TooLate
-from tests.fakes import WholeLedger, World, a_request, raises
+from tests.support.adapters import WholeLedger
+from tests.support.blip import raises
+from tests.support.builders import a_request
+from tests.support.world import World
 
 
 @dataclass

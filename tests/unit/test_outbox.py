@@ -13,13 +13,17 @@ from hypothesis import strategies as st
 
 from notifier.aws.events import detail
 from notifier.aws.outbox import status_events
+from notifier.aws.table import Item
 from notifier.domain.failures import Reason, Rejected, Transient, Unknown
 from notifier.domain.notification import ledger_key
 from notifier.domain.receipts import FailureKind, Receipt
 from notifier.domain.status import Status
 from notifier.domain.status_events import StatusEvent
 from notifier.use_cases.publish_status_events import ALL_PUBLISHED
-from tests.fakes import Item, WholeLedger, World, a_request, raises
+from tests.support.adapters import WholeLedger
+from tests.support.blip import raises
+from tests.support.builders import a_request
+from tests.support.world import World
 
 DAY = 86_400
 KEY = ledger_key("default", "order-1")

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from notifier.aws.outbox import ledger_write, status_events
+from notifier.aws.table import Item
 from notifier.domain.failures import Reason, Rejected, Throttled, Transient
 from notifier.domain.ledger_entries import LedgerWrite
 from notifier.domain.notification import ledger_key
@@ -18,7 +19,10 @@ from notifier.domain.status import PUBLISHABLE, SENT_OR_LATER, Status
 from notifier.domain.status_events import Publication, StatusEvent
 from notifier.use_cases.publish_status_events import ALL_PUBLISHED, DEFAULT_PUBLISHED
 from notifier.use_cases.record_receipt import ReceiptOutcome
-from tests.fakes import Item, WholeLedger, World, a_notification, a_request, raises, stream_record
+from tests.support.adapters import WholeLedger
+from tests.support.blip import raises
+from tests.support.builders import a_notification, a_request, stream_record
+from tests.support.world import World
 
 REQUEST = a_request(id="order-1", metadata={"order": "981"}, correlation_id="trace-1")
 KEY = ledger_key("default", "order-1")

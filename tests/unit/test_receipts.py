@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from notifier.aws.events import detail
+from notifier.aws.table import Item
 from notifier.blip.receipts import FAILED, Envelope, failure_code, kind, receipt, reduced
 from notifier.domain.failures import Reason
 from notifier.domain.notification import ledger_key, message_id
@@ -23,7 +24,8 @@ from notifier.domain.status import Status
 from notifier.domain.status_events import StatusEvent
 from notifier.use_cases.publish_status_events import ALL_PUBLISHED
 from notifier.use_cases.record_receipt import ReceiptOutcome, Receipts
-from tests.fakes import Item, Sandbox, World, a_request
+from tests.support.builders import a_request
+from tests.support.world import Sandbox, World
 
 KEY = ledger_key("default", "order-1")
 PHONE = "+5531999998888"

@@ -15,7 +15,8 @@ from notifier.domain.failures import Reason
 from notifier.use_cases.redrive_failures import redrive
 from notifier.use_cases.redrive_failures.orders import ListOrder, RedriveOrder
 from notifier.use_cases.redrive_failures.redrive import Redrive
-from tests.fakes import OneAfterTheOther, World, a_failure, a_request
+from tests.support.builders import a_failure, a_request
+from tests.support.world import OneAfterTheOther, World
 
 HOUR, DAY = 3600, 86_400
 PHONE = "+5531999998888"

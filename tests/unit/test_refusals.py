@@ -9,7 +9,8 @@ from notifier.aws.refusals import DynamoDbRefusals
 from notifier.domain.failures import Reason
 from notifier.domain.ledger_entries import Refusal
 from notifier.domain.notification import ledger_key
-from tests.fakes import World, a_request
+from tests.support.builders import a_request
+from tests.support.world import World
 
 KEY = ledger_key("default", "order-1") + REFUSED
 

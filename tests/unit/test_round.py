@@ -9,7 +9,8 @@ from notifier.domain.bots import Bot
 from notifier.domain.failures import Transient
 from notifier.use_cases.send_notification.round import Once, Round
 from notifier.use_cases.slots import SLOT_GRACE_SECONDS, RetryLater, Slots
-from tests.fakes import KEY, Clock
+from tests.support.builders import KEY
+from tests.support.clock import Clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,7 +4,9 @@ import pytest
 
 from notifier.domain.bots import Bot
 from notifier.domain.failures import Reason, Rejected, Throttled, Transient, Unknown
-from tests.fakes import World, a_request, raises
+from tests.support.blip import raises
+from tests.support.builders import a_request
+from tests.support.world import World
 
 PHONE = "+5531999998888"
 

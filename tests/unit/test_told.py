@@ -24,7 +24,9 @@ from notifier.domain.receipts import Receipt
 from notifier.domain.status import Status
 from notifier.domain.status_events import StatusEvent
 from notifier.use_cases.send_notification.outcomes import Outcome
-from tests.fakes import World, a_request, always, raises
+from tests.support.blip import always, raises
+from tests.support.builders import a_request
+from tests.support.world import World
 
 type Request = dict[str, Any]
 

@@ -24,10 +24,10 @@ from typing import Any
 from boto3.dynamodb.types import TypeSerializer
 
 from notifier.aws.table import Item
-from tests.faults.simulation import Simulation
-from tests.faults.sqs import SourceMapping
+from tests.support.simulated_aws.simulation import Simulation
+from tests.support.simulated_aws.sqs import SourceMapping
 
-TEMPLATE = Path(__file__).parents[2] / "template.yaml"
+TEMPLATE = Path(__file__).parents[3] / "template.yaml"
 SHARDS = 4
 # Lambda reads a shard four times a second.
 READ_SECONDS = 0.25

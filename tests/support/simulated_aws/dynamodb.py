@@ -28,7 +28,7 @@ from botocore.exceptions import (
 )
 
 from notifier.aws.table import Item, Table
-from tests.faults.simulation import Simulation
+from tests.support.simulated_aws.simulation import Simulation
 
 type _Values = dict[str, Any]
 type _Condition = Callable[[Item, _Values], bool]

@@ -16,8 +16,8 @@ from dataclasses import KW_ONLY, dataclass, field
 from itertools import count
 from typing import Any
 
-from tests.faults.dynamodb import Aws, DirectAws
-from tests.faults.simulation import Process, Simulation
+from tests.support.simulated_aws.dynamodb import Aws, DirectAws
+from tests.support.simulated_aws.simulation import Process, Simulation
 
 RETENTION_SECONDS = 14 * 86_400
 MAX_VISIBILITY_SECONDS = 43_200
