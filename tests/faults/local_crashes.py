@@ -19,6 +19,7 @@ from tests.local.blip import Delays
 from tests.local.events import Heard
 from tests.local.report import DeadLetters, Letter
 from tests.local.stack import LocalStack, wait_until
+from tests.support.builders import a_request
 
 type Function = Literal[
     "SendNotificationFunction",
@@ -288,8 +289,4 @@ class Theatre:
 
 
 def _request(identifier: str, phone: str) -> dict[str, Any]:
-    return {
-        "id": identifier,
-        "to": phone,
-        "template": {"name": "order_shipped", "language": "pt_BR", "body": ["Maria", identifier]},
-    }
+    return a_request(id=identifier, to=phone)

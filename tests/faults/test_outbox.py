@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from tests.faults.events import ALWAYS
-from tests.faults.stories import PHONE, a_request
+from tests.faults.stories import an_order
 from tests.faults.world import World
+from tests.support.builders import PHONE
 
 DAY = 86_400.0
 
@@ -18,7 +19,7 @@ def test_an_id_that_comes_again_after_its_time_has_its_events_again(seed: int) -
         world.blip.read = 1.0
         for _ in range(2):
             world.know(PHONE)
-            world.publish(a_request())
+            world.publish(an_order())
             world.settle()
             world.run(46 * DAY)
         told = [(each["status"], each["generation"]) for each in world.bus.told["order-1"]]
@@ -33,10 +34,10 @@ def test_what_was_not_published_for_a_day_is_dropped_and_named() -> None:
     with World(1) as world:
         world.publishing.automatic = False
         world.know(PHONE)
-        world.publish(a_request())
+        world.publish(an_order())
         world.run(DAY)
         world.publishing.let_go()
-        world.publish(a_request(id="order-2"))
+        world.publish(an_order(id="order-2"))
         world.settle()
 
         assert world.bus.told.keys() & {"order-1", "order-2"} == {"order-2"}
@@ -49,7 +50,7 @@ def test_what_is_dropped_although_the_function_was_called_is_a_loss() -> None:
         world.publishing.settings = replace(world.publishing.settings, oldest=3600)
         world.bus.faults.away = [ALWAYS]
         world.know(PHONE)
-        world.publish(a_request())
+        world.publish(an_order())
         world.settle()
 
         assert any("upstream never heard of it" in what for what in world.invariants.broken())

@@ -31,7 +31,6 @@ from notifier.aws.identities import DynamoDbIdentities
 from notifier.aws.queues import RequestsQueue, queued_request
 from notifier.aws.refusals import DynamoDbRefusals
 from notifier.aws.table import Item, Table
-from notifier.domain.bots import Bot
 from notifier.domain.failures import Reason
 from notifier.domain.ledger_entries import (
     Claim,
@@ -46,7 +45,7 @@ from notifier.domain.receipts import Receipt
 from notifier.domain.recipients import Identity, LookUpLease
 from notifier.domain.status import Status
 from tests.support.adapters import WholeLedger
-from tests.support.builders import KEY, a_notification
+from tests.support.builders import a_bot, a_notification
 from tests.support.clock import Clock
 from tests.support.simulated_aws.dynamodb import DirectAws, SimTable
 from tests.support.simulated_aws.simulation import Simulation
@@ -553,10 +552,6 @@ def both(dynamodb: "DynamoDBClient") -> Iterator[Both]:
     made.clear()
 
 
-def a_bot(name: str = "default") -> Bot:
-    return Bot(name=name, key=KEY)
-
-
 def test_every_method_of_the_adapters_answers_the_same(both: Both) -> None:
     """The straight way through each of them; the search below takes all the others."""
     now = both.clock.now
@@ -800,7 +795,7 @@ class Adapters(RuleBasedStateMachine):
     )
     def reserve(self, bot: str, plan: str, count: int, probing: bool, asking: bool) -> None:
         self.both(
-            *("bot_states", "reserve", a_bot(bot), plan, count, 3.0),
+            *("bot_states", "reserve", a_bot(name=bot), plan, count, 3.0),
             share=0.9,
             probing=probing,
             asking=asking,
@@ -820,7 +815,11 @@ class Adapters(RuleBasedStateMachine):
             self.both("bot_states", "close_breaker", bot, sent=sent)
         else:
             self.both(
-                "bot_states", "start_cooldown", a_bot(bot), "messages", self.both.clock.now() + by
+                "bot_states",
+                "start_cooldown",
+                a_bot(name=bot),
+                "messages",
+                self.both.clock.now() + by,
             )
 
     @rule(

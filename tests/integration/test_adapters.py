@@ -48,13 +48,13 @@ from notifier.domain.recipients import Identity, LookUpLease
 from notifier.domain.status import SENT_OR_LATER, UNDELIVERED, Status
 from tests.integration.conftest import Aws, Stack
 from tests.support.adapters import (
-    FakeBotStates,
-    FakeIdentities,
-    FakeSecrets,
-    FakeTable,
+    CountingIdentities,
+    CountingTable,
+    FakeSecretsManager,
+    RecordingBotStates,
     WholeLedger,
 )
-from tests.support.builders import KEY, OTHER_KEY, a_failure, a_notification
+from tests.support.builders import KEY, OTHER_KEY, a_bot, a_failure, a_notification
 from tests.support.clock import Clock
 from tests.support.queues import FakeDeadLetters, FakeRequests
 
@@ -92,7 +92,7 @@ class Fakes:
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self._tables = {"ledger": FakeTable(), "identities": FakeTable()}
+        self._tables = {"ledger": CountingTable(), "identities": CountingTable()}
         self._text = "{}"
         self._letters = FakeDeadLetters()
         self._letters.now = self.clock.now
@@ -104,8 +104,8 @@ class Fakes:
     def refusals(self) -> DynamoDbRefusals:
         return DynamoDbRefusals(self._tables["ledger"], self.clock.now)
 
-    def identities(self, *, uniform: Callable[[float, float], float] = max) -> FakeIdentities:
-        return FakeIdentities(
+    def identities(self, *, uniform: Callable[[float, float], float] = max) -> CountingIdentities:
+        return CountingIdentities(
             self._tables["identities"],
             now=self.clock.now,
             ttl_seconds=TTL,
@@ -113,11 +113,12 @@ class Fakes:
             uniform=uniform,
         )
 
-    def bot_states(self) -> FakeBotStates:
-        return FakeBotStates(self._tables["identities"], self.clock.now)
+    def bot_states(self) -> RecordingBotStates:
+        return RecordingBotStates(self._tables["identities"], self.clock.now)
 
-    def secrets(self) -> FakeSecrets:
-        return FakeSecrets(lambda: self._text, self.clock.now)
+    def secrets(self) -> SecretsManagerBots:
+        client: Any = FakeSecretsManager(lambda: self._text)
+        return SecretsManagerBots(client, "bots", self.clock.now)
 
     def letters(self) -> FakeDeadLetters:
         return self._letters
@@ -1849,10 +1850,6 @@ def test_more_keys_than_dynamodb_takes_at_once(real: RealOnes, aws: Aws) -> None
 
 
 # --- The bot's item -------------------------------------------------------------------------------
-
-
-def a_bot(**changes: Any) -> Bot:
-    return Bot(**{"name": "default", "key": KEY, "messages_per_second": 20} | changes)
 
 
 def reserve(

@@ -11,9 +11,11 @@ from notifier.aws.table import Table
 from notifier.domain.notification import ledger_key
 from notifier.use_cases.send_notification import batch as batches
 from notifier.use_cases.send_notification import waits as all_waits
-from tests.integration.conftest import Record, Stack, a_request
-from tests.integration.receipts_stack import Json, ReceiptsStack, SimulatedClock, a_receipt
+from tests.integration.conftest import Record, Stack
+from tests.integration.receipts_stack import Json, ReceiptsStack, a_receipt
 from tests.local.blip import Bot
+from tests.support.builders import a_request
+from tests.support.clock import MachineClock
 
 # Of no bot anywhere.
 OLD_KEY, NEW_KEY = "Key c2ltdWxhdGVkOnNlY3JldA==", "Key c2ltdWxhdGVkOnJvdGF0ZWQ="
@@ -22,7 +24,7 @@ PEOPLE = count(1)  # everybody is new
 
 
 @pytest.fixture(autouse=True)
-def simulated(stack: Stack, clock: SimulatedClock) -> None:
+def simulated(stack: Stack, clock: MachineClock) -> None:
     assert clock
     stack.blip.configure(throttle=False)  # its clock is not the simulated one
 
@@ -103,7 +105,7 @@ def test_they_may_come_in_one_batch_and_to_several_sandboxes(stack: Stack) -> No
 
 
 def test_the_same_notification_five_times_does_not_open_it(
-    stack: Stack, clock: SimulatedClock
+    stack: Stack, clock: MachineClock
 ) -> None:
     stack.blip.add_fault(path="messages", status=400, code=51)
     records = batch(stack)
@@ -154,7 +156,7 @@ def test_what_never_reached_blip_is_no_answer(stack: Stack) -> None:
     assert is_open(stack)
 
 
-def test_the_plan_is_no_failure(stack: Stack, clock: SimulatedClock) -> None:
+def test_the_plan_is_no_failure(stack: Stack, clock: MachineClock) -> None:
     stack.blip.add_fault(path="messages", status=429)
 
     for _ in range(6):
@@ -183,7 +185,7 @@ def test_another_bot_goes_on(stack: Stack) -> None:
 # --- While it is open -----------------------------------------------------------------------------
 
 
-def test_nothing_is_claimed_looked_up_or_sent(stack: Stack, clock: SimulatedClock) -> None:
+def test_nothing_is_claimed_looked_up_or_sent(stack: Stack, clock: MachineClock) -> None:
     break_it(stack)
     stack.blip.add_fault(path="ping", status=503)
     records = batch(stack, 10)
@@ -202,9 +204,7 @@ def test_nothing_is_claimed_looked_up_or_sent(stack: Stack, clock: SimulatedCloc
     assert sum(clock.slept) < 1
 
 
-def test_an_outage_costs_no_attempts_and_no_dead_letters(
-    stack: Stack, clock: SimulatedClock
-) -> None:
+def test_an_outage_costs_no_attempts_and_no_dead_letters(stack: Stack, clock: MachineClock) -> None:
     records = batch(stack, 6)
     with stack.blip.unreachable():
         assert len(stack.handle(records)) == 6
@@ -226,7 +226,7 @@ def test_an_outage_costs_no_attempts_and_no_dead_letters(
 
 
 def test_a_batch_that_can_do_something_does_not_hold_still(
-    stack: Stack, clock: SimulatedClock
+    stack: Stack, clock: MachineClock
 ) -> None:
     other = Bot(name="other")
     stack.blip.put_bot(other)
@@ -249,7 +249,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("full")
-def test_there_is_no_holding_still_beyond_the_deadline(stack: Stack, clock: SimulatedClock) -> None:
+def test_there_is_no_holding_still_beyond_the_deadline(stack: Stack, clock: MachineClock) -> None:
     break_it(stack)
     stack.blip.add_fault(path="ping", status=503)
 
@@ -266,7 +266,7 @@ def test_there_is_no_holding_still_beyond_the_deadline(stack: Stack, clock: Simu
 @pytest.mark.usefixtures("full")
 @pytest.mark.parametrize("fault", [{"status": 503}, {"drop": True}, {"failure": 61}], ids=str)
 def test_there_is_one_probe_every_30_seconds_over_all_sandboxes(
-    stack: Stack, clock: SimulatedClock, fault: Json
+    stack: Stack, clock: MachineClock, fault: Json
 ) -> None:
     break_it(stack)
     stack.blip.add_fault(path="ping", **fault)
@@ -287,7 +287,7 @@ def test_there_is_one_probe_every_30_seconds_over_all_sandboxes(
 
 
 def test_a_sandbox_that_ends_while_it_probes_delays_the_next_by_30_seconds(
-    stack: Stack, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch
+    stack: Stack, clock: MachineClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_it(stack)
     records = batch(stack)
@@ -394,7 +394,7 @@ def test_a_number_known_to_be_none_does_not_close_it(stack: Stack) -> None:
     ids=str,
 )
 def test_a_misconfigured_bot_opens_it_at_once_and_loses_nothing(
-    stack: Stack, clock: SimulatedClock, fault: Json
+    stack: Stack, clock: MachineClock, fault: Json
 ) -> None:
     stack.blip.add_fault(**fault)
     stack.blip.add_fault(path="ping", status=401)
@@ -427,7 +427,7 @@ def test_a_misconfigured_bot_opens_it_at_once_and_loses_nothing(
     ids=str,
 )
 def test_notification_that_alone_is_refused_is_given_up_and_harms_no_other(
-    stack: Stack, clock: SimulatedClock, fault: Json
+    stack: Stack, clock: MachineClock, fault: Json
 ) -> None:
     stack.aws.overrides["max_attempts"] = 3
     stack.blip.add_fault(**fault)
@@ -458,7 +458,7 @@ def test_code_of_a_403_makes_it_a_dead_letter_at_once(stack: Stack, code: int) -
 
 
 def test_bot_without_a_channel_opens_it_and_loses_nothing(
-    stack: Stack, clock: SimulatedClock
+    stack: Stack, clock: MachineClock
 ) -> None:
     stack.blip.add_fault(path="lookups", failure=81)
     records = batch(stack, 8)
@@ -486,7 +486,7 @@ def test_a_wrong_key_stops_the_rest_of_its_batch(stack: Stack) -> None:
     assert stack.blip.inbox() == []
 
 
-def test_a_rotated_key_is_picked_up_without_a_deploy(stack: Stack, clock: SimulatedClock) -> None:
+def test_a_rotated_key_is_picked_up_without_a_deploy(stack: Stack, clock: MachineClock) -> None:
     assert stack.blip.key == OLD_KEY
     assert stack.handle(batch(stack)) == []
     stack.blip.put_bot(Bot(key=NEW_KEY))
@@ -505,7 +505,7 @@ def test_a_rotated_key_is_picked_up_without_a_deploy(stack: Stack, clock: Simula
     assert stack.aws.dead_letters() == []
 
 
-def test_a_key_that_was_rotated_in_time_stops_nothing(stack: Stack, clock: SimulatedClock) -> None:
+def test_a_key_that_was_rotated_in_time_stops_nothing(stack: Stack, clock: MachineClock) -> None:
     assert stack.handle(batch(stack)) == []
     stack.aws.put_bots({"default": {"base_url": stack.blip.url, "key": NEW_KEY}})
     stack.blip.put_bot(Bot(key=NEW_KEY))
@@ -544,7 +544,7 @@ def number_is_down(stack: Stack, receipts: ReceiptsStack, request: Json) -> None
 
 
 def test_a_number_that_is_down_is_tried_every_ten_minutes_until_no_receipt_contradicts(
-    stack: Stack, receipts: ReceiptsStack, clock: SimulatedClock
+    stack: Stack, receipts: ReceiptsStack, clock: MachineClock
 ) -> None:
     """BLiP answers pings and 202 all the while."""
     request, second = a_request(), a_request()

@@ -11,10 +11,11 @@ import httpx
 import pytest
 
 from notifier.domain.notification import ledger_key
-from tests.integration.conftest import Stack, a_request
+from tests.integration.conftest import Stack
 from tests.integration.receipts_stack import ReceiptsStack
 from tests.local.console import Console, Sources
 from tests.local.events import Heard
+from tests.support.builders import a_request
 
 WAIT_SECONDS = 60
 

@@ -14,9 +14,9 @@ from botocore.exceptions import ClientError
 from notifier.aws import table
 from notifier.entrypoints.forget_recipient import ForgetRecipient, forget_recipient
 from notifier.settings import ForgetRecipientSettings
-from tests.integration.conftest import Aws, Stack, a_request
+from tests.integration.conftest import Aws, Stack
+from tests.support.builders import PHONE, a_request
 
-PHONE = "+5531999998888"
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "events/lambda/forget_recipient.json"
 

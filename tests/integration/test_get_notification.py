@@ -15,8 +15,10 @@ from jsonschema import Draft202012Validator, FormatChecker
 
 from notifier.entrypoints.get_notification import GetNotification, get_notification
 from notifier.settings import GetNotificationSettings
-from tests.integration.conftest import Aws, Stack, a_request
-from tests.integration.receipts_stack import ReceiptsStack, SimulatedClock, a_receipt
+from tests.integration.conftest import Aws, Stack
+from tests.integration.receipts_stack import ReceiptsStack, a_receipt
+from tests.support.builders import a_request
+from tests.support.clock import MachineClock
 
 type Json = dict[str, Any]
 
@@ -292,7 +294,7 @@ def test_what_is_not_valid_is_told_with_its_reasons(
 
 
 def test_the_last_ten_refusals_of_an_id_are_kept(
-    clock: SimulatedClock, asked: Asked, stack: Stack, receipts: ReceiptsStack
+    clock: MachineClock, asked: Asked, stack: Stack, receipts: ReceiptsStack
 ) -> None:
     heard: list[str] = []
     times: list[str] = []
@@ -331,7 +333,7 @@ def test_where_a_notification_has_the_id_it_comes_first(
 
 
 def test_what_was_refused_is_known_for_fourteen_days(
-    clock: SimulatedClock, asked: Asked, stack: Stack
+    clock: MachineClock, asked: Asked, stack: Stack
 ) -> None:
     assert stack.deliver(a_request(id="order-1", to="no number")) == []
 

@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from notifier.domain.failures import Reason
-from tests.integration.conftest import Stack, a_request
+from tests.integration.conftest import Stack
 from tests.local.blip import Bot
+from tests.support.builders import a_request
 
 
 @pytest.fixture

@@ -15,9 +15,11 @@ from notifier.aws.bot_state import DynamoDbBotStates
 from notifier.aws.table import Table
 from notifier.domain.notification import ledger_key
 from notifier.use_cases import poll_receipts
-from tests.integration.conftest import Stack, a_request
-from tests.integration.receipts_stack import Json, ReceiptsStack, SimulatedClock
+from tests.integration.conftest import Stack
+from tests.integration.receipts_stack import Json, ReceiptsStack
 from tests.local.blip import Bot
+from tests.support.builders import a_request
+from tests.support.clock import MachineClock
 
 FUNCTIONS = Path(__file__).parents[2] / "functions"
 MINUTE, HOUR, DAY = 60, 3600, 86_400
@@ -66,7 +68,7 @@ def asked(stack: Stack) -> int:
     return sum(request.kind == "history" for request in stack.blip.requests)
 
 
-def due_in(stack: Stack, key: str, clock: SimulatedClock) -> float | None:
+def due_in(stack: Stack, key: str, clock: MachineClock) -> float | None:
     """Return the seconds until a message is asked about."""
     poll_at = item(stack, key).get("poll_at")
     return None if poll_at is None else int(poll_at) / 1000 - clock.now()
@@ -76,7 +78,7 @@ def due_in(stack: Stack, key: str, clock: SimulatedClock) -> float | None:
 
 
 def test_what_was_sent_is_asked_about_after_minutes(
-    receipts: ReceiptsStack, stack: Stack, clock: SimulatedClock
+    receipts: ReceiptsStack, stack: Stack, clock: MachineClock
 ) -> None:
     key = sent(stack)
     assert receipts.poll() == 0
@@ -107,7 +109,7 @@ def test_what_was_sent_is_asked_about_after_minutes(
 
 
 def test_it_backs_off_and_stops_before_blip_forgets(
-    receipts: ReceiptsStack, stack: Stack, clock: SimulatedClock
+    receipts: ReceiptsStack, stack: Stack, clock: MachineClock
 ) -> None:
     stack.blip.add_fault(path="messages", events=["accepted", "dispatched"])
     key = sent(stack)
@@ -130,7 +132,7 @@ def test_it_backs_off_and_stops_before_blip_forgets(
 
 
 def test_a_message_that_leaves_no_trace_is_given_up(
-    receipts: ReceiptsStack, stack: Stack, clock: SimulatedClock
+    receipts: ReceiptsStack, stack: Stack, clock: MachineClock
 ) -> None:
     stack.blip.add_fault(path="messages", events=[])
     key = sent(stack)
@@ -146,7 +148,7 @@ def test_a_message_that_leaves_no_trace_is_given_up(
 
 
 def test_a_failure_is_found_and_asked_about_no_more(
-    receipts: ReceiptsStack, stack: Stack, clock: SimulatedClock
+    receipts: ReceiptsStack, stack: Stack, clock: MachineClock
 ) -> None:
     stack.blip.add_fault(path="messages", receipt=131_026)
     key = sent(stack, id="order-1")
@@ -167,7 +169,7 @@ def test_a_failure_is_found_and_asked_about_no_more(
 
 
 def test_a_message_that_ended_meanwhile_stays_ended(
-    receipts: ReceiptsStack, stack: Stack, clock: SimulatedClock
+    receipts: ReceiptsStack, stack: Stack, clock: MachineClock
 ) -> None:
     key = sent(stack)
     clock.advance(6 * MINUTE)
@@ -191,7 +193,7 @@ def test_a_message_that_ended_meanwhile_stays_ended(
 
 
 def test_bots_with_a_webhook_are_left_alone(
-    receipts: ReceiptsStack, stack: Stack, clock: SimulatedClock
+    receipts: ReceiptsStack, stack: Stack, clock: MachineClock
 ) -> None:
     put_bots(stack, default={"receipts": "webhook"}, unsaid={"receipts": "webhook"})
     keys = [sent(stack), sent(stack, bot="unsaid", to="+5531999998889")]
@@ -214,7 +216,7 @@ def test_bots_with_a_webhook_are_left_alone(
 def test_every_bot_gets_its_turn(
     receipts: ReceiptsStack,
     stack: Stack,
-    clock: SimulatedClock,
+    clock: MachineClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(poll_receipts, "CONCURRENCY", 2)
@@ -261,7 +263,7 @@ def test_it_keeps_to_the_commands_plan(receipts: ReceiptsStack, stack: Stack) ->
     assert statistics["highest_per_second"]["simulated"]["commands"] <= 12
 
 
-def test_it_stops_in_time(receipts: ReceiptsStack, stack: Stack, clock: SimulatedClock) -> None:
+def test_it_stops_in_time(receipts: ReceiptsStack, stack: Stack, clock: MachineClock) -> None:
     several(stack, 3)
     clock.advance(6 * MINUTE)
 
@@ -279,7 +281,7 @@ def test_it_stops_in_time(receipts: ReceiptsStack, stack: Stack, clock: Simulate
 def test_over_the_plan_everybody_stays_away(
     receipts: ReceiptsStack,
     stack: Stack,
-    clock: SimulatedClock,
+    clock: MachineClock,
     retry_after: int | None,
     seconds: int,
 ) -> None:
@@ -303,7 +305,7 @@ def test_over_the_plan_everybody_stays_away(
 
 
 def test_while_the_breaker_is_open_nothing_is_asked(
-    receipts: ReceiptsStack, stack: Stack, clock: SimulatedClock
+    receipts: ReceiptsStack, stack: Stack, clock: MachineClock
 ) -> None:
     key = sent(stack)
     stack.aws.dynamodb.update_item(
@@ -321,7 +323,7 @@ def test_while_the_breaker_is_open_nothing_is_asked(
 
 
 def test_while_a_number_is_down_its_receipts_are_asked_for(
-    receipts: ReceiptsStack, stack: Stack, clock: SimulatedClock
+    receipts: ReceiptsStack, stack: Stack, clock: MachineClock
 ) -> None:
     """They are what can tell whether it still is."""
     sent(stack)
@@ -335,7 +337,7 @@ def test_while_a_number_is_down_its_receipts_are_asked_for(
 def test_more_is_asked_than_one_page_holds(
     receipts: ReceiptsStack,
     stack: Stack,
-    clock: SimulatedClock,
+    clock: MachineClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(poll_receipts, "PAGE", poll_receipts.CONCURRENCY)
@@ -348,7 +350,7 @@ def test_more_is_asked_than_one_page_holds(
 
 
 def test_a_wrong_key_costs_no_question_its_place(
-    receipts: ReceiptsStack, stack: Stack, clock: SimulatedClock
+    receipts: ReceiptsStack, stack: Stack, clock: MachineClock
 ) -> None:
     key = sent(stack)
     stack.blip.put_bot(Bot(key="Key c2ltdWxhdGVkOnJvdGF0ZWQ="))
@@ -376,7 +378,7 @@ def test_a_wrong_key_costs_no_question_its_place(
 def test_a_question_that_fails_is_put_off_and_does_not_hold_up_the_others(
     receipts: ReceiptsStack,
     stack: Stack,
-    clock: SimulatedClock,
+    clock: MachineClock,
     monkeypatch: pytest.MonkeyPatch,
     fault: Json,
 ) -> None:
@@ -395,7 +397,7 @@ def test_a_question_that_fails_is_put_off_and_does_not_hold_up_the_others(
 
 
 def test_a_question_that_fails_at_the_end_is_the_last(
-    receipts: ReceiptsStack, stack: Stack, clock: SimulatedClock
+    receipts: ReceiptsStack, stack: Stack, clock: MachineClock
 ) -> None:
     key = sent(stack)
     stack.blip.add_fault(path="history", status=503)
@@ -410,7 +412,7 @@ def test_a_question_that_fails_at_the_end_is_the_last(
 
 
 def test_what_cannot_be_put_on_the_queue_is_asked_for_again(
-    receipts: ReceiptsStack, stack: Stack, clock: SimulatedClock
+    receipts: ReceiptsStack, stack: Stack, clock: MachineClock
 ) -> None:
     keys = several(stack, 3)
     clock.advance(6 * MINUTE)
@@ -427,7 +429,7 @@ def test_what_cannot_be_put_on_the_queue_is_asked_for_again(
 
 
 def test_what_sqs_refuses_is_asked_for_again(
-    receipts: ReceiptsStack, stack: Stack, clock: SimulatedClock
+    receipts: ReceiptsStack, stack: Stack, clock: MachineClock
 ) -> None:
     keys = several(stack, 3)
     clock.advance(6 * MINUTE)
@@ -458,7 +460,7 @@ def test_what_sqs_refuses_is_asked_for_again(
 def test_no_question_is_under_way_when_the_function_returns(
     receipts: ReceiptsStack,
     stack: Stack,
-    clock: SimulatedClock,
+    clock: MachineClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(poll_receipts, "KEPT_TOGETHER", 1)
@@ -489,7 +491,7 @@ def test_no_question_is_under_way_when_the_function_returns(
 def test_the_function_as_lambda_calls_it(
     receipts: ReceiptsStack,
     stack: Stack,
-    clock: SimulatedClock,
+    clock: MachineClock,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -525,7 +527,7 @@ def test_the_function_as_lambda_calls_it(
 
 
 def test_how_late_it_is_is_measured_only_where_there_is_a_bot_to_ask(
-    receipts: ReceiptsStack, stack: Stack, clock: SimulatedClock
+    receipts: ReceiptsStack, stack: Stack, clock: MachineClock
 ) -> None:
     polling = receipts.poller._polling
     assert polling.poll(clock.now() + 60).late_seconds == 0

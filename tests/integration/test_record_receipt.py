@@ -17,8 +17,10 @@ from notifier.domain.bots import Bot
 from notifier.domain.notification import ledger_key
 from notifier.domain.receipts import Receipt
 from notifier.entrypoints.environment import BatchCrashed
-from tests.integration.conftest import Stack, a_request
-from tests.integration.receipts_stack import Json, ReceiptsStack, SimulatedClock, a_receipt
+from tests.integration.conftest import Stack
+from tests.integration.receipts_stack import Json, ReceiptsStack, a_receipt
+from tests.support.builders import a_request
+from tests.support.clock import MachineClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -346,7 +348,7 @@ def test_a_failure_before_the_settle_stands(
 
 
 def test_receipts_may_come_weeks_later(
-    receipts: ReceiptsStack, stack: Stack, clock: SimulatedClock
+    receipts: ReceiptsStack, stack: Stack, clock: MachineClock
 ) -> None:
     key = sent(stack)
     clock.advance(30 * 86_400)

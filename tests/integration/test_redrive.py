@@ -20,10 +20,11 @@ from notifier.domain.status import Status
 from notifier.use_cases.redrive_failures import redrive
 from notifier.use_cases.redrive_failures.orders import ListOrder, RedriveOrder
 from tests.integration.cli.deployed import Deployed
-from tests.integration.conftest import Aws, Stack, a_request
-from tests.integration.receipts_stack import Json, ReceiptsStack, SimulatedClock, a_receipt
+from tests.integration.conftest import Aws, Stack
+from tests.integration.receipts_stack import Json, ReceiptsStack, a_receipt
 from tests.support.adapters import WholeLedger
-from tests.support.builders import a_notification
+from tests.support.builders import a_notification, a_request
+from tests.support.clock import MachineClock
 
 
 def order(stack: Stack, *, redrive: bool = True, **chosen: Any) -> Json:
@@ -242,7 +243,7 @@ def test_a_thousand_letters_and_a_redrive_that_is_killed_four_times(
     stack: Stack,
     killer: Killer,
     thousand: list[Json],
-    clock: SimulatedClock,
+    clock: MachineClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(moto_queues, "unix_time", clock.now)

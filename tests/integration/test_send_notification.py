@@ -23,12 +23,12 @@ from notifier.entrypoints import send_notification as sending
 from notifier.entrypoints.environment import BatchCrashed, SystemClock
 from notifier.entrypoints.send_notification import SendNotification
 from notifier.use_cases.send_notification import batch as batches
-from tests.integration.conftest import Record, Stack, a_request
+from tests.integration.conftest import Record, Stack
 from tests.local.blip import Bot, wait_until
+from tests.support.builders import MARIA, PHONE, a_request
+from tests.support.clock import MachineClock
 from tests.unit.test_envelopes import PLACEHOLDERS, SENDS, differences, documented
 
-PHONE = "+5531999998888"
-MARIA = "Maria Aparecida"
 WEEK = timedelta(days=7)
 
 
@@ -52,26 +52,11 @@ def no_holding_still(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "HOLD_STILL_SECONDS", 0)
 
 
-class Clock:
-    """The machine's clock, moved forward."""
-
-    def __init__(self) -> None:
-        self.ahead = 0.0
-
-    def now(self) -> float:
-        return time.time() + self.ahead
-
-
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
+def clock(monkeypatch: pytest.MonkeyPatch) -> MachineClock:
+    clock = MachineClock()
     monkeypatch.setattr(SystemClock, "now", staticmethod(clock.now))
     return clock
-
-
-def request(**changes: Any) -> dict[str, Any]:
-    template = {"name": "order_shipped", "language": "pt_BR", "body": [MARIA, "981"]}
-    return a_request(**{"template": template} | changes)
 
 
 def phone(number: int) -> str:
@@ -134,7 +119,7 @@ def max_threads(stack: Stack, *batches: list[Record]) -> list[str]:
 
 
 def test_a_request_becomes_one_message_at_blip(stack: Stack) -> None:
-    body = request()
+    body = a_request()
 
     assert stack.deliver(body) == []
 
@@ -159,7 +144,7 @@ def test_the_six_requests_of_blip_s_document(stack: Stack) -> None:
         to = phone(len(wanted))
         wanted[to] = shown
         template: dict[str, Any] = {"name": name, "language": "pt_BR"} | parts
-        assert stack.deliver(request(to=to, template=template)) == []
+        assert stack.deliver(a_request(to=to, template=template)) == []
 
     messages = {message["phone"]: message["envelope"] for message in stack.blip.inbox()}
     for to, shown in wanted.items():
@@ -253,7 +238,7 @@ def test_malformed(stack: Stack, body: str) -> None:
 
 
 def test_invalid(stack: Stack) -> None:
-    body = json.dumps(request(to="31 99999-8888", id="order-1"), indent=3) + "\n"
+    body = json.dumps(a_request(to="31 99999-8888", id="order-1"), indent=3) + "\n"
 
     assert stack.deliver(body) == []
 
@@ -280,7 +265,7 @@ def test_invalid_in_everything_and_at_length(stack: Stack) -> None:
 
 
 def test_unknown_bot(stack: Stack) -> None:
-    body = request(bot="clinic")
+    body = a_request(bot="clinic")
 
     assert stack.deliver(body) == []
 
@@ -290,7 +275,7 @@ def test_unknown_bot(stack: Stack) -> None:
 
 
 def test_id_conflict(stack: Stack) -> None:
-    body = request()
+    body = a_request()
     other = body | {"to": phone(1)}
 
     assert stack.deliver(body) == []
@@ -309,7 +294,7 @@ def test_the_same_message_is_refused_once_and_the_same_body_again_twice(
     stack: Stack, reason: str
 ) -> None:
     """SQS may show a message twice; what a producer publishes twice is wrong twice."""
-    body = request()
+    body = a_request()
     if reason == "id_conflict":
         assert stack.deliver(body) == []
     stack.publish(body | {"to": phone(1) if reason == "id_conflict" else "no number"})
@@ -328,7 +313,7 @@ def test_the_same_message_is_refused_once_and_the_same_body_again_twice(
 
 
 def test_expired(stack: Stack) -> None:
-    body = request(valid_until="2020-01-01T00:00:00-03:00")
+    body = a_request(valid_until="2020-01-01T00:00:00-03:00")
 
     assert stack.deliver(body) == []
 
@@ -339,7 +324,7 @@ def test_expired(stack: Stack) -> None:
 
 
 def test_not_a_phone_number(stack: Stack) -> None:
-    body = request(to="+5531900000061")
+    body = a_request(to="+5531900000061")
 
     assert stack.deliver(body) == []
 
@@ -348,12 +333,12 @@ def test_not_a_phone_number(stack: Stack) -> None:
     assert_ended(stack, body, "rejected")
     assert stack.blip.inbox() == []
     # It is remembered: the next one is not even looked up.
-    assert stack.deliver(request(to="+5531900000061")) == []
+    assert stack.deliver(a_request(to="+5531900000061")) == []
     assert stack.blip.statistics()["kinds"] == {"lookups": 1}
 
 
 def test_rejected(stack: Stack) -> None:
-    body = request(to="+5531900000031")
+    body = a_request(to="+5531900000031")
     stack.blip.add_fault(path="messages", status=400, code=21)
 
     assert stack.deliver(body) == []
@@ -369,7 +354,7 @@ def test_rejected(stack: Stack) -> None:
 def test_retries_exhausted(stack: Stack) -> None:
     stack.aws.overrides["max_attempts"] = 3
     stack.blip.add_fault(path="messages", status=400, code=51)
-    body = request()
+    body = a_request()
     stack.publish(body)
     records = stack.receive()
 
@@ -386,7 +371,7 @@ def test_retries_exhausted(stack: Stack) -> None:
 
 
 def test_waited_too_long(stack: Stack) -> None:
-    body = request()
+    body = a_request()
     stack.publish(body)
     (record,) = stack.receive()
     published = int(record["attributes"]["SentTimestamp"]) - WEEK / timedelta(milliseconds=1)
@@ -408,7 +393,7 @@ def test_the_longest_body_that_the_queue_takes(stack: Stack) -> None:
 
 
 def test_a_redrive_is_the_next_generation(stack: Stack) -> None:
-    body = request()
+    body = a_request()
     stack.blip.add_fault(path="messages", status=400, code=21, times=1)
     stack.deliver(body)
     assert [letter["generation"] for letter in stack.aws.dead_letters()] == ["1"]
@@ -428,7 +413,7 @@ def test_a_redrive_is_the_next_generation(stack: Stack) -> None:
 
 
 def test_the_same_request_five_times_in_one_batch(stack: Stack) -> None:
-    body = request()
+    body = a_request()
 
     assert stack.deliver(*[body] * 5) == []
 
@@ -437,7 +422,7 @@ def test_the_same_request_five_times_in_one_batch(stack: Stack) -> None:
 
 
 def test_the_same_request_in_five_batches(stack: Stack) -> None:
-    body = request()
+    body = a_request()
     for _ in range(5):
         assert stack.deliver(body) == []
 
@@ -446,7 +431,7 @@ def test_the_same_request_in_five_batches(stack: Stack) -> None:
 
 def test_the_same_request_in_five_sandboxes_at_once(stack: Stack) -> None:
     stack.blip.configure(latency_seconds=0.1)
-    body = request()
+    body = a_request()
     stack.publish(*[body] * 5)
     records = stack.receive()
 
@@ -465,7 +450,7 @@ def test_twenty_requests_for_one_number_in_several_sandboxes_are_one_look_up(
     stack: Stack,
 ) -> None:
     stack.blip.configure(latency_seconds=0.2)
-    bodies = [request() for _ in range(20)]
+    bodies = [a_request() for _ in range(20)]
     stack.publish(*bodies)
     records = stack.receive()
 
@@ -482,7 +467,7 @@ def test_twenty_requests_for_one_number_in_several_sandboxes_are_one_look_up(
 def test_a_claim_that_is_lost_during_the_look_up_sends_nothing(stack: Stack) -> None:
     # Long enough for the claim to be lost meanwhile.
     stack.blip.add_fault(path="lookups", latency_seconds=2)
-    body = request()
+    body = a_request()
     stack.publish(body)
     records = stack.receive()
     with ThreadPoolExecutor(1) as threads:
@@ -513,7 +498,7 @@ def test_ten_new_recipients_are_looked_up_side_by_side_and_written_to_side_by_si
     # Long enough for all ten to begin, however busy the machine is.
     stack.blip.configure(latency_seconds=2)
 
-    assert stack.deliver(*[request(to=phone(number)) for number in range(10)]) == []
+    assert stack.deliver(*[a_request(to=phone(number)) for number in range(10)]) == []
 
     most = stack.blip.statistics()["most_in_flight"]
     assert most["/commands"] == 10
@@ -535,7 +520,7 @@ def cost_of_ten(stack: Stack, *, known: bool) -> Counter[str]:
 
     A thread that wakes up too late for its slot reserves another: this machine may be busy.
     """
-    stack.deliver(request())  # the sandbox starts, and fetches the secret
+    stack.deliver(a_request())  # the sandbox starts, and fetches the secret
     costs = []
     for batch in range(5):
         phones = [phone(10 * batch + number) for number in range(10)]
@@ -543,7 +528,7 @@ def cost_of_ten(stack: Stack, *, known: bool) -> Counter[str]:
             know(stack, *phones)
         wait_until(lambda: time.time() > last_slot(stack))
         stack.aws.calls.clear()
-        assert stack.deliver(*[request(to=to) for to in phones]) == []
+        assert stack.deliver(*[a_request(to=to) for to in phones]) == []
         costs.append(calls(stack))
         if costs[-1].total() <= (22 if known else 53):
             break
@@ -580,9 +565,9 @@ def test_a_look_up_that_hangs_delays_nobody(stack: Stack, monkeypatch: pytest.Mo
     monkeypatch.setattr(sending, "CALL_SECONDS", 5)
     know(stack, *map(phone, range(4)))
     stack.blip.add_fault(path="lookups", to=PHONE, hang=True)
-    stuck = request()
+    stuck = a_request()
 
-    waiting = stack.deliver("not JSON", stuck, *[request(to=phone(n)) for n in range(5)])
+    waiting = stack.deliver("not JSON", stuck, *[a_request(to=phone(n)) for n in range(5)])
 
     assert waiting == [json.dumps(stuck)]
     (hanging,) = (each for each in stack.blip.requests if each.status == 0)
@@ -598,7 +583,7 @@ def test_a_look_up_that_hangs_delays_nobody(stack: Stack, monkeypatch: pytest.Mo
 
 def test_a_status_of_a_newer_release_is_left_alone(stack: Stack) -> None:
     """During a canary, and after a rollback, two releases share the ledger."""
-    body = request(id="order-1")
+    body = a_request(id="order-1")
     stack.deliver(body)
     (item,) = stack.aws.ledger()
     stack.aws.dynamodb.update_item(
@@ -631,7 +616,7 @@ def test_a_crash_in_one_thread_hurts_one_record(
         return original(self, claim, *arguments)
 
     monkeypatch.setattr(DynamoDbLedger, step, crash)
-    bodies = [request(to=phone(number)) for number in range(5)]
+    bodies = [a_request(to=phone(number)) for number in range(5)]
 
     (waiting,) = stack.deliver(*bodies)
 
@@ -657,7 +642,7 @@ def test_lambda_hears_of_a_batch_that_crashed_as_a_whole(
 
     with monkeypatch.context() as broken:
         broken.setattr(DynamoDbLedger, "claim", crash)
-        stack.publish(request(), request(to=phone(2)))
+        stack.publish(a_request(), a_request(to=phone(2)))
         records = stack.receive()
         context: Any = SimpleNamespace(get_remaining_time_in_millis=lambda: 30_000)
         with pytest.raises(BatchCrashed):
@@ -677,7 +662,7 @@ def test_several_sandboxes_together_keep_to_the_plan(stack: Stack) -> None:
     set_plan(stack, messages_per_second=20)
     stack.blip.configure(throttle=False)  # it counts, and lets everything pass
     know(stack, *map(phone, range(30)))
-    stack.publish(*[request(to=phone(number)) for number in range(30)])
+    stack.publish(*[a_request(to=phone(number)) for number in range(30)])
     records = stack.receive()
 
     assert max_threads(stack, records[:10], records[10:20], records[20:]) == []
@@ -690,11 +675,11 @@ def test_several_sandboxes_together_keep_to_the_plan(stack: Stack) -> None:
     assert stack.blip.statistics()["highest_per_second"]["simulated"]["messages"] <= 23
 
 
-def test_over_the_plan_everything_of_the_bot_stops(stack: Stack, clock: Clock) -> None:
+def test_over_the_plan_everything_of_the_bot_stops(stack: Stack, clock: MachineClock) -> None:
     set_plan(stack, messages_per_second=5)
     know(stack, *map(phone, range(5)))
     stack.blip.add_fault(path="messages", status=429, code=34)
-    bodies = [request(to=phone(number)) for number in range(5)]
+    bodies = [a_request(to=phone(number)) for number in range(5)]
     stack.publish(*bodies)
     records = stack.receive()
 
@@ -708,7 +693,7 @@ def test_over_the_plan_everything_of_the_bot_stops(stack: Stack, clock: Clock) -
     assert set(statuses(stack).values()) == {"retrying"}
 
     # Another sandbox doesn't even claim.
-    later = request(to=phone(0))
+    later = a_request(to=phone(0))
     stack.publish(later)
     more = stack.receive()
     assert stack.handle(more, function=stack.sandbox()) == [json.dumps(later)]
@@ -716,7 +701,7 @@ def test_over_the_plan_everything_of_the_bot_stops(stack: Stack, clock: Clock) -
     assert all(100 <= seconds <= 125 for seconds in hidden(stack))
 
     stack.blip.clear_faults()
-    clock.ahead += 121
+    clock.advance(121)
     assert stack.handle([*records, *more]) == []
     assert Counter(statuses(stack).values()) == {"sent": 6}
     assert stack.aws.dead_letters() == []
@@ -734,11 +719,11 @@ def test_over_the_plan_everything_of_the_bot_stops(stack: Stack, clock: Clock) -
     ],
 )
 def test_a_bot_without_a_key_lets_its_requests_wait(
-    stack: Stack, secret: str, clock: Clock
+    stack: Stack, secret: str, clock: MachineClock
 ) -> None:
     good = {"default": {"base_url": stack.blip.url, "key": stack.blip.key}}
     stack.aws.put_bots(secret)
-    bodies = [request(to=phone(number)) for number in range(3)]
+    bodies = [a_request(to=phone(number)) for number in range(3)]
     stack.publish(*bodies)
     records = stack.receive()
 
@@ -751,26 +736,26 @@ def test_a_bot_without_a_key_lets_its_requests_wait(
     assert stack.aws.dead_letters() == []
 
     stack.aws.put_bots(good)
-    clock.ahead += 600
+    clock.advance(600)
     assert stack.handle(records) == []
     assert len(stack.blip.inbox()) == 3
 
 
 def test_a_wrong_key_stops_the_bot_until_it_is_rotated(
-    stack: Stack, clock: Clock, log: io.StringIO
+    stack: Stack, clock: MachineClock, log: io.StringIO
 ) -> None:
     old = Bot(name="simulated", key="c2ltdWxhdGVkOm9sZA==")
     wrong = {"default": {"base_url": stack.blip.url, "key": old.key}}
     right = {"default": {"base_url": stack.blip.url, "key": stack.blip.key}}
     stack.blip.put_bot(old)
     stack.aws.put_bots(wrong)
-    assert stack.deliver(request(to=phone(9))) == []
+    assert stack.deliver(a_request(to=phone(9))) == []
     stack.blip.put_bot(Bot(name="simulated"))  # somebody rotated the key over there
     know(stack, *map(phone, range(5)))
-    bodies = [request(to=phone(number)) for number in range(5)]
+    bodies = [a_request(to=phone(number)) for number in range(5)]
     stack.publish(*bodies)
     records = stack.receive()
-    clock.ahead += 60
+    clock.advance(60)
     stack.aws.calls.clear()
 
     assert len(stack.handle(records)) == 5
@@ -783,8 +768,8 @@ def test_a_wrong_key_stops_the_bot_until_it_is_rotated(
 
     # Others don't even try.
     asked = len(stack.blip.requests)
-    clock.ahead += 60
-    stack.publish(request(to=phone(7)))
+    clock.advance(60)
+    stack.publish(a_request(to=phone(7)))
     more = stack.receive()
     assert len(stack.handle(more, function=stack.sandbox())) == 1
     assert len(stack.blip.requests) - asked <= 1  # the ping of a probe
@@ -792,21 +777,23 @@ def test_a_wrong_key_stops_the_bot_until_it_is_rotated(
 
     stack.aws.put_bots(right)
     for _ in range(2):  # one goes with the probe, then the others
-        clock.ahead += 601
+        clock.advance(601)
         stack.handle([*records, *more])
     assert stack.handle([*records, *more]) == []
     assert Counter(statuses(stack).values()) == {"sent": 7}
     assert stack.aws.dead_letters() == []
 
 
-def test_a_key_that_was_rotated_in_time_costs_nobody_anything(stack: Stack, clock: Clock) -> None:
-    assert stack.deliver(request(to=phone(9))) == []
+def test_a_key_that_was_rotated_in_time_costs_nobody_anything(
+    stack: Stack, clock: MachineClock
+) -> None:
+    assert stack.deliver(a_request(to=phone(9))) == []
     rotated = Bot(name="simulated", key="c2ltdWxhdGVkOm5ldw==")
     stack.blip.put_bot(rotated)
     stack.aws.put_bots({"default": {"base_url": stack.blip.url, "key": rotated.key}})
-    clock.ahead += 60
+    clock.advance(60)
 
-    assert stack.deliver(*[request(to=phone(number)) for number in range(5)]) == []
+    assert stack.deliver(*[a_request(to=phone(number)) for number in range(5)]) == []
 
     assert Counter(statuses(stack).values()) == {"sent": 6}
 
@@ -815,7 +802,7 @@ def test_a_key_that_was_rotated_in_time_costs_nobody_anything(stack: Stack, cloc
 
 
 def test_with_little_time_left_everything_comes_back_at_once(stack: Stack) -> None:
-    bodies = [request(to=phone(number)) for number in range(5)]
+    bodies = [a_request(to=phone(number)) for number in range(5)]
 
     assert len(stack.deliver(*bodies, seconds=5)) == 5
 
@@ -827,20 +814,20 @@ def test_with_little_time_left_everything_comes_back_at_once(stack: Stack) -> No
     assert len(stack.blip.inbox()) == 5
 
 
-def test_what_may_have_gone_out_waits(stack: Stack, clock: Clock) -> None:
+def test_what_may_have_gone_out_waits(stack: Stack, clock: MachineClock) -> None:
     """An answer that got lost: not sent again before it is known whether it went out."""
     stack.blip.add_fault(path="messages", drop=True, accept=True, times=1)
-    body = request()
+    body = a_request()
     stack.publish(body)
     records = stack.receive()
 
     assert stack.handle(records) == [json.dumps(body)]
     assert statuses(stack) == {body["id"]: "unknown"}
-    clock.ahead += 600
+    clock.advance(600)
     assert stack.handle(records) == [json.dumps(body)]
     assert all(0 < seconds <= 901 for seconds in hidden(stack))
 
-    clock.ahead += 602
+    clock.advance(602)
     assert stack.handle(records) == []
     assert len(stack.blip.inbox()) == 1
     assert statuses(stack)[body["id"]] in {"accepted", "dispatched", "received", "consumed"}
@@ -866,8 +853,8 @@ def test_the_handler_logs_and_counts_and_keeps_to_itself_what_is_personal(
     assert spec.loader is not None
     app = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(app)
-    conflict = request()
-    stack.publish(request(to=phone(1)), "not JSON", conflict, conflict | {"to": phone(2)})
+    conflict = a_request()
+    stack.publish(a_request(to=phone(1)), "not JSON", conflict, conflict | {"to": phone(2)})
     context = SimpleNamespace(
         get_remaining_time_in_millis=lambda: 30_000,
         function_name="send-notification",

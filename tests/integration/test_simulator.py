@@ -21,8 +21,8 @@ from tests.local.blip import Bot, Simulator, Template, Traffic, control, server,
 from tests.local.blip.faults import MAGIC, Fault, magic_numbers
 from tests.local.blip.settings import Delay
 from tests.local.blip.throughput import Meter, OtherTraffic
+from tests.support.builders import PHONE
 
-PHONE = "+5531999998888"
 IDENTITY = "553199998888@wa.gw.msging.net"
 GATEWAY = "postmaster@wa.gw.msging.net"
 

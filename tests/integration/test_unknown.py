@@ -7,8 +7,10 @@ import pytest
 
 from notifier.domain.notification import ledger_key
 from notifier.entrypoints import send_notification as sending
-from tests.integration.conftest import Record, Stack, a_request
-from tests.integration.receipts_stack import Json, ReceiptsStack, SimulatedClock, a_receipt
+from tests.integration.conftest import Record, Stack
+from tests.integration.receipts_stack import Json, ReceiptsStack, a_receipt
+from tests.support.builders import a_request
+from tests.support.clock import MachineClock
 
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 WINDOW = 15 * MINUTE
@@ -36,7 +38,7 @@ NO_ANSWERS: dict[str, Json] = {
 
 
 @pytest.fixture(autouse=True)
-def fast(stack: Stack, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch) -> None:
+def fast(stack: Stack, clock: MachineClock, monkeypatch: pytest.MonkeyPatch) -> None:
     assert clock
     # For the tests in which BLiP hangs. A busy machine answers the others within that, too.
     monkeypatch.setattr(sending, "CALL_SECONDS", 3)
@@ -123,7 +125,7 @@ def told(receipts: ReceiptsStack) -> list[tuple[str, str | None]]:
 
 @pytest.mark.parametrize("fault", LOST.values(), ids=LOST)
 def test_what_blip_has_is_not_sent_again(
-    stack: Stack, receipts: ReceiptsStack, clock: SimulatedClock, fault: Json
+    stack: Stack, receipts: ReceiptsStack, clock: MachineClock, fault: Json
 ) -> None:
     case = lost(stack, fault, accept=True)
     assert told(receipts) == []
@@ -152,7 +154,7 @@ def test_what_blip_has_is_not_sent_again(
 
 
 def test_upstream_hears_that_it_was_sent(
-    stack: Stack, receipts: ReceiptsStack, clock: SimulatedClock
+    stack: Stack, receipts: ReceiptsStack, clock: MachineClock
 ) -> None:
     stack.blip.configure(receipts={"delays": {"received": None, "consumed": None}})
     case = lost(stack, accept=True)
@@ -166,7 +168,7 @@ def test_upstream_hears_that_it_was_sent(
 
 @pytest.mark.parametrize("every", [True, False])
 def test_a_receipt_that_the_history_holds_is_told_as_one_that_was_pushed(
-    stack: Stack, receipts: ReceiptsStack, clock: SimulatedClock, *, every: bool
+    stack: Stack, receipts: ReceiptsStack, clock: MachineClock, *, every: bool
 ) -> None:
     receipts.all_receipts = every
     stack.blip.configure(receipts={"delays": {"received": None, "consumed": None}})
@@ -179,7 +181,7 @@ def test_a_receipt_that_the_history_holds_is_told_as_one_that_was_pushed(
 
 
 def test_what_failed_at_whatsapp_is_found_out(
-    stack: Stack, receipts: ReceiptsStack, clock: SimulatedClock
+    stack: Stack, receipts: ReceiptsStack, clock: MachineClock
 ) -> None:
     stack.blip.put_templates()
     case = lost(stack, accept=True, template={"name": "no_such_template", "language": "pt_BR"})
@@ -195,7 +197,7 @@ def test_what_failed_at_whatsapp_is_found_out(
 
 
 def test_a_bot_without_a_webhook_is_asked_on(
-    stack: Stack, receipts: ReceiptsStack, clock: SimulatedClock
+    stack: Stack, receipts: ReceiptsStack, clock: MachineClock
 ) -> None:
     bot = {"base_url": stack.blip.url, "key": stack.blip.key, "receipts": "history"}
     stack.aws.put_bots({"default": bot})
@@ -218,7 +220,7 @@ def test_a_bot_without_a_webhook_is_asked_on(
     ids=["dropped", "504", "no answer"],
 )
 def test_what_blip_does_not_have_is_sent_once_more_under_the_same_id(
-    stack: Stack, receipts: ReceiptsStack, clock: SimulatedClock, fault: Json, answer: str
+    stack: Stack, receipts: ReceiptsStack, clock: MachineClock, fault: Json, answer: str
 ) -> None:
     stack.blip.configure(unknown_history=answer)
     case = lost(stack, fault, accept=False)
@@ -239,7 +241,7 @@ def test_what_blip_does_not_have_is_sent_once_more_under_the_same_id(
 
 
 def test_it_is_given_up_if_the_producer_wants_that(
-    stack: Stack, receipts: ReceiptsStack, clock: SimulatedClock
+    stack: Stack, receipts: ReceiptsStack, clock: MachineClock
 ) -> None:
     case = lost(stack, accept=False, if_unknown="fail")
     clock.advance(WINDOW + 2)
@@ -259,7 +261,7 @@ def test_it_is_given_up_if_the_producer_wants_that(
 
 
 def test_a_second_denial_is_the_last(
-    stack: Stack, receipts: ReceiptsStack, clock: SimulatedClock
+    stack: Stack, receipts: ReceiptsStack, clock: MachineClock
 ) -> None:
     case = lost(stack, accept=False)
     clock.advance(WINDOW + 2)
@@ -281,7 +283,7 @@ def test_a_second_denial_is_the_last(
     assert told(receipts) == [("failed", "outcome_unknown")]
 
 
-def test_a_redrive_may_be_resent_anew(stack: Stack, clock: SimulatedClock) -> None:
+def test_a_redrive_may_be_resent_anew(stack: Stack, clock: MachineClock) -> None:
     case = lost(stack, accept=False)
     for generation in (1, 2):
         stack.blip.add_fault(path="messages", drop=True, times=2)
@@ -302,7 +304,7 @@ def test_a_redrive_may_be_resent_anew(stack: Stack, clock: SimulatedClock) -> No
 
 
 def test_history_is_believed_when_it_shows_a_message_that_was_sent_later(
-    stack: Stack, clock: SimulatedClock
+    stack: Stack, clock: MachineClock
 ) -> None:
     stack.blip.add_fault(path="messages", drop=True, accept=False, times=1)
     case = Case(stack)
@@ -327,9 +329,7 @@ def test_history_is_believed_when_it_shows_a_message_that_was_sent_later(
 
 
 @pytest.mark.parametrize("fault", NO_ANSWERS.values(), ids=NO_ANSWERS)
-def test_a_question_that_fails_is_no_answer(
-    stack: Stack, clock: SimulatedClock, fault: Json
-) -> None:
+def test_a_question_that_fails_is_no_answer(stack: Stack, clock: MachineClock, fault: Json) -> None:
     case = lost(stack, accept=False)
     stack.blip.add_fault(path="history", **fault)
     clock.advance(WINDOW + 2)
@@ -350,7 +350,7 @@ def test_a_question_that_fails_is_no_answer(
 
 
 def test_events_of_another_message_are_no_answer(
-    stack: Stack, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch
+    stack: Stack, clock: MachineClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = lost(stack, accept=False)
     blip: Any = stack.functions[0]._delivery._blip
@@ -365,7 +365,7 @@ def test_events_of_another_message_are_no_answer(
     assert len(stack.aws.ledger()) == 1
 
 
-def test_over_the_plan_nobody_asks_on(stack: Stack, clock: SimulatedClock) -> None:
+def test_over_the_plan_nobody_asks_on(stack: Stack, clock: MachineClock) -> None:
     case = lost(stack, accept=True)
     stack.blip.add_fault(path="history", status=429, times=1)
     clock.advance(WINDOW + 2)
@@ -382,7 +382,7 @@ def test_over_the_plan_nobody_asks_on(stack: Stack, clock: SimulatedClock) -> No
     assert case.status == "consumed"
 
 
-def test_a_bot_that_is_gone_settles_nothing(stack: Stack, clock: SimulatedClock) -> None:
+def test_a_bot_that_is_gone_settles_nothing(stack: Stack, clock: MachineClock) -> None:
     case = lost(stack, accept=True)
     bots = {"default": {"base_url": stack.blip.url, "key": stack.blip.key}}
     stack.aws.put_bots({"other": bots["default"]})
@@ -399,7 +399,7 @@ def test_a_bot_that_is_gone_settles_nothing(stack: Stack, clock: SimulatedClock)
 
 @pytest.mark.parametrize("policy", ["resend", "fail"])
 def test_what_blip_has_forgotten_nobody_can_deny(
-    stack: Stack, receipts: ReceiptsStack, clock: SimulatedClock, policy: str
+    stack: Stack, receipts: ReceiptsStack, clock: MachineClock, policy: str
 ) -> None:
     case = lost(stack, accept=False, if_unknown=policy)
     stack.blip.add_fault(path="history", status=503)
@@ -423,7 +423,7 @@ def test_what_blip_has_forgotten_nobody_can_deny(
 
 @pytest.mark.parametrize("event", ["accepted", "dispatched", "received", "consumed"])
 def test_a_receipt_settles_it_first(
-    stack: Stack, receipts: ReceiptsStack, clock: SimulatedClock, event: str
+    stack: Stack, receipts: ReceiptsStack, clock: MachineClock, event: str
 ) -> None:
     case = lost(stack, accept=True)
     assert receipts.record(a_receipt(case.key, event)) == []
@@ -441,7 +441,7 @@ def test_a_receipt_settles_it_first(
 
 
 def test_a_failed_receipt_settles_it_first(
-    stack: Stack, receipts: ReceiptsStack, clock: SimulatedClock
+    stack: Stack, receipts: ReceiptsStack, clock: MachineClock
 ) -> None:
     case = lost(stack, accept=True)
     assert receipts.record(a_receipt(case.key, "failed", 132_001)) == []
@@ -456,7 +456,7 @@ def test_a_failed_receipt_settles_it_first(
 
 
 def test_a_receipt_after_the_denial_holds_the_second_send_back(
-    stack: Stack, receipts: ReceiptsStack, clock: SimulatedClock
+    stack: Stack, receipts: ReceiptsStack, clock: MachineClock
 ) -> None:
     case = lost(stack, accept=False)
     clock.advance(WINDOW + 2)
@@ -473,7 +473,7 @@ def test_a_receipt_after_the_denial_holds_the_second_send_back(
 def test_a_receipt_between_the_question_and_its_answer_stands(
     stack: Stack,
     receipts: ReceiptsStack,
-    clock: SimulatedClock,
+    clock: MachineClock,
     monkeypatch: pytest.MonkeyPatch,
     event: str,
 ) -> None:
@@ -501,7 +501,7 @@ def test_a_receipt_between_the_question_and_its_answer_stands(
 
 @pytest.mark.parametrize("went_out", [True, False])
 def test_what_was_being_sent_when_its_sandbox_ended_is_an_unknown(
-    stack: Stack, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch, went_out: bool
+    stack: Stack, clock: MachineClock, monkeypatch: pytest.MonkeyPatch, went_out: bool
 ) -> None:
     blip: Any = stack.sandbox()._delivery._blip
     send = blip.send
@@ -541,7 +541,7 @@ def test_what_was_being_sent_when_its_sandbox_ended_is_an_unknown(
 
 
 def test_a_sandbox_that_ends_while_it_asks_costs_only_time(
-    stack: Stack, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch
+    stack: Stack, clock: MachineClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = lost(stack, accept=False)
     blip: Any = stack.functions[0]._delivery._blip
@@ -566,7 +566,7 @@ def test_a_sandbox_that_ends_while_it_asks_costs_only_time(
 
 
 def test_one_sandbox_asks_at_a_time(
-    stack: Stack, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch
+    stack: Stack, clock: MachineClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = lost(stack, accept=False)
     blip: Any = stack.functions[0]._delivery._blip
@@ -587,7 +587,7 @@ def test_one_sandbox_asks_at_a_time(
 
 
 def test_who_comes_second_with_the_same_question_goes_again(
-    stack: Stack, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch
+    stack: Stack, clock: MachineClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = lost(stack, accept=False)
     first, other = stack.functions[0], stack.sandbox()
@@ -616,12 +616,12 @@ def test_who_comes_second_with_the_same_question_goes_again(
 # --- Time to live ---------------------------------------------------------------------------------
 
 
-def valid_for(seconds: float, clock: SimulatedClock) -> str:
+def valid_for(seconds: float, clock: MachineClock) -> str:
     return datetime.fromtimestamp(clock.now() + seconds, UTC).isoformat()
 
 
 def test_what_went_out_in_time_is_not_expired(
-    stack: Stack, receipts: ReceiptsStack, clock: SimulatedClock
+    stack: Stack, receipts: ReceiptsStack, clock: MachineClock
 ) -> None:
     case = lost(stack, accept=True, valid_until=valid_for(MINUTE, clock))
     clock.advance(2 * MINUTE)
@@ -638,7 +638,7 @@ def test_what_went_out_in_time_is_not_expired(
 
 @pytest.mark.parametrize("policy", ["resend", "fail"])
 def test_what_never_went_out_is_expired_only_after_the_denial(
-    stack: Stack, receipts: ReceiptsStack, clock: SimulatedClock, policy: str
+    stack: Stack, receipts: ReceiptsStack, clock: MachineClock, policy: str
 ) -> None:
     case = lost(stack, accept=False, valid_until=valid_for(MINUTE, clock), if_unknown=policy)
     clock.advance(WINDOW + 2)
@@ -654,7 +654,7 @@ def test_what_never_went_out_is_expired_only_after_the_denial(
     assert case.posts == [case.key]
 
 
-def test_a_resend_is_not_sent_after_its_time(stack: Stack, clock: SimulatedClock) -> None:
+def test_a_resend_is_not_sent_after_its_time(stack: Stack, clock: MachineClock) -> None:
     case = lost(stack, accept=False, valid_until=valid_for(WINDOW + MINUTE, clock))
     clock.advance(WINDOW + 2)
     assert case.deliver() == 0

@@ -21,7 +21,8 @@ from notifier.domain.notification import ledger_key
 from notifier.entrypoints.receive_receipt import receive_receipt
 from notifier.settings import ReceiveReceiptSettings
 from tests.integration.conftest import Aws
-from tests.integration.receipts_stack import SECRET, ReceiptsStack, SimulatedClock, a_receipt
+from tests.integration.receipts_stack import SECRET, ReceiptsStack, a_receipt
+from tests.support.clock import MachineClock
 
 KEY = ledger_key("default", "order-1")
 RECEIPT = a_receipt(KEY, "received")
@@ -150,7 +151,7 @@ def test_the_secret_is_fetched_once(receipts: ReceiptsStack, aws: Aws) -> None:
 
 
 def test_both_versions_are_good_while_the_secret_is_rotated(
-    receipts: ReceiptsStack, aws: Aws, clock: SimulatedClock
+    receipts: ReceiptsStack, aws: Aws, clock: MachineClock
 ) -> None:
     assert receipts.post(RECEIPT, secret=NEW_SECRET) == UNAUTHORIZED
     aws.secrets_manager.put_secret_value(SecretId=receipts.webhook_secret, SecretString=NEW_SECRET)
@@ -170,7 +171,7 @@ def test_both_versions_are_good_while_the_secret_is_rotated(
 
 
 def test_the_previous_secret_is_good_for_a_day_after_a_rotation(
-    receipts: ReceiptsStack, aws: Aws, clock: SimulatedClock
+    receipts: ReceiptsStack, aws: Aws, clock: MachineClock
 ) -> None:
     aws.secrets_manager.put_secret_value(SecretId=receipts.webhook_secret, SecretString=NEW_SECRET)
 
@@ -184,7 +185,7 @@ def test_the_previous_secret_is_good_for_a_day_after_a_rotation(
 
 
 def test_a_secret_that_was_taken_back_is_good_for_five_minutes_at_most(
-    receipts: ReceiptsStack, aws: Aws, clock: SimulatedClock
+    receipts: ReceiptsStack, aws: Aws, clock: MachineClock
 ) -> None:
     assert receipts.post(RECEIPT) == OK
     for secret in ("second", "third"):
@@ -197,7 +198,7 @@ def test_a_secret_that_was_taken_back_is_good_for_five_minutes_at_most(
 
 
 def test_guessing_does_not_make_us_ask_aws(
-    receipts: ReceiptsStack, aws: Aws, clock: SimulatedClock
+    receipts: ReceiptsStack, aws: Aws, clock: MachineClock
 ) -> None:
     receipts.post(RECEIPT)
 
@@ -231,7 +232,7 @@ def test_an_empty_secret_lets_nobody_in(
 
 def test_receipts_come_in_while_secrets_manager_does_not_answer(
     receipts: ReceiptsStack,
-    clock: SimulatedClock,
+    clock: MachineClock,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -268,7 +269,7 @@ def not_available(**_: object) -> None:
 # --- A secret per bot -----------------------------------------------------------------------------
 
 
-def rotated(clock: SimulatedClock, seconds_ago: float) -> str:
+def rotated(clock: MachineClock, seconds_ago: float) -> str:
     return datetime.fromtimestamp(clock.now() - seconds_ago, UTC).isoformat(timespec="seconds")
 
 
@@ -304,7 +305,7 @@ def test_a_body_does_not_say_whose_it_is(receipts: ReceiptsStack, aws: Aws) -> N
 
 
 def test_the_rotation_of_one_bot_leaves_the_previous_secret_of_the_others(
-    receipts: ReceiptsStack, aws: Aws, clock: SimulatedClock
+    receipts: ReceiptsStack, aws: Aws, clock: MachineClock
 ) -> None:
     hour, almost_a_day = rotated(clock, 3600), rotated(clock, 24 * 3600 - 60)
     put(
@@ -340,7 +341,7 @@ def test_versions_of_secrets_manager_do_not_count_where_each_bot_has_a_secret(
 
 
 def test_a_secret_that_was_dropped_is_good_for_five_minutes_at_most(
-    receipts: ReceiptsStack, aws: Aws, clock: SimulatedClock
+    receipts: ReceiptsStack, aws: Aws, clock: MachineClock
 ) -> None:
     put(aws, receipts, {"clinic": {"current": "c1"}})
     assert receipts.post(RECEIPT, secret="c1") == OK  # noqa: S106
@@ -386,7 +387,7 @@ def test_a_broken_entry_harms_no_other_bot(
 def test_a_value_that_cannot_be_read_leaves_the_known_one_good(
     receipts: ReceiptsStack,
     aws: Aws,
-    clock: SimulatedClock,
+    clock: MachineClock,
     caplog: pytest.LogCaptureFixture,
     broken: str,
 ) -> None:

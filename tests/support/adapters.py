@@ -2,7 +2,6 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from threading import RLock
 from typing import Any
 
 from notifier.aws.bot_state import DynamoDbBotStates
@@ -12,7 +11,7 @@ from notifier.aws.notifications import DynamoDbNotifications
 from notifier.aws.receipts_ledger import DynamoDbReceiptsLedger
 from notifier.aws.table import Item
 from notifier.domain.bot_state import BotState, Plan, Reservation
-from notifier.domain.bots import Bot, Bots, InvalidBot, parse_bots
+from notifier.domain.bots import Bot
 from notifier.domain.recipients import Identity
 from tests.support.simulated_aws.dynamodb import DirectAws, SimTable
 
@@ -20,7 +19,7 @@ from tests.support.simulated_aws.dynamodb import DirectAws, SimTable
 PAGE_SIZE = 3
 
 
-class FakeTable(SimTable):
+class CountingTable(SimTable):
     """The simulated table without a simulation. `writes` counts, also those that did not hold."""
 
     def __init__(self) -> None:
@@ -52,12 +51,12 @@ class WholeLedger(DynamoDbLedger, DynamoDbReceiptsLedger, DynamoDbNotifications)
     """The ledger for tests that play several functions at once."""
 
 
-class FakeIdentities(DynamoDbIdentities):
+class CountingIdentities(DynamoDbIdentities):
     """The real ones, with the template's parameters, which count their reads."""
 
     def __init__(
         self,
-        table: FakeTable,
+        table: CountingTable,
         *,
         now: Callable[[], float],
         ttl_seconds: int = 518_400,
@@ -80,10 +79,10 @@ class FakeIdentities(DynamoDbIdentities):
         return super().read(recipients, bots)
 
 
-class FakeBotStates(DynamoDbBotStates):
+class RecordingBotStates(DynamoDbBotStates):
     """The real one, which notes what was reserved."""
 
-    def __init__(self, table: FakeTable, now: Callable[[], float]) -> None:
+    def __init__(self, table: CountingTable, now: Callable[[], float]) -> None:
         super().__init__(table, now)
         self.reservations: list[tuple[str, Plan, int]] = []
 
@@ -92,31 +91,16 @@ class FakeBotStates(DynamoDbBotStates):
         return super().reserve(bot, plan, count, *args, **kwargs)
 
 
-class FakeSecrets:
-    """See `notifier.aws.secrets`. `text` is a function, so that the secret can change."""
+class FakeSecretsManager:
+    """A client for the bots' secret. `text` is a function, so that the secret can change."""
 
-    def __init__(self, text: Callable[[], str], now: Callable[[], float]) -> None:
+    def __init__(self, text: Callable[[], str]) -> None:
         self._text = text
-        self._now = now
-        self._bots: Bots = {}
-        self._fetched_at = float("-inf")
-        self._lock = RLock()
         self.fetches = 0
 
-    def bots(self) -> Bots:
-        return self._not_older_than(300)
-
-    def fresh(self, name: str, stale: Bot | None) -> Bot | InvalidBot | None:
-        bot = self._bots.get(name)
-        return bot if bot != stale else self._not_older_than(10).get(name)
-
-    def _not_older_than(self, seconds: float) -> Bots:
-        with self._lock:
-            if self._now() - self._fetched_at > seconds:
-                self.fetches += 1
-                self._bots = parse_bots(self._text())
-                self._fetched_at = self._now()
-            return self._bots
+    def get_secret_value(self, **_: str) -> dict[str, str]:
+        self.fetches += 1
+        return {"SecretString": self._text()}
 
 
 class FakeMeter:

@@ -5,11 +5,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 from notifier.aws.outbox import ledger_write
 from notifier.aws.refusals import DynamoDbRefusals
+from notifier.aws.secrets import SecretsManagerBots
 from notifier.aws.table import Item
 from notifier.domain.notification import QueuedRequest, ledger_key
 from notifier.domain.status import Status
@@ -19,11 +20,11 @@ from notifier.use_cases.send_notification.batch import SendNotifications
 from notifier.use_cases.send_notification.outcomes import Result
 from notifier.use_cases.send_notification.waits import Policy, Waits
 from tests.support.adapters import (
-    FakeBotStates,
-    FakeIdentities,
+    CountingIdentities,
+    CountingTable,
     FakeMeter,
-    FakeSecrets,
-    FakeTable,
+    FakeSecretsManager,
+    RecordingBotStates,
     WholeLedger,
 )
 from tests.support.blip import FakeBlip, identity_of
@@ -36,7 +37,7 @@ def _ms(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-class OneAfterTheOther(Executor):
+class InlineExecutor(Executor):
     """Runs what is submitted at once, in this thread: what happens has one order."""
 
     def submit[**P, R](
@@ -62,8 +63,8 @@ class World:
     """
 
     clock: Clock = field(default_factory=Clock)
-    ledger_table: FakeTable = field(default_factory=FakeTable)
-    identities_table: FakeTable = field(default_factory=FakeTable)
+    ledger_table: CountingTable = field(default_factory=CountingTable)
+    identities_table: CountingTable = field(default_factory=CountingTable)
     dead_letters: FakeDeadLetters = field(default_factory=FakeDeadLetters)
     requests: FakeRequests = field(default_factory=FakeRequests)
     events: FakeStatusEvents = field(default_factory=FakeStatusEvents)
@@ -99,7 +100,7 @@ class World:
         **policy: Any,
     ) -> "Sandbox":
         """Build what runs in one sandbox. `uniform` gives the upper bound unless told otherwise."""
-        return Sandbox(self, threads or OneAfterTheOther(), uniform, Policy(**policy))
+        return Sandbox(self, threads or InlineExecutor(), uniform, Policy(**policy))
 
     def queued(
         self,
@@ -153,9 +154,10 @@ class Sandbox:
         now = world.clock.now
         self._world = world
         self.ledger = WholeLedger(world.ledger_table, now)
-        self.identities = FakeIdentities(world.identities_table, now=now)
-        self.bot_states = FakeBotStates(world.identities_table, now)
-        self.secrets = FakeSecrets(world.secret, now)
+        self.identities = CountingIdentities(world.identities_table, now=now)
+        self.bot_states = RecordingBotStates(world.identities_table, now)
+        self.secrets_manager = FakeSecretsManager(world.secret)
+        self.secrets = SecretsManagerBots(cast("Any", self.secrets_manager), "bots", now)
         self.receipts = Receipts(
             self.ledger,
             self.identities,

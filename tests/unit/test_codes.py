@@ -21,11 +21,10 @@ from notifier.domain.failures import (
     Transient,
     Unknown,
 )
-from tests.support.builders import KEY
+from tests.support.builders import KEY, PHONE
 
 BOT = Bot(name="default", base_url="http://127.0.0.1", key=KEY)
 TEMPLATE = Template(name="order_shipped", language="pt_BR")
-PHONE = "+5531999998888"
 
 # LIME's reason codes (lime-csharp, ReasonCodes.cs; 60 is in BLiP's documentation only).
 LIME = [1, *range(11, 19), *range(21, 28), *range(31, 36), *range(41, 45), 51, *range(60, 68), 71]

@@ -35,13 +35,11 @@ from notifier.domain.status import Status
 from notifier.use_cases.send_notification.outcomes import Outcome, Result
 from tests.support.adapters import WholeLedger
 from tests.support.blip import always, identity_of, raises
-from tests.support.builders import KEY, OTHER_KEY, a_request
+from tests.support.builders import KEY, MARIA, OTHER_KEY, PHONE, a_request
 from tests.support.clock import Clock
 from tests.support.world import Sandbox, World
 
-PHONE = "+5531999998888"
 OTHER_PHONE = "+5511988887777"
-MARIA = "Maria Aparecida"
 DAY = 86_400
 
 type Request = dict[str, Any]
@@ -63,11 +61,6 @@ def discreet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 KEYS = (KEY, OTHER_KEY)
-
-
-def request(**changes: Any) -> Request:
-    template = {"name": "order_shipped", "language": "pt_BR", "body": [MARIA, "981"]}
-    return a_request(**{"template": template} | changes)
 
 
 def outcome(result: Result) -> str:
@@ -92,7 +85,7 @@ def ends(world: World) -> list[tuple[str, str | None]]:
 
 def test_a_known_recipient_is_written_to_at_once(world: World) -> None:
     world.know(PHONE)
-    body = request()
+    body = a_request()
 
     (result,) = world.sandbox().deliver(body)
 
@@ -112,10 +105,10 @@ def test_for_a_known_recipient_the_ledger_is_written_twice(world: World) -> None
     """Claimed, so that it is sent at once; and settled. Look-ups cost one write more."""
     world.know(PHONE)
 
-    world.sandbox().deliver(request())
+    world.sandbox().deliver(a_request())
     assert world.ledger_table.writes == 2
 
-    world.sandbox().deliver(request(to=OTHER_PHONE))
+    world.sandbox().deliver(a_request(to=OTHER_PHONE))
     assert world.ledger_table.writes == 5
 
 
@@ -124,7 +117,7 @@ def test_what_was_sent_is_asked_for_its_receipts_if_none_come(
     world: World, receipts: str, *, asked_for: bool
 ) -> None:
     world.bots["default"]["receipts"] = receipts
-    body = request()
+    body = a_request()
 
     world.sandbox().deliver(body)
 
@@ -135,16 +128,16 @@ def test_what_was_sent_is_asked_for_its_receipts_if_none_come(
 def test_an_unknown_recipient_is_looked_up_once_for_all(world: World) -> None:
     sandbox = world.sandbox()
 
-    sandbox.deliver(request())
-    sandbox.deliver(request())
-    world.sandbox().deliver(request())
+    sandbox.deliver(a_request())
+    sandbox.deliver(a_request())
+    world.sandbox().deliver(a_request())
 
     assert world.blip.look_ups == [PHONE]
     assert [sent.identity for sent in world.blip.sent] == [identity_of(PHONE)] * 3
 
 
 def test_upstream_hears_of_it(world: World) -> None:
-    body = request(metadata={"order": "981"})
+    body = a_request(metadata={"order": "981"})
 
     world.sandbox().deliver(body)
 
@@ -158,8 +151,8 @@ def test_the_producers_correlation_id_is_in_logs_and_events(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     world.sandbox().deliver(
-        request(correlation_id="checkout-1"),
-        request(correlation_id="checkout-2", id="order-1", extra="a typo"),
+        a_request(correlation_id="checkout-1"),
+        a_request(correlation_id="checkout-2", id="order-1", extra="a typo"),
     )
 
     told = {event.status.value: event.correlation_id for event in world.events.told}
@@ -170,7 +163,7 @@ def test_the_producers_correlation_id_is_in_logs_and_events(
 
 def test_the_clocks_of_a_notification_are_kept_apart(world: World) -> None:
     world.blip.call_seconds = 0.25
-    waited = world.queued(request(), age=40)
+    waited = world.queued(a_request(), age=40)
 
     world.sandbox().deliver(waited)
 
@@ -180,7 +173,7 @@ def test_the_clocks_of_a_notification_are_kept_apart(world: World) -> None:
 
 def test_only_the_first_attempt_tells_how_long_a_request_waited(world: World) -> None:
     world.blip.before_send = raises(Transient("nothing"))
-    body = request()
+    body = a_request()
 
     for _ in range(2):
         world.sandbox().deliver(body)
@@ -194,9 +187,9 @@ def test_look_ups_that_no_send_followed_are_counted(world: World) -> None:
     world.blip.before_look_up = raises(number)
     sandbox = world.sandbox()
 
-    sandbox.deliver(request())
-    sandbox.deliver(request(to=OTHER_PHONE))
-    sandbox.deliver(request(to=OTHER_PHONE))
+    sandbox.deliver(a_request())
+    sandbox.deliver(a_request(to=OTHER_PHONE))
+    sandbox.deliver(a_request(to=OTHER_PHONE))
 
     assert world.meter.counts == {
         "look_up": 2,
@@ -210,7 +203,7 @@ def test_look_ups_that_no_send_followed_are_counted(world: World) -> None:
 def test_nothing_is_looked_up_before_its_claim_holds_and_nothing_sent_before_it_is_written_down(
     world: World,
 ) -> None:
-    body, seen = request(), []
+    body, seen = a_request(), []
     world.blip.before_look_up = lambda _: seen.append(world.entry(body)["status"])
     world.blip.before_send = lambda _: seen.append(world.entry(body)["status"])
 
@@ -221,7 +214,7 @@ def test_nothing_is_looked_up_before_its_claim_holds_and_nothing_sent_before_it_
 
 def test_every_bot_sends_with_its_own_key(world: World) -> None:
     world.bots = {"default": {"key": KEY}, "clinic": {"key": OTHER_KEY, "namespace": "clinic"}}
-    one, other = request(), request(bot="clinic")
+    one, other = a_request(), a_request(bot="clinic")
 
     world.sandbox().deliver(one, other)
 
@@ -235,7 +228,7 @@ def test_every_bot_sends_with_its_own_key(world: World) -> None:
 
 
 def test_a_request_that_comes_again_is_a_duplicate(world: World) -> None:
-    body = request()
+    body = a_request()
     world.sandbox().deliver(body)
 
     (result,) = world.sandbox().deliver(body)
@@ -245,7 +238,7 @@ def test_a_request_that_comes_again_is_a_duplicate(world: World) -> None:
 
 
 def test_the_same_request_five_times_in_one_batch_is_sent_once(world: World) -> None:
-    body = request()
+    body = a_request()
 
     results = world.sandbox().deliver(*[body] * 5)
 
@@ -254,7 +247,7 @@ def test_the_same_request_five_times_in_one_batch_is_sent_once(world: World) -> 
 
 
 def test_the_same_json_in_another_order_is_the_same_request(world: World) -> None:
-    body = request()
+    body = a_request()
     reordered = dict(reversed(body.items()))
 
     results = world.sandbox().deliver(body, reordered)
@@ -263,7 +256,7 @@ def test_the_same_json_in_another_order_is_the_same_request(world: World) -> Non
 
 
 def test_two_requests_for_one_person_are_one_look_up_and_two_sends(world: World) -> None:
-    first, second = request(), request()
+    first, second = a_request(), a_request()
 
     results = world.sandbox().deliver(first, second)
 
@@ -272,7 +265,7 @@ def test_two_requests_for_one_person_are_one_look_up_and_two_sends(world: World)
 
 
 def test_what_another_sandbox_is_working_on_comes_back_when_its_lease_ends(world: World) -> None:
-    body, found = request(), []
+    body, found = a_request(), []
 
     def meanwhile(_: Bot) -> None:
         found.extend(world.sandbox().deliver(body))
@@ -288,7 +281,7 @@ def test_what_another_sandbox_is_working_on_comes_back_when_its_lease_ends(world
 
 
 def test_other_content_under_the_same_id_is_a_dead_letter_and_harms_nobody(world: World) -> None:
-    body = request()
+    body = a_request()
     world.sandbox().deliver(body)
     other = body | {"to": OTHER_PHONE}
     before = world.entry(body)
@@ -309,7 +302,7 @@ def test_other_content_under_the_same_id_is_a_dead_letter_and_harms_nobody(world
 
 
 def test_a_conflict_within_one_batch(world: World) -> None:
-    body = request()
+    body = a_request()
 
     first, second = world.sandbox().deliver(body, body | {"to": OTHER_PHONE})
 
@@ -324,7 +317,7 @@ def rejected(world: World, body: Request) -> None:
 
 
 def test_a_redrive_is_the_next_generation_and_another_message(world: World) -> None:
-    body = request()
+    body = a_request()
     rejected(world, body)
 
     (result,) = world.sandbox().deliver(world.queued(body, generation=1))
@@ -336,7 +329,7 @@ def test_a_redrive_is_the_next_generation_and_another_message(world: World) -> N
 
 
 def test_a_redrive_may_bring_other_content(world: World) -> None:
-    body = request()
+    body = a_request()
     rejected(world, body)
 
     (result,) = world.sandbox().deliver(world.queued(body | {"to": OTHER_PHONE}, generation=1))
@@ -346,7 +339,7 @@ def test_a_redrive_may_bring_other_content(world: World) -> None:
 
 
 def test_what_failed_is_not_sent_for_a_mere_repetition(world: World) -> None:
-    body = request()
+    body = a_request()
     rejected(world, body)
 
     (result,) = world.sandbox().deliver(body)
@@ -357,7 +350,7 @@ def test_what_failed_is_not_sent_for_a_mere_repetition(world: World) -> None:
 
 
 def test_two_redrives_of_one_failure_are_one_send(world: World) -> None:
-    body = request()
+    body = a_request()
     rejected(world, body)
     redriven = world.queued(body, generation=1)
 
@@ -368,7 +361,7 @@ def test_two_redrives_of_one_failure_are_one_send(world: World) -> None:
 
 def test_a_claim_that_was_lost_between_look_up_and_send_sends_nothing(world: World) -> None:
     """A sandbox that was frozen for a minute, and another that went on meanwhile."""
-    body = request()
+    body = a_request()
     slow = world.sandbox()
 
     def freeze(_: Bot) -> None:
@@ -422,7 +415,7 @@ def test_an_invalid_request_with_a_readable_id_is_told_to_upstream(world: World)
 
 
 def test_a_broken_request_does_no_harm_to_its_neighbours(world: World) -> None:
-    good = [request(to=f"+55119888877{n:02}") for n in range(4)]
+    good = [a_request(to=f"+55119888877{n:02}") for n in range(4)]
 
     results = world.sandbox().deliver("x", good[0], "{}", good[1], good[2], "[]", good[3])
 
@@ -433,7 +426,7 @@ def test_a_broken_request_does_no_harm_to_its_neighbours(world: World) -> None:
 
 
 def test_too_late_is_a_dead_letter(world: World) -> None:
-    body = request(valid_until=at(world.clock.now()))
+    body = a_request(valid_until=at(world.clock.now()))
 
     (result,) = world.sandbox().deliver(body)
 
@@ -446,7 +439,7 @@ def test_too_late_is_a_dead_letter(world: World) -> None:
 
 
 def test_too_late_stays_too_late_after_a_redrive(world: World) -> None:
-    body = request(valid_until=at(world.clock.now()))
+    body = a_request(valid_until=at(world.clock.now()))
     world.sandbox().deliver(body)
 
     world.sandbox().deliver(world.queued(body, generation=1))
@@ -459,8 +452,8 @@ def test_what_gets_too_late_while_it_waits_for_its_slot_is_not_sent(world: World
     world.bots = {"default": {"key": KEY, "messages_per_second": 1}}
     world.know(PHONE)
     world.know(OTHER_PHONE)
-    in_time = request()
-    late = request(to=OTHER_PHONE, valid_until=at(world.clock.now() + 1))
+    in_time = a_request()
+    late = a_request(to=OTHER_PHONE, valid_until=at(world.clock.now() + 1))
 
     _, result = world.sandbox().deliver(in_time, late)
 
@@ -471,7 +464,7 @@ def test_what_gets_too_late_while_it_waits_for_its_slot_is_not_sent(world: World
 def test_what_lay_on_the_queue_for_a_week_is_a_dead_letter(world: World) -> None:
     """SQS deletes after two weeks, silently."""
     week = 7 * DAY
-    young, old = world.queued(request(), age=week - 1), world.queued(request(), age=week)
+    young, old = world.queued(a_request(), age=week - 1), world.queued(a_request(), age=week)
 
     first, second = world.sandbox().deliver(young, old)
 
@@ -486,8 +479,8 @@ def test_a_stage_writes_to_nobody_who_is_not_allowed(
 ) -> None:
     stage = world.sandbox(allowed_recipients=allowed)
     world.know(PHONE)
-    stranger, looked_up = request(), request(to="+5531999990000")
-    tester = request(to=OTHER_PHONE)
+    stranger, looked_up = a_request(), a_request(to="+5531999990000")
+    tester = a_request(to=OTHER_PHONE)
 
     results = stage.deliver(stranger, looked_up, tester)
 
@@ -504,7 +497,7 @@ def test_after_a_restoration_of_the_ledger_older_requests_are_sent_by_nobody_but
     world: World,
 ) -> None:
     sandbox = world.sandbox(ledger_restored_at=world.clock.now() - 60)
-    older, newer = request(), request()
+    older, newer = a_request(), a_request()
 
     gone, sent = sandbox.deliver(world.queued(older, age=61), world.queued(newer, age=59))
 
@@ -530,7 +523,7 @@ def test_what_waits_for_a_bot_that_does_not_work_does_not_wait_for_ever(
             sandbox.bot_states.open_breaker("default", "nothing works")
         case _:
             world.bots = {"default": {"key": "Key REPLACE_ME"}}
-    old, young, late = request(), request(), request(valid_until=at(world.clock.now() - 1))
+    old, young, late = a_request(), a_request(), a_request(valid_until=at(world.clock.now() - 1))
 
     gone, waits, expired = sandbox.deliver(
         world.queued(old, age=7 * DAY), world.queued(young, age=6 * DAY), late
@@ -554,13 +547,13 @@ def test_letters_are_not_repeated_while_a_table_cannot_be_read(
     monkeypatch.setattr(sandbox.identities, "read", unread)
     for _ in range(3):
         with pytest.raises(ConnectionError):
-            sandbox.deliver("not JSON", request())
+            sandbox.deliver("not JSON", a_request())
 
     assert ends(world) == []
 
 
 def test_a_redriven_conflict_does_not_take_the_others_place(world: World) -> None:
-    first, other = request(id="order-1"), request(id="order-1", to=OTHER_PHONE)
+    first, other = a_request(id="order-1"), a_request(id="order-1", to=OTHER_PHONE)
     world.blip.before_send = raises(Rejected(Reason.REJECTED, "no", code=21))
     sandbox = world.sandbox()
     sandbox.deliver(first)
@@ -579,14 +572,14 @@ def test_a_key_that_stays_wrong_is_told_as_such(world: World) -> None:
     sandbox.bot_states.open_breaker("default", "a wrong key")
     world.blip.before_ping = always(lambda: Misconfigured("HTTP 401", code=13))
 
-    (result,) = sandbox.deliver(request())
+    (result,) = sandbox.deliver(a_request())
 
     assert outcome(result) == "misconfigured"
     assert result.retry_in is not None
 
 
 def test_a_bot_that_nobody_knows_is_a_dead_letter(world: World) -> None:
-    body = request(bot="clinic")
+    body = a_request(bot="clinic")
 
     (result,) = world.sandbox().deliver(body)
 
@@ -599,19 +592,19 @@ def test_a_bot_that_nobody_knows_is_a_dead_letter(world: World) -> None:
 
 def test_a_bot_that_was_added_a_moment_ago_is_found(world: World) -> None:
     sandbox = world.sandbox()
-    sandbox.deliver(request())
+    sandbox.deliver(a_request())
     world.bots["clinic"] = {"key": OTHER_KEY}
     world.clock.advance(11)
 
-    (result,) = sandbox.deliver(request(bot="clinic"))
+    (result,) = sandbox.deliver(a_request(bot="clinic"))
 
     assert outcome(result) == "sent"
-    assert sandbox.secrets.fetches == 2
+    assert sandbox.secrets_manager.fetches == 2
 
 
 def test_a_number_that_is_none_is_a_dead_letter_and_remembered(world: World) -> None:
     world.blip.before_look_up = raises(Rejected(Reason.NOT_A_PHONE_NUMBER, "no", code=61))
-    first, second = request(), request()
+    first, second = a_request(), a_request()
 
     for body in (first, second):
         (result,) = world.sandbox().deliver(body)
@@ -625,13 +618,13 @@ def test_a_number_that_is_none_is_a_dead_letter_and_remembered(world: World) -> 
         assert letter.failure["phase"] == "look-up"
 
     world.clock.advance(DAY)
-    (result,) = world.sandbox().deliver(request())
+    (result,) = world.sandbox().deliver(a_request())
     assert outcome(result) == "sent"
 
 
 def test_a_refused_message_is_a_dead_letter_at_once(world: World) -> None:
     world.blip.before_send = raises(Rejected(Reason.REJECTED, "no such template", code=21))
-    body = request()
+    body = a_request()
 
     (result,) = world.sandbox().deliver(body)
 
@@ -653,8 +646,8 @@ def test_a_refused_message_is_a_dead_letter_at_once(world: World) -> None:
 
 def test_a_refused_look_up_is_a_dead_letter_but_says_nothing_of_the_number(world: World) -> None:
     world.blip.before_look_up = raises(Rejected(Reason.REJECTED, "no", code=27))
-    (first,) = world.sandbox().deliver(request())
-    (second,) = world.sandbox().deliver(request())
+    (first,) = world.sandbox().deliver(a_request())
+    (second,) = world.sandbox().deliver(a_request())
 
     assert (first.reason, outcome(second)) == (Reason.REJECTED, "sent")
     assert len(world.blip.look_ups) == 2
@@ -663,7 +656,7 @@ def test_a_refused_look_up_is_a_dead_letter_but_says_nothing_of_the_number(world
 def test_the_dead_letter_comes_before_the_ledger(world: World) -> None:
     """A crash in between repeats the letter, which can be told apart, and loses nothing."""
     world.blip.before_send = always(lambda: Rejected(Reason.REJECTED, "no", code=21))
-    body, sandbox = request(), world.sandbox()
+    body, sandbox = a_request(), world.sandbox()
     statuses = []
     world.dead_letters.before_put = lambda: statuses.append(world.entry(body)["status"])
 
@@ -674,7 +667,7 @@ def test_the_dead_letter_comes_before_the_ledger(world: World) -> None:
 
 def test_a_dead_letter_that_cannot_be_put_loses_nothing(world: World) -> None:
     world.know(PHONE)
-    body = request(valid_until=at(world.clock.now()))
+    body = a_request(valid_until=at(world.clock.now()))
     failures = [RuntimeError("SQS does not answer")]
 
     def put() -> None:
@@ -716,7 +709,7 @@ def fix(world: World) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_passing_failure_is_tried_again(world: World, stage: str) -> None:
     fail(world, stage, lambda: Transient("busy", code=51))
-    body, sandbox = request(), world.sandbox()
+    body, sandbox = a_request(), world.sandbox()
 
     (result,) = sandbox.deliver(body)
 
@@ -742,7 +735,7 @@ def test_the_wait_grows_exponentially_with_full_jitter_up_to_a_quarter_of_an_hou
     world: World, uniform: Callable[[float, float], float], expected: list[float]
 ) -> None:
     fail(world, "before_send", lambda: Transient("busy"))
-    body, waits = request(), []
+    body, waits = a_request(), []
 
     for _ in expected:
         world.clock.advance(900)
@@ -755,7 +748,7 @@ def test_the_wait_grows_exponentially_with_full_jitter_up_to_a_quarter_of_an_hou
 
 def test_the_last_attempt_ends_in_a_dead_letter(world: World) -> None:
     fail(world, "before_send", lambda: Transient("busy", code=503))
-    body = request()
+    body = a_request()
 
     for _ in range(2):
         (result,) = world.sandbox(max_attempts=3).deliver(body)
@@ -772,7 +765,7 @@ def test_the_last_attempt_ends_in_a_dead_letter(world: World) -> None:
 
 def test_a_redrive_has_all_its_attempts_before_it(world: World) -> None:
     fail(world, "before_send", lambda: Transient("busy"))
-    body = request()
+    body = a_request()
     world.sandbox(max_attempts=1).deliver(body)
 
     (result,) = world.sandbox(max_attempts=2).deliver(world.queued(body, generation=1))
@@ -782,7 +775,7 @@ def test_a_redrive_has_all_its_attempts_before_it(world: World) -> None:
 
 def test_what_is_valid_for_a_moment_comes_back_when_that_ends(world: World) -> None:
     fail(world, "before_send", lambda: Transient("busy"))
-    body = request(valid_until=at(world.clock.now() + 3))
+    body = a_request(valid_until=at(world.clock.now() + 3))
 
     (result,) = world.sandbox().deliver(body)
     assert outcome(result) == "retrying"
@@ -799,7 +792,7 @@ def test_a_throttled_bot_is_shut_for_everybody(
     world: World, stage: str, retry_after: float | None, seconds: float
 ) -> None:
     fail(world, stage, lambda: Throttled("slowly", code=34, retry_after_seconds=retry_after))
-    bodies = [request(to=f"+55119888877{n:02}") for n in range(5)]
+    bodies = [a_request(to=f"+55119888877{n:02}") for n in range(5)]
 
     results = world.sandbox(uniform=min).deliver(*bodies)
 
@@ -814,7 +807,7 @@ def test_a_throttled_bot_is_shut_for_everybody(
 
     # Another sandbox, another notification: not even claimed.
     fix(world)
-    later = request()
+    later = a_request()
     world.clock.advance(seconds - 1)
     (result,) = world.sandbox(uniform=min).deliver(later)
     assert outcome(result) == "cooling_down"
@@ -833,14 +826,14 @@ def test_a_throttled_bot_does_not_stop_the_others(world: World) -> None:
             raise Throttled("slowly")
 
     world.blip.before_send = refuse
-    first, second = world.sandbox().deliver(request(), request(bot="clinic"))
+    first, second = world.sandbox().deliver(a_request(), a_request(bot="clinic"))
 
     assert (outcome(first), outcome(second)) == ("throttled", "sent")
 
 
 def test_waiting_for_a_penalty_is_no_attempt(world: World) -> None:
     fail(world, "before_send", lambda: Throttled("slowly"))
-    body = request()
+    body = a_request()
 
     for _ in range(30):
         (result,) = world.sandbox(max_attempts=2).deliver(body)
@@ -869,11 +862,11 @@ def test_a_rotated_key_is_picked_up_on_the_way(world: World, stage: str) -> None
     setattr(world.blip, stage, wrong_key)
     world.blip.before_send = wrong_key
 
-    (result,) = sandbox.deliver(request())
+    (result,) = sandbox.deliver(a_request())
 
     assert outcome(result) == "sent"
     assert world.blip.taken[0].bot.key == OTHER_KEY
-    assert sandbox.secrets.fetches == 2
+    assert sandbox.secrets_manager.fetches == 2
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -881,7 +874,7 @@ def test_a_wrong_key_stops_the_bot_and_its_requests_wait(world: World, stage: st
     setattr(world.blip, stage, wrong_key)
     world.blip.before_ping = wrong_key
     sandbox = world.sandbox(uniform=min)
-    bodies = [request(to=f"+55119888877{n:02}") for n in range(5)]
+    bodies = [a_request(to=f"+55119888877{n:02}") for n in range(5)]
 
     results = sandbox.deliver(*bodies)
 
@@ -895,7 +888,7 @@ def test_a_wrong_key_stops_the_bot_and_its_requests_wait(world: World, stage: st
     # Hours later it is the same; nothing is claimed, looked up or sent, nothing dead-lettered.
     for _ in range(20):
         world.clock.advance(700)
-        (result,) = world.sandbox().deliver(request())
+        (result,) = world.sandbox().deliver(a_request())
         assert outcome(result) == "misconfigured"
         assert result.retry_in is not None
         assert 600 <= result.retry_in <= 900
@@ -920,7 +913,7 @@ def test_a_secret_that_breaks_when_it_is_needed_most_stops_the_bot(world: World)
     world.bots = "not JSON"
     world.clock.advance(11)
     world.blip.before_send = world.blip.before_ping = wrong_key
-    body = request()
+    body = a_request()
 
     (result,) = sandbox.deliver(body)
 
@@ -943,7 +936,7 @@ def test_a_secret_that_breaks_when_it_is_needed_most_stops_the_bot(world: World)
 )
 def test_a_bot_that_cannot_be_used_lets_its_requests_wait(world: World, bots: Any) -> None:
     world.bots = bots
-    body = request()
+    body = a_request()
 
     (result,) = world.sandbox().deliver(body)
 
@@ -960,7 +953,7 @@ def test_a_bot_that_cannot_be_used_lets_its_requests_wait(world: World, bots: An
 def test_a_bot_that_cannot_be_used_does_no_harm_to_the_others(world: World) -> None:
     world.bots = {"default": {"key": "REPLACE_ME"}, "clinic": {"key": KEY}}
 
-    first, second = world.sandbox().deliver(request(), request(bot="clinic"))
+    first, second = world.sandbox().deliver(a_request(), a_request(bot="clinic"))
 
     assert first.retry_in is not None
     assert outcome(second) == "sent"
@@ -971,18 +964,18 @@ def test_a_batch_that_can_do_nothing_holds_still_for_a_moment(world: World) -> N
     world.bots = {"default": {"key": "REPLACE_ME"}}
     world.in_flight = 110_000
 
-    world.sandbox().deliver(request(), request())
+    world.sandbox().deliver(a_request(), a_request())
     assert world.clock.slept == [pytest.approx(3)]
 
     # But not where somebody had something to do.
-    world.sandbox().deliver(request(), "not JSON")
+    world.sandbox().deliver(a_request(), "not JSON")
     assert len(world.clock.slept) == 1
 
 
 def five_failures(world: World, failure: Callable[[], Failure]) -> None:
     fail(world, "before_send", failure)
     for number in range(5):
-        (result,) = world.sandbox().deliver(request(to=f"+55119888877{number:02}"))
+        (result,) = world.sandbox().deliver(a_request(to=f"+55119888877{number:02}"))
         assert outcome(result) in {"retrying", "unknown"}
     fix(world)
 
@@ -993,12 +986,12 @@ def test_five_notifications_in_a_row_without_an_answer_stop_the_bot(
 ) -> None:
     five_failures(world, lambda: failure("nothing"))
     asked = len(world.blip.look_ups), len(world.blip.sent)
-    body = request()
+    body = a_request()
 
     (result,) = world.sandbox().deliver(body)  # the probe
     assert outcome(result) == "sent"
     assert world.blip.pings == 1
-    assert outcome(world.sandbox().deliver(request())[0]) == "sent"
+    assert outcome(world.sandbox().deliver(a_request())[0]) == "sent"
     assert world.blip.pings == 1
     assert (len(world.blip.look_ups), len(world.blip.sent)) == (asked[0] + 1, asked[1] + 2)
 
@@ -1009,7 +1002,7 @@ def test_while_the_probe_is_not_answered_nothing_is_claimed_looked_up_or_sent(
     five_failures(world, lambda: Transient("nothing"))
     asked = len(world.blip.look_ups), len(world.blip.sent)
     world.blip.before_ping = always(lambda: Transient("nothing"))
-    bodies = [request() for _ in range(3)]
+    bodies = [a_request() for _ in range(3)]
 
     for _ in range(3):
         results = world.sandbox().deliver(*bodies)
@@ -1031,7 +1024,7 @@ def test_a_secret_that_breaks_while_the_bot_is_probed_leaves_the_breaker_open(
     world.clock.advance(11)
     world.blip.before_ping = wrong_key
 
-    (result,) = sandbox.deliver(request())
+    (result,) = sandbox.deliver(a_request())
 
     assert outcome(result) == "misconfigured"
     assert world.blip.pings == 1
@@ -1039,7 +1032,7 @@ def test_a_secret_that_breaks_while_the_bot_is_probed_leaves_the_breaker_open(
 
 def test_one_notification_goes_through_with_a_probe(world: World) -> None:
     five_failures(world, lambda: Transient("nothing"))
-    bodies = [request(to=f"+55119777766{n:02}") for n in range(4)]
+    bodies = [a_request(to=f"+55119777766{n:02}") for n in range(4)]
 
     results = world.sandbox().deliver(*bodies)
 
@@ -1049,11 +1042,11 @@ def test_one_notification_goes_through_with_a_probe(world: World) -> None:
 
 def test_what_was_under_way_when_the_breaker_opened_does_not_close_it(world: World) -> None:
     fail(world, "before_send", lambda: Transient("nothing"))
-    world.sandbox().deliver(request())  # so that an answer is worth a write
+    world.sandbox().deliver(a_request())  # so that an answer is worth a write
     sandbox = world.sandbox()
     world.blip.before_send = lambda _: sandbox.bot_states.number_down("default", "payment")
 
-    (result,) = sandbox.deliver(request())
+    (result,) = sandbox.deliver(a_request())
 
     assert outcome(result) == "sent"
     item = world.identities_table.get("bot:default")
@@ -1072,7 +1065,7 @@ def test_a_probe_that_crashes_hurts_its_bot_only(
 
     monkeypatch.setattr(sandbox.bot_states, "probe", crash)
 
-    results = sandbox.deliver(request(), request(bot="clinic"))
+    results = sandbox.deliver(a_request(), a_request(bot="clinic"))
 
     assert sorted(map(outcome, results)) == ["breaker_open", "sent"]
     assert world.blip.pings == 0
@@ -1085,7 +1078,7 @@ def test_a_refusal_is_no_sign_that_a_number_delivers_again(world: World) -> None
 
     for number in range(3):
         world.clock.advance(601)
-        (result,) = sandbox.deliver(request(to=f"+55119777766{number:02}"))
+        (result,) = sandbox.deliver(a_request(to=f"+55119777766{number:02}"))
         assert outcome(result) == "dead_letter"
 
     item = world.identities_table.get("bot:default")
@@ -1106,7 +1099,7 @@ def test_nobody_is_looked_up_while_a_number_is_down(
 
     monkeypatch.setattr(sandbox.identities, "read", just_before)
 
-    sandbox.deliver(request(), request(to=OTHER_PHONE))
+    sandbox.deliver(a_request(), a_request(to=OTHER_PHONE))
 
     assert (world.blip.look_ups, world.blip.sent) == ([], [])
 
@@ -1128,7 +1121,7 @@ def test_bots_that_hang_keep_no_other_waiting(world: World) -> None:
         for name in names[:2]:
             sandbox.bot_states.open_breaker(name, "nothing works")
 
-        results = sandbox.deliver(*[request(bot=name) for name in names])
+        results = sandbox.deliver(*[a_request(bot=name) for name in names])
 
     assert sorted(map(outcome, results)) == ["breaker_open", "breaker_open", "sent"]
     assert waited == [True, True]
@@ -1138,7 +1131,7 @@ def test_a_paused_bot_sends_nothing_until_it_is_resumed(world: World) -> None:
     world.bots = {name: {"key": KEY} for name in ("default", "clinic")}
     sandbox = world.sandbox()
     sandbox.bot_states.pause("default")
-    body, other = request(), request(bot="clinic")
+    body, other = a_request(), a_request(bot="clinic")
 
     paused, sent = sandbox.deliver(body, other)
 
@@ -1156,7 +1149,7 @@ def test_a_paused_bot_sends_nothing_until_it_is_resumed(world: World) -> None:
 def test_what_is_paused_in_the_middle_of_a_batch_goes_no_further(world: World) -> None:
     sandbox = world.sandbox()
     world.blip.before_look_up = lambda _: sandbox.bot_states.pause("default")
-    body = request()
+    body = a_request()
 
     (result,) = sandbox.deliver(body)
 
@@ -1167,7 +1160,7 @@ def test_what_is_paused_in_the_middle_of_a_batch_goes_no_further(world: World) -
 
 def test_one_notification_that_fails_five_times_stops_nobody(world: World) -> None:
     fail(world, "before_send", lambda: Transient("nothing"))
-    body = request()
+    body = a_request()
     for _ in range(6):
         (result,) = world.sandbox().deliver(body)
         assert outcome(result) == "retrying"
@@ -1177,9 +1170,9 @@ def test_an_answer_in_between_starts_the_count_anew(world: World) -> None:
     for _ in range(3):
         fail(world, "before_send", lambda: Transient("nothing"))
         for _ in range(4):
-            assert outcome(world.sandbox().deliver(request())[0]) == "retrying"
+            assert outcome(world.sandbox().deliver(a_request())[0]) == "retrying"
         fix(world)
-        assert outcome(world.sandbox().deliver(request())[0]) == "sent"
+        assert outcome(world.sandbox().deliver(a_request())[0]) == "sent"
     assert world.blip.pings == 0
 
 
@@ -1197,17 +1190,17 @@ def test_a_refusal_is_an_answer_too(world: World, stage: str, answer: Failure) -
     world.identities_table.items["bot:default"] = {"failing": {"a", "b", "c", "d"}}
     fail(world, stage, lambda: answer)
 
-    world.sandbox().deliver(request())
+    world.sandbox().deliver(a_request())
 
     assert "failing" not in world.identities_table.get("bot:default")
 
 
 def test_a_number_that_is_remembered_to_be_none_is_no_answer(world: World) -> None:
     fail(world, "before_look_up", lambda: Rejected(Reason.NOT_A_PHONE_NUMBER, "no", code=61))
-    world.sandbox().deliver(request())
+    world.sandbox().deliver(a_request())
     world.identities_table.items["bot:default"] = {"failing": {"a", "b", "c", "d"}}
 
-    world.sandbox().deliver(request())
+    world.sandbox().deliver(a_request())
 
     assert len(world.identities_table.get("bot:default")["failing"]) == 4
 
@@ -1216,7 +1209,7 @@ def test_a_crash_hides_no_answer_that_another_notification_got(world: World) -> 
     world.identities_table.items["bot:default"] = {"failing": {"a", "b", "c", "d"}}
     world.blip.before_send = raises(RuntimeError("nobody foresaw it"))
 
-    results = world.sandbox().deliver(request(), request(to=OTHER_PHONE))
+    results = world.sandbox().deliver(a_request(), a_request(to=OTHER_PHONE))
 
     assert list(map(outcome, results)) == ["crashed", "sent"]
     assert "failing" not in world.identities_table.get("bot:default")
@@ -1225,7 +1218,7 @@ def test_a_crash_hides_no_answer_that_another_notification_got(world: World) -> 
 def test_with_too_little_time_left_nothing_is_claimed_and_all_comes_back_at_once(
     world: World,
 ) -> None:
-    bodies = [request() for _ in range(5)]
+    bodies = [a_request() for _ in range(5)]
 
     results = world.sandbox().deliver(*bodies, seconds=11.9)
 
@@ -1243,7 +1236,7 @@ def test_what_is_broken_is_a_dead_letter_also_with_little_time_left(world: World
 def test_nobody_is_looked_up_who_could_not_be_written_to_afterwards(world: World) -> None:
     """Look-ups that no send follows count against the number."""
     world.know(OTHER_PHONE)
-    unknown, known = request(), request(to=OTHER_PHONE)
+    unknown, known = a_request(), a_request(to=OTHER_PHONE)
 
     first, second = world.sandbox().deliver(unknown, known, seconds=20)
 
@@ -1262,7 +1255,7 @@ def test_slow_neighbours_leave_no_send_that_could_be_cut_off(world: World) -> No
     for number in range(6):
         world.know(f"+551198888770{number}")
     world.blip.call_seconds = 9.5
-    bodies = [request(to=f"+551198888770{number}") for number in range(6)]
+    bodies = [a_request(to=f"+551198888770{number}") for number in range(6)]
 
     results = world.sandbox().deliver(*bodies, seconds=30)
 
@@ -1274,7 +1267,7 @@ def test_slow_neighbours_leave_no_send_that_could_be_cut_off(world: World) -> No
 
 def test_a_batch_keeps_to_the_plan(world: World) -> None:
     world.bots = {"default": {"key": KEY, "messages_per_second": 20}}
-    bodies = [request(to=f"+551198888{n:04}") for n in range(30)]
+    bodies = [a_request(to=f"+551198888{n:04}") for n in range(30)]
     for body in bodies:
         world.know(body["to"])
     sandbox = world.sandbox()
@@ -1294,7 +1287,7 @@ def test_slots_whose_reservation_takes_long_let_everybody_send_and_not_at_once(
     world: World, answered_in: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.bots = {"default": {"key": KEY, "messages_per_second": 20}}
-    bodies = [request(to=f"+551198888{n:04}") for n in range(10)]
+    bodies = [a_request(to=f"+551198888{n:04}") for n in range(10)]
     for body in bodies:
         world.know(body["to"])
     sandbox = world.sandbox()
@@ -1319,7 +1312,7 @@ def test_look_ups_keep_to_the_commands_plan(world: World) -> None:
     times = []
     world.blip.before_look_up = lambda _: times.append(world.clock.now())
 
-    world.sandbox().deliver(*[request(to=f"+551198888{n:04}") for n in range(10)])
+    world.sandbox().deliver(*[a_request(to=f"+551198888{n:04}") for n in range(10)])
 
     assert len(times) == 10
     assert max(sum(first <= at < first + 1 for at in times) for first in times) <= 5
@@ -1330,7 +1323,7 @@ def test_the_look_ups_of_a_batch_reserve_together_and_so_do_the_sends_after_them
 ) -> None:
     sandbox = world.sandbox()
 
-    sandbox.deliver(*[request(to=f"+55119888877{n:02}") for n in range(2)])
+    sandbox.deliver(*[a_request(to=f"+55119888877{n:02}") for n in range(2)])
 
     assert sandbox.bot_states.reservations == [
         ("default", "commands", 2),
@@ -1340,7 +1333,7 @@ def test_the_look_ups_of_a_batch_reserve_together_and_so_do_the_sends_after_them
 
 def test_a_bot_without_a_slot_soon_lets_its_requests_wait_unclaimed(world: World) -> None:
     world.bots = {"default": {"key": KEY, "messages_per_second": 1}}
-    bodies = [request(to=f"+551198888{n:04}") for n in range(8)]
+    bodies = [a_request(to=f"+551198888{n:04}") for n in range(8)]
     for body in bodies:
         world.know(body["to"])
     first, second = world.sandbox(), world.sandbox()
@@ -1385,7 +1378,7 @@ def test_what_another_sandbox_is_looking_up_is_waited_for(world: World) -> None:
             world.know(PHONE)
 
     clock.happens = learn
-    (result,) = world.sandbox().deliver(request())
+    (result,) = world.sandbox().deliver(a_request())
 
     assert outcome(result) == "sent"
     assert world.blip.look_ups == []
@@ -1404,7 +1397,7 @@ def test_who_was_looked_up_a_moment_ago_is_not_looked_up_again(
 
     monkeypatch.setattr(sandbox.identities, "read", read_too_early)
 
-    sandbox.deliver(request())
+    sandbox.deliver(a_request())
 
     assert [sent.identity for sent in world.blip.sent] == [identity_of(PHONE)]
     assert world.blip.look_ups == []
@@ -1413,7 +1406,7 @@ def test_who_was_looked_up_a_moment_ago_is_not_looked_up_again(
 def test_what_another_sandbox_looks_up_for_too_long_comes_back(world: World) -> None:
     other = world.sandbox().identities
     other.lease(("default", PHONE), 22)
-    started, body = world.clock.now(), request()
+    started, body = world.clock.now(), a_request()
 
     (result,) = world.sandbox().deliver(body)
 
@@ -1430,7 +1423,7 @@ def test_who_wakes_too_late_for_a_slot_takes_another(world: World) -> None:
     """A stalled machine must not let out at once what it held up."""
     clock = Meanwhile()
     world = World(clock=clock, bots={"default": {"key": KEY, "messages_per_second": 2}})
-    bodies = [request(to=f"+551198888{n:04}") for n in range(4)]
+    bodies = [a_request(to=f"+551198888{n:04}") for n in range(4)]
     for body in bodies:
         world.know(body["to"])
 
@@ -1468,7 +1461,7 @@ def show_later_message(world: World) -> str:
     before = len(world.blip.taken)
     world.blip.before_send = lambda _: None
     world.clock.advance(3)
-    (result,) = world.sandbox().deliver(request(to="+5511977776666"))
+    (result,) = world.sandbox().deliver(a_request(to="+5511977776666"))
     assert outcome(result) == "sent"
     later = world.blip.taken[before].message_id
     world.blip.stored[later] = [Receipt(later, 1, Status.ACCEPTED)]
@@ -1476,7 +1469,7 @@ def show_later_message(world: World) -> str:
 
 
 def test_what_may_have_gone_out_is_not_sent_again_before_that_is_settled(world: World) -> None:
-    body = request()
+    body = a_request()
     unknown(world, body)
 
     for generation in (None, 1):
@@ -1489,7 +1482,7 @@ def test_what_may_have_gone_out_is_not_sent_again_before_that_is_settled(world: 
 
 
 def test_what_may_have_gone_out_is_not_dead_lettered_for_being_late(world: World) -> None:
-    body = request(valid_until=at(world.clock.now() + 60))
+    body = a_request(valid_until=at(world.clock.now() + 60))
     unknown(world, body)
 
     world.clock.advance(120)
@@ -1502,7 +1495,7 @@ def test_what_may_have_gone_out_is_not_dead_lettered_for_being_late(world: World
 def test_a_sandbox_that_ended_in_the_middle_of_a_send_leaves_an_unknown(world: World) -> None:
     world.know(PHONE)
     fail(world, "before_send", lambda: RuntimeError("the sandbox is gone"))
-    body = request()
+    body = a_request()
     (result,) = world.sandbox().deliver(body)
     assert outcome(result) == "crashed"
     assert world.entry(body)["status"] == "sending"
@@ -1521,7 +1514,7 @@ def test_a_sandbox_that_ended_in_the_middle_of_a_send_leaves_an_unknown(world: W
 
 @pytest.mark.parametrize("stored", [Status.ACCEPTED, Status.DISPATCHED, Status.CONSUMED])
 def test_what_blip_s_history_knows_went_out(world: World, stored: Status) -> None:
-    body = request()
+    body = a_request()
     unknown(world, body, stored=stored)
 
     world.clock.advance(WINDOW + 2)
@@ -1535,7 +1528,7 @@ def test_what_blip_s_history_knows_went_out(world: World, stored: Status) -> Non
 def test_what_blip_s_history_does_not_know_is_sent_again_under_the_same_id_once(
     world: World,
 ) -> None:
-    body = request()
+    body = a_request()
     unknown(world, body)
     later = show_later_message(world)
 
@@ -1556,7 +1549,7 @@ def test_what_blip_s_history_does_not_know_is_sent_again_under_the_same_id_once(
 
 
 def test_what_is_too_late_by_the_time_it_is_denied_is_not_sent_again(world: World) -> None:
-    body = request(valid_until=at(world.clock.now() + 60))
+    body = a_request(valid_until=at(world.clock.now() + 60))
     unknown(world, body)
     later = show_later_message(world)
 
@@ -1569,7 +1562,7 @@ def test_what_is_too_late_by_the_time_it_is_denied_is_not_sent_again(world: Worl
 
 
 def test_what_is_too_late_but_went_out_is_no_dead_letter(world: World) -> None:
-    body = request(valid_until=at(world.clock.now() + 60))
+    body = a_request(valid_until=at(world.clock.now() + 60))
     unknown(world, body, stored=Status.RECEIVED)
 
     world.clock.advance(WINDOW + 2)
@@ -1580,7 +1573,7 @@ def test_what_is_too_late_but_went_out_is_no_dead_letter(world: World) -> None:
 
 
 def test_who_prefers_none_to_two_gets_none(world: World) -> None:
-    body = request(if_unknown="fail")
+    body = a_request(if_unknown="fail")
     unknown(world, body)
 
     world.clock.advance(WINDOW + 2)
@@ -1593,7 +1586,7 @@ def test_who_prefers_none_to_two_gets_none(world: World) -> None:
 @pytest.mark.parametrize("failure", [Transient, Rejected, Misconfigured, Throttled])
 def test_a_question_that_fails_is_no_answer(world: World, failure: type[Failure]) -> None:
     raised = Rejected(Reason.REJECTED, "no") if failure is Rejected else failure("no")
-    body = request()
+    body = a_request()
     unknown(world, body)
     world.blip.before_history = always(lambda: raised)
 
@@ -1608,7 +1601,7 @@ def test_a_question_that_fails_is_no_answer(world: World, failure: type[Failure]
 
 
 def test_what_is_too_late_at_the_very_moment_it_is_denied_is_not_sent_again(world: World) -> None:
-    body = request(valid_until=at(world.clock.now() + WINDOW + 5))
+    body = a_request(valid_until=at(world.clock.now() + WINDOW + 5))
     unknown(world, body)
     show_later_message(world)
     world.clock.advance(WINDOW + 2)
@@ -1623,7 +1616,7 @@ def test_what_is_too_late_at_the_very_moment_it_is_denied_is_not_sent_again(worl
 def test_an_unknown_of_a_bot_that_was_taken_away_waits_for_it(
     world: World, uniform: Callable[[float, float], float], wait: float
 ) -> None:
-    body = request()
+    body = a_request()
     unknown(world, body)
     show_later_message(world)
     bots, world.bots = world.bots, {}
@@ -1641,7 +1634,7 @@ def test_an_unknown_of_a_bot_that_was_taken_away_waits_for_it(
 
 
 def test_a_question_waits_for_its_place_in_the_commands_plan(world: World) -> None:
-    bodies = [request(to=f"+55119888877{n:02}") for n in range(2)]
+    bodies = [a_request(to=f"+55119888877{n:02}") for n in range(2)]
     for body in bodies:
         unknown(world, body)
     world.clock.advance(WINDOW + 2)
@@ -1653,19 +1646,19 @@ def test_a_question_waits_for_its_place_in_the_commands_plan(world: World) -> No
 
 
 def test_a_question_takes_no_place_that_is_reserved_for_a_look_up(world: World) -> None:
-    body = request()
+    body = a_request()
     unknown(world, body)
     world.clock.advance(WINDOW + 2)
     sandbox = world.sandbox()
 
-    sandbox.deliver(body, *[request(to=f"+55119888877{n:02}") for n in range(2)])
+    sandbox.deliver(body, *[a_request(to=f"+55119888877{n:02}") for n in range(2)])
 
     commands = [count for _, plan, count in sandbox.bot_states.reservations if plan == "commands"]
     assert commands == [1, 2]
 
 
 def test_a_question_for_which_there_is_no_place_soon_is_asked_later(world: World) -> None:
-    body = request()
+    body = a_request()
     unknown(world, body)
     show_later_message(world)
     world.clock.advance(WINDOW + 2)
@@ -1683,7 +1676,7 @@ def test_a_question_for_which_there_is_no_place_soon_is_asked_later(world: World
 
 
 def test_no_question_is_asked_whose_answer_could_come_too_late(world: World) -> None:
-    bodies = [request(to=f"+55119888877{n:02}") for n in range(2)]
+    bodies = [a_request(to=f"+55119888877{n:02}") for n in range(2)]
     for body in bodies:
         unknown(world, body)
     later = show_later_message(world)
@@ -1699,7 +1692,7 @@ def test_no_question_is_asked_whose_answer_could_come_too_late(world: World) -> 
 
 def test_a_question_is_asked_with_the_bots_own_key(world: World) -> None:
     world.bots["clinic"] = {"key": OTHER_KEY}
-    body = request(bot="clinic")
+    body = a_request(bot="clinic")
     unknown(world, body)
     world.clock.advance(WINDOW + 2)
     keys: list[str] = []
@@ -1715,7 +1708,7 @@ def test_what_went_out_after_all_is_asked_for_its_receipts_if_none_come(
     world: World, receipts: str, *, asked_for: bool
 ) -> None:
     world.bots["default"]["receipts"] = receipts
-    body = request()
+    body = a_request()
     unknown(world, body, stored=Status.ACCEPTED)
     world.clock.advance(WINDOW + 2)
 
@@ -1730,7 +1723,7 @@ def test_what_went_out_after_all_is_asked_for_its_receipts_if_none_come(
 def test_unknown_is_given_up_after_three_days_when_the_history_shows_nothing(
     world: World,
 ) -> None:
-    body = request()
+    body = a_request()
     unknown(world, body)
     show_later_message(world)
 
@@ -1743,7 +1736,7 @@ def test_unknown_is_given_up_after_three_days_when_the_history_shows_nothing(
 
 
 def test_unknown_is_settled_after_three_days_when_the_history_still_shows_it(world: World) -> None:
-    body = request()
+    body = a_request()
     unknown(world, body, stored=Status.ACCEPTED)
 
     world.clock.advance(3 * DAY)
@@ -1753,7 +1746,7 @@ def test_unknown_is_settled_after_three_days_when_the_history_still_shows_it(wor
 
 
 def test_unknown_is_given_up_after_three_days_when_the_question_fails(world: World) -> None:
-    body = request()
+    body = a_request()
     unknown(world, body)
     world.clock.advance(3 * DAY)
     world.blip.before_history = raises(Transient("no answer"))
@@ -1767,7 +1760,7 @@ def test_unknown_is_given_up_after_three_days_when_the_question_fails(world: Wor
 
 
 def test_empty_history_denies_nothing_until_it_shows_a_later_message(world: World) -> None:
-    body = request()
+    body = a_request()
     unknown(world, body)
     later = show_later_message(world)
     shown = world.blip.stored.pop(later)
@@ -1782,7 +1775,7 @@ def test_empty_history_denies_nothing_until_it_shows_a_later_message(world: Worl
 
 
 def test_unknown_keeps_its_control_while_newer_messages_take_its_place(world: World) -> None:
-    body = request()
+    body = a_request()
     unknown(world, body)
     later = show_later_message(world)
     shown = world.blip.stored.pop(later)
@@ -1798,7 +1791,7 @@ def test_unknown_keeps_its_control_while_newer_messages_take_its_place(world: Wo
 
 
 def test_history_that_has_shown_a_later_message_needs_no_second_control(world: World) -> None:
-    bodies = [request(to=f"+55119888877{n:02}") for n in range(2)]
+    bodies = [a_request(to=f"+55119888877{n:02}") for n in range(2)]
     for body in bodies:
         unknown(world, body)
     later = show_later_message(world)
@@ -1811,7 +1804,7 @@ def test_history_that_has_shown_a_later_message_needs_no_second_control(world: W
 
 
 def test_unknowns_of_one_batch_ask_about_their_control_once(world: World) -> None:
-    bodies = [request(to=f"+55119888877{n:02}") for n in range(3)]
+    bodies = [a_request(to=f"+55119888877{n:02}") for n in range(3)]
     for body in bodies:
         unknown(world, body)
     later = show_later_message(world)
@@ -1825,7 +1818,7 @@ def test_unknowns_of_one_batch_ask_about_their_control_once(world: World) -> Non
 
 def test_message_sent_before_an_unknown_is_no_control_for_six_hours(world: World) -> None:
     show_later_message(world)
-    body = request()
+    body = a_request()
     unknown(world, body)
 
     world.clock.advance(6 * 3600 - 1)
@@ -1836,7 +1829,7 @@ def test_message_sent_before_an_unknown_is_no_control_for_six_hours(world: World
 
 def test_message_sent_before_an_unknown_must_be_shown_after_six_hours(world: World) -> None:
     del world.blip.stored[show_later_message(world)]
-    body = request()
+    body = a_request()
     unknown(world, body)
 
     world.clock.advance(6 * 3600)
@@ -1845,7 +1838,7 @@ def test_message_sent_before_an_unknown_must_be_shown_after_six_hours(world: Wor
 
 
 def test_first_message_of_a_bot_is_given_up_after_six_hours(world: World) -> None:
-    body = request()
+    body = a_request()
     unknown(world, body)
 
     world.clock.advance(6 * 3600 - 1)
@@ -1858,7 +1851,7 @@ def test_first_message_of_a_bot_is_given_up_after_six_hours(world: World) -> Non
 
 
 def test_producer_that_wants_no_second_send_hears_after_the_window(world: World) -> None:
-    body = request(if_unknown="fail")
+    body = a_request(if_unknown="fail")
     unknown(world, body)
     world.clock.advance(WINDOW + 2)
 
@@ -1872,7 +1865,7 @@ def test_control_is_written_once_in_a_third_of_the_window(world: World) -> None:
     sandbox = world.sandbox()
     kept = []
     for _ in range(4):
-        sandbox.deliver(request())
+        sandbox.deliver(a_request())
         kept.append(world.identities_table.get("bot:default")["control"])
         world.clock.advance(WINDOW / 6 + 1)
 
@@ -1898,7 +1891,7 @@ def test_notification_that_is_refused_while_the_bot_answers_costs_it_an_attempt(
     world: World,
 ) -> None:
     refuse(world, PHONE)
-    bad, good = request(), request(to=OTHER_PHONE)
+    bad, good = a_request(), a_request(to=OTHER_PHONE)
 
     refused, sent = world.sandbox().deliver(bad, good)
 
@@ -1909,7 +1902,7 @@ def test_notification_that_is_refused_while_the_bot_answers_costs_it_an_attempt(
 
 def test_notification_that_is_always_refused_is_given_up(world: World) -> None:
     refuse(world, PHONE)
-    body = request()
+    body = a_request()
 
     for _ in range(19):
         world.sandbox().deliver(body)
@@ -1927,19 +1920,19 @@ def test_five_different_refusals_in_a_row_open_the_breaker(world: World) -> None
     phones = [f"+55119888877{number:02}" for number in range(5)]
 
     for phone in phones[:4]:
-        world.sandbox().deliver(request(to=phone))
+        world.sandbox().deliver(a_request(to=phone))
     assert "broken" not in world.identities_table.get("bot:default")
-    world.sandbox().deliver(request(to=phones[4]))
+    world.sandbox().deliver(a_request(to=phones[4]))
 
     assert "broken" in world.identities_table.get("bot:default")
 
 
 def test_later_refusals_of_the_same_notifications_do_not_open_the_breaker(world: World) -> None:
-    bodies = [request(to=f"+55119888877{number:02}") for number in range(8)]
+    bodies = [a_request(to=f"+55119888877{number:02}") for number in range(8)]
     refuse(world, *(body["to"] for body in bodies))
     for body in bodies:
         world.sandbox().deliver(body)
-        world.sandbox().deliver(request(to=OTHER_PHONE))
+        world.sandbox().deliver(a_request(to=OTHER_PHONE))
 
     for _ in range(3):
         world.clock.advance(900)
@@ -1954,7 +1947,7 @@ def test_probe_that_is_refused_costs_no_attempt_and_leaves_the_breaker_open(worl
     sandbox.bot_states.open_breaker("default", "no answer")
     refuse(world, PHONE)
     world.know(PHONE)
-    body = request()
+    body = a_request()
 
     (result,) = sandbox.deliver(body)
 
@@ -1979,7 +1972,7 @@ def test_probe_that_is_refused_costs_an_old_notification_of_a_bot_that_worked_an
     sandbox.bot_states.open_breaker("default", "no answer")
     world.know(PHONE)
     refuse(world, PHONE)
-    body = request()
+    body = a_request()
 
     (result,) = sandbox.deliver(world.queued(body, age=age))
 
@@ -1992,7 +1985,7 @@ def test_refusals_of_one_batch_ping_once(world: World) -> None:
     phones = [f"+55119888877{number:02}" for number in range(6)]
     refuse(world, *phones)
 
-    results = world.sandbox().deliver(*(request(to=phone) for phone in phones))
+    results = world.sandbox().deliver(*(a_request(to=phone) for phone in phones))
 
     assert {outcome(result) for result in results} == {"refused"}
     assert world.blip.pings == 1
@@ -2002,7 +1995,7 @@ def test_throttled_ping_after_a_refusal_is_a_penalty(world: World) -> None:
     """401 with LIME's 34 says both."""
     refuse(world, PHONE)
     world.blip.before_ping = always(lambda: Throttled("too fast"))
-    body = request()
+    body = a_request()
 
     (result,) = world.sandbox().deliver(body)
 
@@ -2013,7 +2006,7 @@ def test_throttled_ping_after_a_refusal_is_a_penalty(world: World) -> None:
 def test_refusal_with_too_little_time_for_a_ping_comes_back_at_once(world: World) -> None:
     world.know(PHONE)
     refuse(world, PHONE)
-    body = request()
+    body = a_request()
 
     def slowly(_: Bot) -> None:
         world.clock.advance(5)
@@ -2035,7 +2028,7 @@ def test_first_throttling_of_a_penalty_lowers_the_share_and_the_others_do_not(
     sandbox = world.sandbox()
     world.blip.before_send = always(lambda: Throttled("too fast"))
 
-    sandbox.deliver(request())
+    sandbox.deliver(a_request())
     first = world.identities_table.get("bot:default")
     sandbox.bot_states.start_cooldown(
         Bot(name="default", key=KEY), "messages", world.clock.now() + 130
@@ -2052,7 +2045,7 @@ def test_first_throttling_of_a_penalty_lowers_the_share_and_the_others_do_not(
 def test_throttled_look_up_lowers_the_share_of_the_commands(world: World) -> None:
     world.blip.before_look_up = always(lambda: Throttled("too fast"))
 
-    world.sandbox().deliver(request())
+    world.sandbox().deliver(a_request())
 
     item = world.identities_table.get("bot:default")
     assert item["commands_share"] == 720_000
@@ -2083,7 +2076,7 @@ def test_slots_are_spaced_by_the_share_that_is_in_force(world: World) -> None:
         "messages_share_at": now,
     }
 
-    world.sandbox().deliver(request(), request(to=OTHER_PHONE))
+    world.sandbox().deliver(a_request(), a_request(to=OTHER_PHONE))
 
     first, second = world.blip.sent
     assert second.at - first.at == pytest.approx(1)
@@ -2110,7 +2103,7 @@ def test_bot_that_is_still_leaves_room_in_flight_for_others(
             sandbox.bot_states.start_cooldown(bot, "messages", world.clock.now() + 100)
     world.in_flight = in_flight
 
-    (result,) = sandbox.deliver(request())
+    (result,) = sandbox.deliver(a_request())
 
     # What waits for the end of a penalty comes back by 200 a second.
     long = 105 + in_flight / 200 if reason == "penalty" else 900
@@ -2124,9 +2117,9 @@ def test_all_sandboxes_together_look_through_no_more_than_2000_a_second(world: W
     sandbox = world.sandbox(maximum_concurrency=100)
     sandbox.bot_states.pause("default")
 
-    sandbox.deliver(*(request(to=f"+55119888877{number:02}") for number in range(10)))
+    sandbox.deliver(*(a_request(to=f"+55119888877{number:02}") for number in range(10)))
     assert world.clock.slept == [pytest.approx(0.5 - 0.03)]
-    sandbox.deliver(request(), seconds=1.02)
+    sandbox.deliver(a_request(), seconds=1.02)
     assert world.clock.slept[1:] == [pytest.approx(0.02)]
 
 
@@ -2136,7 +2129,7 @@ def test_batch_that_could_do_something_does_not_hold_still(world: World) -> None
     sandbox.bot_states.pause("default")
     world.in_flight = 110_000
 
-    still, sent = sandbox.deliver(request(), request(bot="other"))
+    still, sent = sandbox.deliver(a_request(), a_request(bot="other"))
 
     assert (still.retry_in, outcome(sent)) == (30, "sent")
     assert world.clock.slept == []
@@ -2152,7 +2145,7 @@ def test_every_wait_is_a_sixtieth_of_the_age_at_least(
     fail(world, "before_send", lambda: Transient("busy"))
     world.know(PHONE)
     changes = {} if valid_for is None else {"valid_until": at(world.clock.now() + valid_for)}
-    queued = world.queued(request(**changes), age=age)
+    queued = world.queued(a_request(**changes), age=age)
 
     (result,) = world.sandbox(uniform=min).deliver(queued)
 
@@ -2163,9 +2156,9 @@ def test_every_wait_is_a_sixtieth_of_the_age_at_least(
 
 
 def test_bot_that_worked_and_vanished_from_the_secret_is_waited_for(world: World) -> None:
-    world.sandbox().deliver(request())
+    world.sandbox().deliver(a_request())
     bots, world.bots = world.bots, {}
-    body = request()
+    body = a_request()
 
     for _ in range(2):
         assert outcome(world.sandbox().deliver(body)[0]) == "misconfigured"
@@ -2174,16 +2167,16 @@ def test_bot_that_worked_and_vanished_from_the_secret_is_waited_for(world: World
     assert outcome(world.sandbox().deliver(body)[0]) == "sent"
     world.bots = {}
     world.clock.advance(600)
-    assert outcome(world.sandbox().deliver(request())[0]) == "misconfigured"
+    assert outcome(world.sandbox().deliver(a_request())[0]) == "misconfigured"
 
 
 def test_bot_that_stays_away_is_an_unknown_bot_after_a_quarter_of_an_hour(world: World) -> None:
-    world.sandbox().deliver(request())
+    world.sandbox().deliver(a_request())
     world.bots = {}
-    world.sandbox().deliver(request())
+    world.sandbox().deliver(a_request())
     world.clock.advance(900)
 
-    (result,) = world.sandbox().deliver(request())
+    (result,) = world.sandbox().deliver(a_request())
 
     assert result.reason is Reason.UNKNOWN_BOT
 
@@ -2197,7 +2190,7 @@ def test_what_was_not_sent_is_not_left_as_if_it_might_have_been(
 ) -> None:
     if known:
         world.know(PHONE)
-    sandbox, body = world.sandbox(), request()
+    sandbox, body = world.sandbox(), a_request()
 
     def fail_to_reserve(*_: Any, **__: Any) -> None:
         raise EndpointConnectionError(endpoint_url="https://aws.invalid")
@@ -2213,7 +2206,7 @@ def test_what_was_not_sent_is_not_left_as_if_it_might_have_been(
 def test_what_was_posted_stays_as_it_is_when_the_answer_cannot_be_written(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sandbox, body = world.sandbox(), request()
+    sandbox, body = world.sandbox(), a_request()
 
     def fail_to_settle(*_: Any, **__: Any) -> None:
         raise EndpointConnectionError(endpoint_url="https://aws.invalid")
@@ -2229,7 +2222,7 @@ def test_what_was_surely_not_sent_is_given_back_when_the_ledger_first_fails(
     world: World, monkeypatch: pytest.MonkeyPatch, failure: Failure
 ) -> None:
     world.know(PHONE)
-    sandbox, body = world.sandbox(), request()
+    sandbox, body = world.sandbox(), a_request()
     world.blip.before_send = raises(failure)
 
     def fail_to_release(*_: Any, **__: Any) -> None:
@@ -2252,7 +2245,7 @@ def test_what_was_sent_does_not_come_back_when_the_bot_s_item_cannot_be_written(
         raise ReadTimeoutError(endpoint_url="https://aws.invalid")
 
     monkeypatch.setattr(sandbox.bot_states, method, fail_to_write)
-    (result,) = sandbox.deliver(request())
+    (result,) = sandbox.deliver(a_request())
 
     assert (outcome(result), result.retry_in) == ("sent", None)
     assert len(world.events.told) == 1
@@ -2264,7 +2257,7 @@ def test_claim_whose_answer_is_lost_is_taken_back(
     world: World, monkeypatch: pytest.MonkeyPatch, failures: int
 ) -> None:
     world.know(PHONE)
-    sandbox, body = world.sandbox(), request()
+    sandbox, body = world.sandbox(), a_request()
     update, left = world.ledger_table.update, [True] + [False] * (failures - 1)
 
     def lose_answers(*args: Any) -> Any:
@@ -2312,7 +2305,7 @@ def test_after_a_failure(
     world.blip.before_ping = raises(Transient("no answer"))
     spread = Spread()
 
-    (result,) = world.sandbox(uniform=spread).deliver(request())
+    (result,) = world.sandbox(uniform=spread).deliver(a_request())
 
     assert spread.asked[0] == pytest.approx(bounds)
     assert result.retry_in == pytest.approx(bounds[1])
@@ -2324,7 +2317,7 @@ def test_after_a_failure_no_longer_than_the_request_is_valid(
 ) -> None:
     fail(world, "before_send", lambda: Transient("busy"))
 
-    (result,) = world.sandbox().deliver(request(valid_until=at(world.clock.now() + left)))
+    (result,) = world.sandbox().deliver(a_request(valid_until=at(world.clock.now() + left)))
 
     assert result.retry_in == pytest.approx(wait, abs=0.1)
 
@@ -2334,7 +2327,7 @@ def test_for_a_penalty(world: World) -> None:
     world.identities_table.items["bot:default"] = {"throttled_until": until}
     spread = Spread()
 
-    (result,) = world.sandbox(uniform=spread).deliver(request())
+    (result,) = world.sandbox(uniform=spread).deliver(a_request())
 
     assert (outcome(result), result.retry_in) == ("cooling_down", 55)
     assert spread.asked == [(0, 5), (0, 0)]  # and nothing else is in flight
@@ -2359,7 +2352,7 @@ def test_who_has_waited_long_for_a_slot_waits_longer(
     world.identities_table.items["bot:default"] = {"next_messages_at": free_at}
     changes = {} if valid_for is None else {"valid_until": at(world.clock.now() + valid_for)}
 
-    (result,) = world.sandbox(uniform=Spread()).deliver(world.queued(request(**changes), age=age))
+    (result,) = world.sandbox(uniform=Spread()).deliver(world.queued(a_request(**changes), age=age))
 
     assert outcome(result) == "retry_later"
     assert result.retry_in == pytest.approx(20 + longer, abs=0.1)
@@ -2368,8 +2361,8 @@ def test_who_has_waited_long_for_a_slot_waits_longer(
 def refused(kind: str) -> list[Request]:
     """Two different bodies under one id, which both are refused."""
     if kind == "id_conflict":
-        return [request(id="order-1", to=f"+55119888877{number:02}") for number in range(2)]
-    return [request(id="order-1", to=f"123{number}") for number in range(2)]
+        return [a_request(id="order-1", to=f"+55119888877{number:02}") for number in range(2)]
+    return [a_request(id="order-1", to=f"123{number}") for number in range(2)]
 
 
 REFUSED = f"{ledger_key('default', 'order-1')}:refused"
@@ -2379,7 +2372,7 @@ REFUSED = f"{ledger_key('default', 'order-1')}:refused"
 def test_one_message_is_refused_with_one_letter_however_often_it_comes(
     world: World, kind: str
 ) -> None:
-    first = request(id="order-1")
+    first = a_request(id="order-1")
     world.sandbox().deliver(first)
     before = world.entry(first)
     world.events.told.clear()
@@ -2401,7 +2394,7 @@ def test_one_message_is_refused_with_one_letter_however_often_it_comes(
 
 @pytest.mark.parametrize("kind", ["invalid", "id_conflict"])
 def test_another_body_under_the_same_id_is_a_letter_of_its_own(world: World, kind: str) -> None:
-    world.sandbox().deliver(request(id="order-1"))
+    world.sandbox().deliver(a_request(id="order-1"))
     world.events.told.clear()
     bodies = refused(kind)
 
@@ -2419,7 +2412,7 @@ def test_a_redriven_letter_that_is_still_wrong_is_a_letter_of_its_own(
     world: World, kind: str
 ) -> None:
     """SQS gives what is put back another message id."""
-    world.sandbox().deliver(request(id="order-1"))
+    world.sandbox().deliver(a_request(id="order-1"))
     body = refused(kind)[0]
     world.sandbox().deliver(body)
 
@@ -2434,7 +2427,7 @@ def test_a_redriven_letter_that_is_still_wrong_is_a_letter_of_its_own(
 def test_the_letter_comes_before_the_refusal_so_that_a_crash_repeats_it(
     world: World, kind: str
 ) -> None:
-    world.sandbox().deliver(request(id="order-1"))
+    world.sandbox().deliver(a_request(id="order-1"))
     world.events.told.clear()
     message = world.queued(refused(kind)[0])
     held = []
@@ -2459,7 +2452,7 @@ def test_the_letter_comes_before_the_refusal_so_that_a_crash_repeats_it(
 
 @pytest.mark.parametrize("kind", ["invalid", "id_conflict"])
 def test_two_that_are_refused_at_once_are_two(world: World, kind: str) -> None:
-    world.sandbox().deliver(request(id="order-1"))
+    world.sandbox().deliver(a_request(id="order-1"))
 
     results = world.sandbox().deliver(*refused(kind))
 
@@ -2489,7 +2482,7 @@ def test_a_letter_that_cannot_be_put_comes_back_alone(
     monkeypatch.setattr(world.dead_letters, "put", broken)
     letter = world.queued("not JSON")
 
-    results = {result.queued: result for result in sandbox.deliver(request(), letter)}
+    results = {result.queued: result for result in sandbox.deliver(a_request(), letter)}
 
     assert sorted(map(outcome, results.values())) == ["crashed", "sent"]
     assert outcome(results[letter]) == "crashed"
@@ -2500,7 +2493,7 @@ def test_how_old_is_what_has_to_come_back_is_measured(world: World) -> None:
     sandbox = world.sandbox()
     sandbox.bot_states.pause("default")
 
-    sandbox.deliver(world.queued(request(), age=3600), world.queued(request(), age=60))
+    sandbox.deliver(world.queued(a_request(), age=3600), world.queued(a_request(), age=60))
 
     assert sorted(world.meter.times["oldest_request"]) == pytest.approx([60, 3600], abs=5)
 
@@ -2510,12 +2503,12 @@ def test_a_throttled_probe_shuts_the_bot_for_everybody(world: World) -> None:
     sandbox.bot_states.open_breaker("default", "no answer")
     world.blip.before_ping = always(lambda: Throttled("too fast", retry_after_seconds=90))
 
-    (result,) = sandbox.deliver(request())
+    (result,) = sandbox.deliver(a_request())
 
     assert (outcome(result), world.blip.sent) == ("cooling_down", [])
     for _ in range(3):
         world.clock.advance(28)
-        sandbox.deliver(request())
+        sandbox.deliver(a_request())
     assert world.blip.pings == 1
 
 
@@ -2524,7 +2517,7 @@ def test_no_probe_starts_that_cannot_end(world: World, seconds: float, pings: in
     world.identities_table.items["bot:default"] = {"broken": "no answer"}
     world.blip.before_ping = always(lambda: Transient("busy"))
 
-    (result,) = world.sandbox().deliver(request(), seconds=seconds)
+    (result,) = world.sandbox().deliver(a_request(), seconds=seconds)
 
     assert world.blip.pings == pings
     if not pings:  # another sandbox can try at once
@@ -2536,7 +2529,7 @@ def test_for_a_breaker(world: World) -> None:
     world.blip.before_ping = always(lambda: Transient("busy"))
     spread = Spread()
 
-    (result,) = world.sandbox(uniform=spread).deliver(request())
+    (result,) = world.sandbox(uniform=spread).deliver(a_request())
 
     assert (outcome(result), result.retry_in) == ("breaker_open", 900)
     assert spread.asked == [(600, 900)]
@@ -2548,16 +2541,16 @@ def test_for_a_slot_further_away_than_one_waits_for(world: World) -> None:
         world.identities_table.items["bot:default"] = {"next_messages_at": free_at}
 
     next_at(4)
-    (result,) = world.sandbox().deliver(request())
+    (result,) = world.sandbox().deliver(a_request())
     assert (outcome(result), result.retry_in) == ("retry_later", 4)
 
     next_at(2)
-    (result,) = world.sandbox().deliver(request())
+    (result,) = world.sandbox().deliver(a_request())
     assert outcome(result) == "sent"
 
 
 def test_for_a_claim_that_somebody_else_holds(world: World) -> None:
-    body, found, spread = request(), [], Spread()
+    body, found, spread = a_request(), [], Spread()
 
     def meanwhile(_: Bot) -> None:
         found.extend(world.sandbox(uniform=spread).deliver(body))
@@ -2574,7 +2567,7 @@ def test_for_what_was_given_back_between_two_looks_at_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail(world, "before_send", lambda: Transient("busy"))
-    body, sandbox = request(), world.sandbox()
+    body, sandbox = a_request(), world.sandbox()
     sandbox.deliver(body)
     standing = sandbox.ledger.read(key_of(body))
     monkeypatch.setattr(sandbox.ledger, "claim", lambda *_: standing)
@@ -2593,7 +2586,7 @@ def test_for_a_claim_that_was_lost(world: World, monkeypatch: pytest.MonkeyPatch
     sandbox = world.sandbox(uniform=spread)
     monkeypatch.setattr(sandbox.ledger, "start_sending", lost)
 
-    (result,) = sandbox.deliver(request())
+    (result,) = sandbox.deliver(a_request())
 
     assert (outcome(result), result.retry_in) == ("retry_later", 10)
     assert spread.asked == [(5, 10)]
@@ -2602,7 +2595,7 @@ def test_for_a_claim_that_was_lost(world: World, monkeypatch: pytest.MonkeyPatch
 def test_for_a_question_that_somebody_else_asks(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    body = request()
+    body = a_request()
     unknown(world, body)
     world.clock.advance(WINDOW + 2)
     sandbox = world.sandbox()
@@ -2619,7 +2612,7 @@ def test_for_a_look_up_of_another_sandbox(world: World) -> None:
     spread = Spread()
     began_at = world.clock.now()
 
-    (result,) = world.sandbox(uniform=spread).deliver(request())
+    (result,) = world.sandbox(uniform=spread).deliver(a_request())
 
     assert outcome(result) == "retry_later"
     assert result.retry_in == pytest.approx(5, abs=0.1)
@@ -2632,14 +2625,14 @@ def test_for_a_look_up_of_another_sandbox(world: World) -> None:
 def test_for_the_first_question(world: World, window: int, wait: float) -> None:
     world.blip.before_send = raises(Unknown("no answer"))
 
-    (result,) = world.sandbox(settle_window_seconds=window).deliver(request())
+    (result,) = world.sandbox(settle_window_seconds=window).deliver(a_request())
 
     assert (outcome(result), result.retry_in) == ("unknown", wait)
 
 
 @pytest.mark.parametrize(("passed", "wait"), [(0, 900), (100, 801), (899.5, 1.5)])
 def test_for_the_settle_window(world: World, passed: float, wait: float) -> None:
-    body = request()
+    body = a_request()
     unknown(world, body)
     world.clock.advance(passed)
     spread = Spread()
@@ -2659,7 +2652,7 @@ def test_a_batch_that_has_little_time_left_holds_still_until_a_second_before_its
     world.blip.call_seconds = 10
     world.in_flight = 110_000
 
-    world.sandbox().deliver(request(), seconds=12.5)
+    world.sandbox().deliver(a_request(), seconds=12.5)
 
     assert world.clock.slept == [10, 1.5]
 
@@ -2674,7 +2667,7 @@ def test_a_batch_that_has_little_time_left_holds_still_until_a_second_before_its
 def test_a_crash_before_the_send_hurts_one_record_and_loses_nothing(
     world: World, part: str, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bodies = [request(to=f"+55119888877{n:02}") for n in range(3)]
+    bodies = [a_request(to=f"+55119888877{n:02}") for n in range(3)]
     sandbox = world.sandbox()
     adapter = getattr(sandbox, part)
     original, calls = getattr(adapter, method), []
@@ -2702,7 +2695,7 @@ def test_a_crash_before_the_send_hurts_one_record_and_loses_nothing(
 
 
 def test_a_mere_repetition_is_not_told_again(world: World) -> None:
-    body = request()
+    body = a_request()
     world.sandbox().deliver(body)
     for receive_count in (1, 2):
         (result,) = world.sandbox().deliver(world.queued(body, receive_count=receive_count))
@@ -2752,7 +2745,7 @@ def test_whatever_happens_it_is_sent_once_or_a_dead_letter(
 ) -> None:
     """BLiP's history is told the truth, so that nothing need be sent twice."""
     world = World()
-    body = request(if_unknown=if_unknown)
+    body = a_request(if_unknown=if_unknown)
     arrived: list[str] = []
 
     def send(_: Bot) -> None:
@@ -2793,10 +2786,10 @@ def test_whatever_happens_it_is_sent_once_or_a_dead_letter(
 def test_a_sandbox_is_what_this_suite_thinks_it_is(world: World) -> None:
     """Two of them share the world and nothing else."""
     one, other = world.sandbox(), world.sandbox()
-    one.deliver(request())
+    one.deliver(a_request())
 
     assert isinstance(one, Sandbox)
-    assert other.secrets.fetches == 0
+    assert other.secrets_manager.fetches == 0
     assert other.identities.get(("default", PHONE)) is not None
 
 
@@ -2823,7 +2816,7 @@ def cancelled(world: World, body: Request) -> None:
 def test_what_was_cancelled_is_acknowledged_whatever_comes(
     world: World, changes: Request, generation: int | None, age: float, in_advance: bool
 ) -> None:
-    body = request(metadata={"order": "981"})
+    body = a_request(metadata={"order": "981"})
     sandbox = world.sandbox()
     if not in_advance:
         world.blip.before_send = raises(Transient("503"))
@@ -2850,7 +2843,7 @@ def test_what_was_cancelled_is_acknowledged_whatever_comes(
 
 
 def test_of_a_bot_that_does_not_exist_too(world: World) -> None:
-    body = request(bot="nobody")
+    body = a_request(bot="nobody")
     cancelled(world, body)
 
     (result,) = world.sandbox().deliver(body)
@@ -2860,7 +2853,7 @@ def test_of_a_bot_that_does_not_exist_too(world: World) -> None:
 
 
 def test_nobody_hears_of_what_was_forgotten(world: World) -> None:
-    body = request()
+    body = a_request()
     key = key_of(body)
     world.ledger_table.items[key] = {
         "key": key,

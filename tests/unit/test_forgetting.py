@@ -16,13 +16,12 @@ from notifier.domain.status import Status
 from notifier.use_cases.forget_recipient import Forgetting, Order, OrderError, Report, read_order
 from notifier.use_cases.record_receipt import ReceiptOutcome
 from notifier.use_cases.send_notification.outcomes import Outcome
-from tests.support.adapters import FakeIdentities, WholeLedger
+from tests.support.adapters import CountingIdentities, WholeLedger
 from tests.support.blip import raises
-from tests.support.builders import a_failure, a_request
+from tests.support.builders import PHONE, a_failure, a_request
 from tests.support.queues import FakeDeadLetters
 from tests.support.world import World
 
-PHONE = "+5531999998888"
 SAME_DIGITS = "+5521977778888"
 OTHER = "+5511988887777"
 ALL = {"notifications", "identities", "dead_letters"}
@@ -41,7 +40,7 @@ class Memory:
         self.receipts.now = self.world.clock.now
         now = self.world.clock.now
         self.ledger: Any = WholeLedger(self.world.ledger_table, now)
-        self.identities: Any = FakeIdentities(self.world.identities_table, now=now)
+        self.identities: Any = CountingIdentities(self.world.identities_table, now=now)
 
     def run(self, seconds: float = 50, **order: Any) -> Report:
         """Run once, in a sandbox that has so much time."""

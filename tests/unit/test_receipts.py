@@ -24,11 +24,10 @@ from notifier.domain.status import Status
 from notifier.domain.status_events import StatusEvent
 from notifier.use_cases.publish_status_events import ALL_PUBLISHED
 from notifier.use_cases.record_receipt import ReceiptOutcome, Receipts
-from tests.support.builders import a_request
+from tests.support.builders import PHONE, a_request
 from tests.support.world import Sandbox, World
 
 KEY = ledger_key("default", "order-1")
-PHONE = "+5531999998888"
 ADDRESS = "553199998888@wa.gw.msging.net"
 
 # --- The table ------------------------------------------------------------------------------------

@@ -16,10 +16,9 @@ from notifier.use_cases.redrive_failures import redrive
 from notifier.use_cases.redrive_failures.orders import ListOrder, RedriveOrder
 from notifier.use_cases.redrive_failures.redrive import Redrive
 from tests.support.builders import a_failure, a_request
-from tests.support.world import OneAfterTheOther, World
+from tests.support.world import InlineExecutor, World
 
 HOUR, DAY = 3600, 86_400
-PHONE = "+5531999998888"
 FOREIGN = frozenset({Reason.MALFORMED, Reason.INVALID})
 
 
@@ -59,7 +58,7 @@ def put(
 
 
 def use_case(world: World, progress: Callable[[int, int], None] = lambda *_: None) -> Redrive:
-    return Redrive(world.dead_letters, world.requests, world.clock, OneAfterTheOther(), progress)
+    return Redrive(world.dead_letters, world.requests, world.clock, InlineExecutor(), progress)
 
 
 def run(world: World, action: str = "redrive", **order: Any) -> Any:

@@ -29,24 +29,23 @@ from notifier.contract.template import (
 )
 from notifier.domain.failures import Reason
 from notifier.domain.notification import ledger_key, message_id
+from tests.support.builders import a_request
 
 type Json = dict[str, Any]
 
 EVENTS = Path(__file__).parents[2] / "events"
 CURRENCY = {"type": "currency", "fallback_value": "R$ 10,00", "code": "BRL", "amount_1000": 10000}
 LINK = "https://example.com/a.png"
+TEMPLATE = {"name": "order_shipped", "language": "pt_BR"}
 
 
 def request(**fields: Any) -> Json:
-    return {
-        "id": "order-981",
-        "to": "+5531999998888",
-        "template": {"name": "order_shipped", "language": "pt_BR"},
-    } | fields
+    """Return a request with no more than it must have."""
+    return a_request(**{"id": "order-981", "template": dict(TEMPLATE)} | fields)
 
 
 def with_template(**fields: Any) -> Json:
-    return request(template={"name": "order_shipped", "language": "pt_BR"} | fields)
+    return request(template=TEMPLATE | fields)
 
 
 def parsed(content: object) -> NotificationRequest:
