@@ -1,9 +1,10 @@
 """DynamoDB tables in memory that understand the expressions which the adapters write.
 
-The real adapters run on them. `test_simulated_aws.py` holds them against moto's: the adapters'
-answers and items, and the evaluator expression by expression. What DynamoDB would refuse raises
-`AssertionError`. It is stricter in that reserved words apart, it refuses every expression that the
-adapters do not use: paths into attributes, other functions, `ADD` of a number.
+The real adapters run on them. `tests/faults/simulated_aws/` compares them with moto's: the
+adapters' answers and items, and the evaluator expression by expression. What DynamoDB would refuse
+raises `AssertionError`. Except for reserved words the evaluator is stricter than DynamoDB: it
+refuses every expression that the adapters do not use, such as paths into attributes, other
+functions, and `ADD` of a number.
 """
 
 import re

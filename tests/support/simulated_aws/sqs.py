@@ -4,7 +4,7 @@ Delivery is at least once and in any order. Fair queues are modelled simply: a m
 noisy while it has at least 30 messages and more than a tenth of all in flight; messages of other
 groups are received before a noisy group's.
 
-`test_simulated_aws.py` holds queue and client against moto's.
+`tests/faults/simulated_aws/` compares queue and client with moto's.
 """
 
 import heapq
