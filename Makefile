@@ -10,7 +10,7 @@ PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export SAM_CLI_TELEMETRY := 0
 
-.PHONY: help setup run publish failures redrive notification cancel forget pause resume check-bot rotate-webhook restore-ledger republish deploy undeploy test unit integration faults faults-short template e2e bench cost check audit format schemas lock build clean mutants
+.PHONY: help setup run status publish failures redrive notification cancel forget pause resume check-bot rotate-webhook restore-ledger republish deploy undeploy test unit integration faults faults-short template e2e browser bench cost check audit format schemas lock build clean mutants
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,49 +40,55 @@ run: setup ## deploy to a local AWS, publish events/, show what became of each (
 # STACK=name means a deployed stack; without it, the local one that `make run` keeps up.
 STACK_OPTION = $(if $(STACK),--stack $(STACK))
 COMMAND = CALLED_BY=make $(PYTHON) -m functions.cli
+# A command that fails has said why. To that make would add `*** [publish] Error 1`, so it is ended by a
+# signal of which neither it nor a shell says anything; its exit code is 141. Where SIGPIPE is ignored it is 2.
+OR_END = || { kill -s PIPE $$PPID; exit 1; }
 
 failures: setup ## what lies on the dead-letter queue (STACK=name: of a deployed stack; ARGS=--help)
-	@$(COMMAND) failures $(STACK_OPTION) $(ARGS)
+	@$(COMMAND) failures $(STACK_OPTION) $(ARGS) $(OR_END)
 
 redrive: setup ## put dead letters back; without ARGS=--execute a dry run (STACK=name; ARGS=--help)
-	@$(COMMAND) redrive $(STACK_OPTION) $(ARGS)
+	@$(COMMAND) redrive $(STACK_OPTION) $(ARGS) $(OR_END)
+
+status: setup ## one screen: bots, queues, dead letters, alarms, the last hour (STACK=name)
+	@$(COMMAND) status $(STACK_OPTION) $(ARGS) $(OR_END)
 
 publish: setup ## put requests on the queue (FILE=my-request.json; STACK=name)
-	@$(COMMAND) publish $(FILE) $(STACK_OPTION) $(ARGS)
+	@$(COMMAND) publish $(FILE) $(STACK_OPTION) $(ARGS) $(OR_END)
 
 notification: setup ## how it goes with a notification (ID=id BOT=name; STACK=name)
-	@$(COMMAND) notification $(ID) $(if $(BOT),--bot $(BOT)) $(STACK_OPTION) $(ARGS)
+	@$(COMMAND) notification $(ID) $(if $(BOT),--bot $(BOT)) $(STACK_OPTION) $(ARGS) $(OR_END)
 
 cancel: setup ## take a notification back that has not gone out (ID=id BOT=name; STACK=name)
-	@$(COMMAND) cancel $(ID) $(if $(BOT),--bot $(BOT)) $(STACK_OPTION) $(ARGS)
+	@$(COMMAND) cancel $(ID) $(if $(BOT),--bot $(BOT)) $(STACK_OPTION) $(ARGS) $(OR_END)
 
 forget: setup ## find what is held about a number, which is asked for; ARGS=--yes erases it (STACK=name)
-	@$(COMMAND) forget $(STACK_OPTION) $(ARGS)
+	@$(COMMAND) forget $(STACK_OPTION) $(ARGS) $(OR_END)
 
 pause: ## keep a bot still (BOT=name; STACK=name)
 resume: ## resume a bot that is paused, or whose breaker is open (BOT=name; STACK=name)
 check-bot: ## try a bot's key, URL and channel (BOT=name; STACK=name)
 rotate-webhook: ## a new webhook secret for a bot; ARGS=--leaked drops the one before at once (BOT=name; STACK=name)
 pause resume check-bot rotate-webhook: setup
-	@$(COMMAND) $@ $(BOT) $(STACK_OPTION) $(ARGS)
+	@$(COMMAND) $@ $(BOT) $(STACK_OPTION) $(ARGS) $(OR_END)
 
 restore-ledger: setup ## copy what the ledger lacks from a restored table (FROM=table; STACK=name)
-	@$(COMMAND) restore-ledger $(FROM) $(STACK_OPTION) $(ARGS)
+	@$(COMMAND) restore-ledger $(FROM) $(STACK_OPTION) $(ARGS) $(OR_END)
 
 republish: setup ## publish status events of the ledger again (SINCE=2026-11-26T00:00:00Z; FROM=key to continue; STACK=name)
-	@$(COMMAND) republish "$(SINCE)" $(if $(FROM),--from "$(FROM)") $(STACK_OPTION) $(ARGS)
+	@$(COMMAND) republish "$(SINCE)" $(if $(FROM),--from "$(FROM)") $(STACK_OPTION) $(ARGS) $(OR_END)
 
 # STAGE is one of functions/stages/. ARGS holds further parameters of the template, as Name=value.
 STAGE_OPTIONS = --stage "$(STAGE)" $(if $(REGION),--region "$(REGION)") $(if $(YES),--yes)
 
 deploy: setup ## build and deploy a stage (STAGE=dev ALLOWED=+5531…; REGION=, ALARM_EMAIL=, YES=1, ARGS="Name=value …")
 	@$(COMMAND) deploy $(STAGE_OPTIONS) $(if $(ALLOWED),--allowed "$(ALLOWED)") \
-	  $(if $(ALARM_EMAIL),--alarm-email "$(ALARM_EMAIL)") $(ARGS)
+	  $(if $(ALARM_EMAIL),--alarm-email "$(ALARM_EMAIL)") $(ARGS) $(OR_END)
 
 undeploy: setup ## delete a stage, but for its tables; says what is kept (STAGE=dev; REGION=, YES=1)
-	@$(COMMAND) undeploy $(STAGE_OPTIONS)
+	@$(COMMAND) undeploy $(STAGE_OPTIONS) $(OR_END)
 
-test: check unit integration faults-short template e2e ## everything that CI runs
+test: check unit integration faults-short template e2e browser ## everything that CI runs
 
 unit: .venv/.done ## rules, transitions, the outcome tables
 	$(PYTHON) -m pytest -q -n auto tests/unit $(ARGS)
@@ -105,6 +111,9 @@ template: setup ## the transformed template: lint and what no linter checks
 
 e2e: setup ## the template built and deployed into the local AWS
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile tests/e2e $(ARGS)
+
+browser: setup .venv-browser/.done ## the local console in headless Chromium, if there is one on this machine
+	.venv-browser/bin/python -m pytest -q tests/browser $(ARGS)
 
 bench: setup ## against a textbook handler and the floor: time, CPU, calls, memory (a quarter of an hour; leave the machine alone; ARGS=memory: only what a MemorySize costs)
 	@PYTHONPATH=layers/notifier $(PYTHON) -m tests.benchmarks $(ARGS)

@@ -8,7 +8,9 @@ here is part of a function: the commands use the package's adapters with the ope
     stack           which stack, its clients and resources
     errors          an error of AWS as a sentence with the way out
     output          tables, blocks, facts and progress, at any width
-    dead_letters, notifications, publishing, bots, webhook, forgetting, ledger, deployment
+    words           commands as they are typed, to `make` or to Python
+    status, publishing, following, notifications, evidence, dead_letters, bots, webhook, forgetting,
+    ledger, deployment
                     the commands: what each does, then how it is shown
 """
 

@@ -12,7 +12,9 @@ from functions.cli import (
     forgetting,
     ledger,
     notifications,
+    output,
     publishing,
+    status,
     webhook,
 )
 from functions.cli.arguments import Command, UsageError, parse
@@ -20,16 +22,19 @@ from functions.cli.errors import CommandError, explain
 
 ON_A_STACK = "[STACK=name] [ARGS=--help]"
 COMMANDS = {
+    "status": Command(status.run_status, status.arguments, ON_A_STACK),
     "publish": Command(
         publishing.run_publish, publishing.arguments, f"FILE=my-request.json {ON_A_STACK}"
     ),
     "notification": Command(
         notifications.run_notification,
-        notifications.arguments,
+        notifications.notification_arguments,
         f"ID=order-981 [BOT=name] {ON_A_STACK}",
     ),
     "cancel": Command(
-        notifications.run_cancel, notifications.arguments, f"ID=order-981 [BOT=name] {ON_A_STACK}"
+        notifications.run_cancel,
+        notifications.cancel_arguments,
+        f"ID=order-981 [BOT=name] {ON_A_STACK}",
     ),
     "failures": Command(dead_letters.run_failures, dead_letters.failures_arguments, ON_A_STACK),
     "redrive": Command(dead_letters.run_redrive, dead_letters.redrive_arguments, ON_A_STACK),
@@ -66,12 +71,12 @@ def main(arguments: list[str] | None = None) -> int:
         options = parse(COMMANDS, arguments)
         return int(options.run(options))
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        output.error(str(error), error.command)
         return 2
     except CommandError as error:
-        print(f"error: {error}", file=sys.stderr)
+        output.error(str(error), error.command)
     except (BotoCoreError, ClientError) as error:
-        print(f"error: {explain(error)}", file=sys.stderr)
+        output.error(explain(error))
     except (KeyboardInterrupt, EOFError):
         print("\nstopped", file=sys.stderr)
         return 130
@@ -82,6 +87,7 @@ def _show_warnings() -> None:
     """Show the package's log lines, which say what AWS has refused."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Facts())
+    handler.setLevel(logging.WARNING)
     logging.getLogger("notifier").handlers = [handler]
 
 

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from functions.cli import words
 from functions.cli.errors import CommandError
+from notifier.contract.request import ID_PATTERN
 
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -18,13 +19,13 @@ class UsageError(CommandError):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that reports an error in two lines: what is wrong, and how it is typed."""
+    """A parser that reports an error in two lines: what is wrong, and the usage."""
 
     def error(self, message: str) -> NoReturn:
         """Raise what is wrong with the command line."""
         missing = re.fullmatch(r"the following arguments are required: (.*)", message)
         problem = f"{missing[1]} is missing" if missing else message.removeprefix("argument ")
-        raise UsageError(f"{problem}\n{self.format_usage().rstrip()}")
+        raise UsageError(problem, " ".join(self.format_usage().split()))
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,14 @@ def age(text: str) -> int:
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is no age: write it as in 90s, 30m, 2h or 3d")
     return int(match[1]) * _UNIT_SECONDS[match[2]]
+
+
+def notification_id(text: str) -> str:
+    """Read the id of a request."""
+    if not re.fullmatch(ID_PATTERN, text):
+        rule = "1 to 128 of A-Z a-z 0-9 . _ : ~ -"
+        raise argparse.ArgumentTypeError(f"{text!r} is no id: an id has {rule}")
+    return text
 
 
 def count(text: str) -> int:

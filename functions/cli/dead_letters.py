@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from functions.cli import output
+from functions.cli import output, words
 from functions.cli.arguments import age, count, json_argument
 from functions.cli.stack import Json, Resources, Stack, on_stack, stack_arguments
 from notifier.aws.queues import DeadLettersQueue, RequestsQueue
@@ -73,12 +73,13 @@ def run_redrive(stack: Stack, options: argparse.Namespace) -> int:
     if options.json:
         output.print_json(answer)
         return 1 if not_taken else 0
-    _show(answer, ["what", *_GROUP, "why"], ["what", *_EACH, "why"])
+    _show(answer, ["what", *_GROUP, "why"], [*_EACH, "what", "why"])
     if options.execute:
         output.say(f"put back: {_counted(answer, RedriveOutcome.REDRIVEN)}{_beside(answer)}")
     else:
         output.say(f"would go: {_counted(answer, RedriveOutcome.WOULD_REDRIVE)}{_beside(answer)}")
-        output.say("Nothing was put back: this was a dry run. --execute puts them back.")
+        again = words.argument("--execute")
+        output.say(f"Nothing was put back: this was a dry run. {again} puts them back.")
     return 1 if not_taken else 0
 
 
@@ -125,13 +126,13 @@ def _selection(options: argparse.Namespace) -> Json:
 
 
 def _answer(stack: Stack, order: ListOrder) -> Json:
-    def progress(scanned: int, depth: int) -> None:
-        if depth >= LONG_RUN:
-            output.progress(f"{scanned} of about {depth} scanned")
-            if scanned >= depth:
-                output.progress_ends()
+    with output.progress() as show:
 
-    return redrive(stack, order, progress).as_json()
+        def progress(scanned: int, depth: int) -> None:
+            if depth >= LONG_RUN:
+                show(f"{scanned} of about {depth} scanned")
+
+        return redrive(stack, order, progress).as_json()
 
 
 def _show(answer: Json, group: list[str], each: list[str]) -> None:
@@ -144,6 +145,11 @@ def _show(answer: Json, group: list[str], each: list[str]) -> None:
     output.say()
 
 
+def show_each(letters: list[Json]) -> None:
+    """Show dead letters one by one."""
+    _table(_EACH, letters)
+
+
 def _table(columns: list[str], found: list[Json]) -> None:
     rows = [_row(one, columns) for one in found]
     output.table([column.replace("_", " ") for column in columns], rows)
@@ -152,6 +158,8 @@ def _table(columns: list[str], found: list[Json]) -> None:
 def _row(found: Json, columns: list[str]) -> list[str]:
     shown = found | {"what": _SHOWN.get(found["outcome"])}
     shown |= {name: output.ago(found[name]) for name in ("oldest", "newest") if name in found}
+    if shown.get("id", "") is None:
+        shown["id"] = "(no id)"
     return ["-" if shown[column] is None else str(shown[column]) for column in columns]
 
 

@@ -29,7 +29,15 @@ _NOT_SIGNED_IN = {
 
 
 class CommandError(Exception):
-    """The command cannot go on. The text says what is wrong, and what to do."""
+    """The command cannot go on. The text says what is wrong, and what to do.
+
+    Attributes:
+        command: what to type next, if it is one command.
+    """
+
+    def __init__(self, problem: str, command: str = "") -> None:
+        super().__init__(problem)
+        self.command = command
 
 
 def explain(error: BotoCoreError | ClientError, stack: "Stack | None" = None) -> str:

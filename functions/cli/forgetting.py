@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 
 from functions.cli import output
 from functions.cli.arguments import json_argument
@@ -11,12 +12,12 @@ from functions.cli.stack import Json, Stack, on_stack, stack_arguments
 FUNCTION = "ForgetRecipientFunction"
 
 
-def forget(stack: Stack, number: str, *, dry_run: bool) -> Json:
+def forget(stack: Stack, number: str, progress: Callable[[str], None], *, dry_run: bool) -> Json:
     """Invoke the function until it has scanned everything; return its answers as one."""
     order: Json = {"to": number, "dry_run": dry_run}
     whole = last = stack.invoke(FUNCTION, order)
     while last["continue_from"] is not None:
-        output.progress(f"{whole['scanned']} scanned")
+        progress(f"{whole['scanned']} scanned")
         last = stack.invoke(FUNCTION, order | {"continue_from": last["continue_from"]})
         whole = {
             "scanned": whole["scanned"] + last["scanned"],
@@ -31,7 +32,9 @@ def forget(stack: Stack, number: str, *, dry_run: bool) -> Json:
 @on_stack
 def run_forget(stack: Stack, options: argparse.Namespace) -> int:
     """Find what is held about a phone number, and erase it. The number is asked for."""
-    answer = forget(stack, _number(), dry_run=not options.yes)
+    number = _number()
+    with output.progress() as progress:
+        answer = forget(stack, number, progress, dry_run=not options.yes)
     found, erased = answer["found"], answer["erased"]
     incomplete = options.yes and erased != found
     if options.json:

@@ -163,13 +163,13 @@ class _Unmeasured:
 def run_restore_ledger(stack: Stack, options: argparse.Namespace) -> int:
     """Copy from a restored table what the ledger lacks; what it has is newer and stays."""
     read_items = copied = 0
-    for read_items, copied in restore_ledger(stack, options.table):
-        output.progress(f"{read_items} items read, {copied} copied")
-    output.progress_ends()
+    with output.progress() as progress:
+        for read_items, copied in restore_ledger(stack, options.table):
+            progress(f"{read_items} items read, {copied} copied")
     if options.json:
         output.print_json({"read": read_items, "copied": copied})
     else:
-        output.say(f"{copied} of {read_items} items were lacking in the ledger and are back")
+        output.say(f"copied back: {copied} of {read_items} items; the ledger has the others")
     return 0
 
 
@@ -177,16 +177,16 @@ def run_restore_ledger(stack: Stack, options: argparse.Namespace) -> int:
 def run_republish(stack: Stack, options: argparse.Namespace) -> int:
     """Publish again every status event of the ledger since a time, with the same event_id."""
     done = Republished()
-    for done in republish(stack, options.since, options.after):
-        if done.continue_from:
-            counts = f"{done.scanned} items scanned, {done.published} events published"
-            output.progress(f"{counts}; FROM={done.continue_from}")
-    output.progress_ends()
+    with output.progress() as progress:
+        for done in republish(stack, options.since, options.after):
+            if done.continue_from:
+                counts = f"{done.scanned} items scanned, {done.published} events published"
+                progress(f"{counts}; FROM={done.continue_from}")
     if options.json:
         output.print_json(asdict(done))
     else:
         output.say(
-            f"{done.published} status events of {done.scanned} ledger items were published again"
+            f"published again: {done.published} status events of {done.scanned} ledger items"
         )
         for key in done.refused:
             output.say(f"not publishable: {key}")

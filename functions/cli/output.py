@@ -4,22 +4,27 @@ import json
 import sys
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import TextIO
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 # Of what is no terminal: a table has one line per row there, so that `grep` finds all of it.
 UNLIMITED = 100_000
-_NUMBERS = {"count", "code", "generation", "redrives", "found", "erased"}
+# A bar is shown for so many; fewer are done in a moment.
+SHOWN_FROM = 20
+_NUMBERS = {"count", "code", "generation", "redrives", "found", "erased", "waiting", "in flight"}
 
 
 def say(text: str = "") -> None:
     """Print a paragraph, wrapped at its spaces."""
-    for line in _wrapped(text, _screen().width):
+    for line in _wrapped(text, _width(sys.stdout)):
         print(line)
 
 
@@ -57,31 +62,77 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         block(cells[0], dict(zip(columns[1:], cells[1:], strict=True)))
 
 
-def block(title: str, content: Mapping[str, str]) -> None:
+def title(text: str) -> None:
+    """Print what the lines below are about."""
+    _screen().print(Text(text, style="bold"), soft_wrap=True)
+
+
+def block(about: str, content: Mapping[str, str]) -> None:
     """Print one thing with what is known of it, below its name."""
-    screen = _screen()
-    screen.print(Text(title, style="bold"), soft_wrap=True)
+    title(about)
     facts({name: fact for name, fact in content.items() if fact not in {"", "-"}}, indent=2)
 
 
-def facts(content: Mapping[str, str], indent: int = 0) -> None:
+def facts(content: Mapping[str, str | Sequence[str]], indent: int = 0) -> None:
     """Print names with their values, one below the other; long values wrap beside their names."""
     beside = indent + max(map(cell_len, content), default=0) + 2
     for name, fact in content.items():
-        lines = _wrapped(fact, _screen().width - beside)
+        values = [fact] if isinstance(fact, str) else fact
+        lines = [line for one in values for line in _wrapped(one, _width(sys.stdout) - beside)]
         print(f"{' ' * indent}{name}".ljust(beside) + lines[0])
         for line in lines[1:]:
             print(" " * beside + line)
 
 
-def progress(text: str) -> None:
-    """Show on standard error how far it is, in place of what was shown before."""
-    print(f"\r{text}", end="", file=sys.stderr, flush=True)
+def error(problem: str, command: str = "") -> None:
+    """Print on standard error what is wrong, and the command that is the way out."""
+    for line in _wrapped(f"error: {problem}", _width(sys.stderr)):
+        print(line, file=sys.stderr)
+    if command:
+        print(f"  {command}", file=sys.stderr)
 
 
-def progress_ends() -> None:
-    """Leave the line that shows the progress."""
-    print(file=sys.stderr)
+def next_step(what: str, command: str) -> None:
+    """Print a command to be typed next, in one piece, and what it is for."""
+    print(f"{what}:")
+    print(f"  {command}")
+
+
+@contextmanager
+def bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar on standard error while something takes its time, if that is a terminal.
+
+    Args:
+        what: is counted.
+        total: how many there are.
+    """
+    if total < SHOWN_FROM or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task(what, total=total)
+        yield lambda done: shown.update(task, completed=done)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """Return what shows on standard error how far it is, each text in place of the one before."""
+    shown = False
+
+    def show(text: str) -> None:
+        nonlocal shown
+        shown = True
+        print(f"\r{text}", end="", file=sys.stderr, flush=True)
+
+    yield show
+    if shown:
+        print(file=sys.stderr)
 
 
 def ago(at: str, now: float | None = None) -> str:
@@ -109,7 +160,11 @@ def plural(number: int, noun: str) -> str:
 
 
 def _screen() -> Console:
-    return Console(width=None if sys.stdout.isatty() else UNLIMITED)
+    return Console(width=_width(sys.stdout))
+
+
+def _width(stream: TextIO) -> int:
+    return Console().width if stream.isatty() else UNLIMITED
 
 
 def _wrapped(text: str, width: int) -> list[str]:

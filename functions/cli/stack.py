@@ -35,6 +35,13 @@ class Resources(Protocol):
         """Return AWS's name of a resource."""
 
 
+class Addressed(Resources, Protocol):
+    """A stack's resources, and how the stack is named in a next command."""
+
+    def command(self, target: str, variables: str = "", arguments: Sequence[str] = ()) -> str:
+        """Return a command of `make` on this stack, to be typed next."""
+
+
 @dataclass(frozen=True)
 class Stack:
     """A stack whose functions can be invoked, and whose resources can be reached.
@@ -63,6 +70,15 @@ class Stack:
         )
         physical_id: str = answer["StackResourceDetail"]["PhysicalResourceId"]
         return physical_id
+
+    def resources(self) -> dict[str, str]:
+        """Return AWS's names of all resources, by their logical ids."""
+        pages = self.client("cloudformation").get_paginator("list_stack_resources")
+        return {
+            resource["LogicalResourceId"]: resource.get("PhysicalResourceId", "")
+            for page in pages.paginate(StackName=self.name)
+            for resource in page["StackResourceSummaries"]
+        }
 
     def invoke(self, function: str, event: Json) -> Json:
         """Invoke the released version of a function, by its logical id; return its answer.

@@ -154,8 +154,8 @@ def run_rotate_webhook(stack: Stack, options: argparse.Namespace) -> int:
     output.say(f"Enter in BLiP's portal, as header of {name}; {until}:")
     output.say()
     output.say_exactly(f"  X-Receipts-Secret: {rotation.secret}")
-    output.say()
     if options.leaked:
+        output.say()
         output.say("The one before is refused within five minutes, and BLiP repeats no receipt.")
         if others := rotation.others_with_the_old_one:
             output.say(f"It still lets others in, rotate them as well: {', '.join(others)}")

@@ -15,6 +15,11 @@ def option(name: str) -> str:
     return f"{name.upper()}=" if by_make() else f"--{name}"
 
 
+def argument(name: str) -> str:
+    """Return how an option is added to those that were typed: in ARGS, or as it is."""
+    return f'ARGS="… {name}"' if by_make() else name
+
+
 def make(target: str, variables: str = "", arguments: Sequence[str] = ()) -> str:
     """Return a command of `make`, to be typed next.
 

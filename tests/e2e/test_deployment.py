@@ -90,8 +90,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
 
 
 def error(printed: str) -> str:
-    """Return the one line that says what is wrong; make adds one of its own."""
-    *_, line, _ = printed.splitlines()
+    """Return the one line that says what is wrong; make adds none."""
+    *_, line = printed.splitlines()
     # A question stands before it where nobody has pressed Return.
     _, said, problem = line.partition("error: ")
     assert said

@@ -115,7 +115,7 @@ def test_a_failure_is_told_fixed_and_delivered_as_the_readme_has_it(
         assert not person.is_told("alarm")
 
         person.types(write)
-        assert person.types(publish) == "1 published\n"
+        assert person.types(publish).startswith("1 request published:\n  refund-1\n")
         person.waits_for("dead letter refund-1: undelivered: BLiP reports reason 132001")
         person.waits_for("alarm DeadLettersAlarm: ")
         assert person.inbox() == [ledger_key("default", "order-1"), KEY]
@@ -123,7 +123,7 @@ def test_a_failure_is_told_fixed_and_delivered_as_the_readme_has_it(
         # As `make run` says how to publish: a typo in a field.
         order.write_text(json.dumps(ORDER | {"id": "order-2", "too": ORDER["to"]}))
         [offered] = re.findall(r"publish one +(.*)", terminal.read_text())
-        person.types(offered.replace("my-request.json", str(order)))
+        person.types(f"{offered.replace('my-request.json', str(order))} ARGS=--as-is")
         person.waits_for("dead letter order-2: invalid: too: ")
 
         shown = person.types(failures)
@@ -144,7 +144,7 @@ def test_a_failure_is_told_fixed_and_delivered_as_the_readme_has_it(
         facts, _, timeline = person.types(notification).partition("\ntime ")
         assert has_row(facts, "status", "consumed")
         assert has_row(facts, "recipient", "…1001")
-        changes = re.findall(r"(?m)^20\S+ +(\w+) +(\d)$", timeline)
+        changes = re.findall(r"(?m)^20\S+ +(\w+) +(\d)\b", timeline)
         first, second = ([status for status, of in changes if of == one] for one in "12")
         assert (first[0], first[-1]) == ("sent", "failed")
         assert (second[0], second[-1]) == ("sent", "consumed")

@@ -1,20 +1,30 @@
 """The local console's routes over moto and the simulator: what is shown, escaped, live, refused."""
 
+import contextlib
 import json
-from collections.abc import Iterator
+import re
+import socket
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from html import unescape
 from types import SimpleNamespace
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import boto3
 import httpx
 import pytest
 
+from notifier.contract.parse import parse
+from notifier.contract.problems import InvalidRequest
 from notifier.domain.notification import ledger_key
 from tests.integration.conftest import Stack
-from tests.integration.receipts_stack import ReceiptsStack
+from tests.integration.receipts_stack import Json, ReceiptsStack, a_receipt
+from tests.local.blip import wait_until
 from tests.local.console import Console, Sources
+from tests.local.console.pages import MAX_ROWS
 from tests.local.events import Heard
+from tests.local.stack import ROOT
 from tests.support.builders import a_request
 
 WAIT_SECONDS = 60
@@ -28,7 +38,7 @@ class Page:
     http: httpx.Client
 
     def get(self, path: str, **query: str) -> str:
-        answer = self.http.get(path, params=query)
+        answer = self.http.get(path, params=query or None)
         assert answer.status_code == 200, answer.text
         return answer.text
 
@@ -93,3 +103,252 @@ def test_what_a_message_holds_is_escaped_everywhere(stack: Stack, page: Page) ->
     assert refused.status_code == 422
     assert refused.text.count("<script") == 1
     assert refused.text.count("</textarea>") == 1
+
+
+def test_refused_request_of_a_known_id_is_a_dead_letter_and_leaves_its_message(
+    stack: Stack, receipts: ReceiptsStack, page: Page
+) -> None:
+    stack.deliver(a_request(id="order-1"))
+    stack.deliver(a_request(id="order-1", to="+5531999990000"))
+    receipts.publish()
+    assert rows(page.get("/messages")) == [ledger_key("default", "order-1")]
+    shown = page.get("/undelivered")
+    assert "id_conflict" in shown
+    assert len(rows(shown)) == 1
+    assert len(rows(page.get("/events"))) == 2
+
+
+def test_broken_fields_stand_with_their_sentences(stack: Stack, page: Page) -> None:
+    body = json.dumps(a_request(id="order-1", too="1"))
+    stack.deliver(body)
+    with pytest.raises(InvalidRequest) as wrong:
+        parse(body)
+    [field] = wrong.value.fields
+    for shown in (page.get("/undelivered"), page.post("/send/check", request=body).text):
+        assert f"<code>{field.field}</code>" in shown
+        assert field.problem in shown
+
+
+def test_dead_letters_can_be_seen_by_others_after_they_were_shown(stack: Stack, page: Page) -> None:
+    stack.deliver(*(f"broken {number}" for number in range(12)))
+    assert len(rows(page.get("/undelivered"))) == 12
+    assert len(stack.aws.dead_letters()) == 12
+    shown = page.get("/undelivered", dry_run="yes")
+    assert "0 of 0 would go back" in shown
+
+
+def test_request_is_masked_once_its_recipient_is_forgotten(stack: Stack, page: Page) -> None:
+    stack.deliver(a_request(id="order-1"))
+    key = ledger_key("default", "order-1")
+    assert "Maria" in page.get("/messages", open=key)
+    stack.aws.dynamodb.update_item(
+        TableName="ledger",
+        Key={"key": {"S": key}},
+        UpdateExpression="SET forgotten = :yes, #status = :cancelled REMOVE #request, #id, bot",
+        ExpressionAttributeNames={"#status": "status", "#request": "request", "#id": "id"},
+        ExpressionAttributeValues={":yes": {"BOOL": True}, ":cancelled": {"S": "cancelled"}},
+    )
+    wait_until(lambda: "The request as JSON" not in page.get("/messages", open=key))
+
+
+# --- search ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "order-1",
+        "ORDER-1",
+        "+5531999998888",
+        "+55 31 99999-8888",
+        "(31) 99999",
+        "order_shipped",
+        "saiu entrega",
+        ledger_key("default", "order-1"),
+    ],
+)
+def test_search_finds_by_id_number_template_and_words(stack: Stack, page: Page, words: str) -> None:
+    other = {"name": "assembly_video", "language": "pt_BR"}
+    stack.deliver(
+        a_request(id="order-1"), a_request(id="invoice-2", to="+5531900001002", template=other)
+    )
+    assert rows(page.get("/messages", q=words)) == [ledger_key("default", "order-1")]
+    assert rows(page.get("/messages", q=f"{words} nowhere")) == []
+
+
+def test_long_list_goes_on_on_a_further_page(stack: Stack, page: Page) -> None:
+    ids = [f"order-{number}" for number in range(MAX_ROWS + 5)]
+    for start in range(0, len(ids), 10):
+        stack.deliver(*(f"broken {number}" for number in ids[start : start + 10]))
+    first = page.get("/undelivered")
+    assert len(rows(first)) == MAX_ROWS
+    [older] = re.findall(r'<p class="older"><a href="([^"]+)"', first)
+    second = page.get(unescape(older))
+    assert len(rows(second)) == 5
+    assert not {*rows(first)} & {*rows(second)}
+    assert "data-live" in first
+    assert "data-live" not in second
+
+
+# --- live -----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def live(page: Page, path: str) -> Iterator[Callable[[str], Json]]:
+    """Open a page and follow it; yield what waits for the next event of a name."""
+    [address] = re.findall(r'data-live="([^"]+)"', page.get(path))
+    with page.http.stream("GET", unescape(address)) as answer:
+        assert answer.headers["Content-Type"] == "text/event-stream"
+        lines = answer.iter_lines()
+
+        def next_event(name: str) -> Json:
+            found = ""
+            for line in lines:
+                field, _, value = line.partition(": ")
+                if field == "event":
+                    found = value
+                elif field == "data" and found == name:
+                    event: Json = json.loads(value)
+                    return event
+            raise AssertionError(f"the stream ended without {name}")
+
+        yield next_event
+
+
+def test_what_happens_comes_as_events_of_an_open_page(
+    stack: Stack, receipts: ReceiptsStack, page: Page
+) -> None:
+    key = ledger_key("default", "order-1")
+    with live(page, "/messages") as next_event:
+        stack.deliver(a_request(id="order-1"))
+        row = next_event("row")
+        assert row["ref"] == key
+        assert "order-1" in row["html"]
+        assert next_event("counts")["messages"] == 1
+        receipts.record(a_receipt(key, "consumed"))
+        while "tick consumed" not in next_event("row")["html"]:
+            pass
+
+
+def test_live_row_is_escaped(stack: Stack, page: Page) -> None:
+    template = {"name": "order_shipped", "language": "pt_BR", "body": ["<script>", "1"]}
+    with live(page, "/messages") as next_event:
+        stack.deliver(a_request(template=template))
+        html = next_event("row")["html"]
+        assert "&lt;script&gt;" in html
+        assert "<script>" not in html
+
+
+def test_live_page_of_a_search_hears_of_nothing_else(stack: Stack, page: Page) -> None:
+    with live(page, "/messages?q=order-2") as next_event:
+        stack.deliver(a_request(id="order-1"), a_request(id="order-2"))
+        assert next_event("row")["ref"] == ledger_key("default", "order-2")
+
+
+def test_page_of_an_earlier_run_is_loaded_anew(page: Page) -> None:
+    answer = page.http.get("/messages/live", params={"run": "another", "after": "1"})
+    assert "event: reload" in answer.text
+
+
+def test_dead_letter_that_is_put_back_leaves_the_open_page(stack: Stack, page: Page) -> None:
+    stack.deliver(a_request(id="order-1", bot="nobody"))
+    [ref] = rows(page.get("/undelivered"))
+    with live(page, "/undelivered") as next_event:
+        answer = page.post("/undelivered/redrive", id="order-1")
+        assert answer.status_code == 303
+        assert "redriven=1" in answer.headers["Location"]
+        assert next_event("gone") == {"ref": ref}
+    [record] = stack.receive()
+    assert json.loads(record["body"])["id"] == "order-1"
+
+
+# --- send -----------------------------------------------------------------------------------------
+
+
+def test_request_is_published_as_it_was_typed(stack: Stack, page: Page) -> None:
+    body = json.dumps(a_request(id="order-1"), indent=2)
+    answer = page.post("/send", request=body.replace("\n", "\r\n"))
+    assert answer.status_code == 303
+    assert answer.headers["Location"] == f"/messages?open={ledger_key('default', 'order-1')}"
+    assert "waiting on the queue" in page.get(answer.headers["Location"])
+    [record] = stack.receive()
+    assert record["body"] == body
+    assert record["attributes"]["MessageGroupId"] == "default"
+
+
+def test_broken_request_is_published_only_if_asked_for(stack: Stack, page: Page) -> None:
+    assert page.post("/send", request="{").status_code == 422
+    assert stack.receive() == []
+    assert page.post("/send", request="{", as_is="yes").status_code == 303
+    [record] = stack.receive()
+    assert record["body"] == "{"
+
+
+def test_id_that_was_published_before_is_pointed_out(stack: Stack, page: Page) -> None:
+    stack.deliver(a_request(id="order-1"))
+    page.get("/messages")
+    again = page.post("/send/check", request=json.dumps(a_request(id="order-1"))).text
+    assert "dropped as a repetition" in again
+    other = json.dumps(a_request(id="order-1", to="+5531999990000"))
+    assert "id_conflict" in page.post("/send/check", request=other).text
+    new = json.dumps(a_request(id="order-2"))
+    assert "published before" not in page.post("/send/check", request=new).text
+
+
+def test_every_sample_can_be_started_from(page: Page) -> None:
+    for sample in sorted((ROOT / "events").glob("*.json")):
+        assert "<textarea" in page.get("/send", sample=sample.name)
+    assert "01-text.json" in page.get("/send", sample="../README.md")
+
+
+# --- who may ask ----------------------------------------------------------------------------------
+
+
+def test_form_of_another_site_is_refused(stack: Stack, page: Page) -> None:
+    request = json.dumps(a_request())
+    for headers in (
+        {"Origin": "https://example.com"},
+        {"Origin": "null"},
+        {"Origin": f"{page.console.url.rstrip('/')}.example.com"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ):
+        for path in ("/send", "/send/check", "/undelivered/redrive"):
+            answer = page.http.post(path, data={"request": request}, headers=headers)
+            assert answer.status_code == 403, (path, headers)
+    assert stack.receive() == []
+    own = {"Origin": page.console.url.rstrip("/"), "Sec-Fetch-Site": "same-origin"}
+    assert page.http.post("/send", data={"request": request}, headers=own).status_code == 303
+
+
+def test_another_host_is_refused(page: Page) -> None:
+    port = urlsplit(page.console.url).port
+    for host in ("example.com", f"example.com:{port}", "127.0.0.1", f"127.0.0.1.example:{port}"):
+        assert page.http.get("/messages", headers={"Host": host}).status_code == 421
+    assert page.http.get("/messages", headers={"Host": f"localhost:{port}"}).status_code == 200
+
+
+def test_nothing_but_the_consoles_own_files_runs_in_a_page(stack: Stack, page: Page) -> None:
+    stack.deliver(a_request())
+    stack.deliver("broken")
+    for path in ("/messages", "/undelivered", "/events", "/send", "/send?sample=41-invalid.json"):
+        answer = page.http.get(path)
+        policy = answer.headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert not re.search(r"<[^>]+\s(on\w+|style)=", answer.text)
+        assert re.findall(r"<script[^>]*>", answer.text) == [
+            '<script src="/static/console.js" defer>'
+        ]
+
+
+def test_console_listens_on_this_machine_only(page: Page) -> None:
+    assert urlsplit(page.console.url).hostname == "127.0.0.1"
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.2", urlsplit(page.console.url).port or 0), 5)
+
+
+def rows(html: str) -> list[str]:
+    """Return the names of the rows of a page."""
+    return re.findall(r'<li class="row" id="([^"]+)"', html)

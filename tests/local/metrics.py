@@ -9,8 +9,9 @@ import contextlib
 import json
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from itertools import batched
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -26,6 +27,8 @@ QUEUES = "AWS/SQS"
 VISIBLE, HIDDEN = "ApproximateNumberOfMessagesVisible", "ApproximateNumberOfMessagesNotVisible"
 AGE = "ApproximateAgeOfOldestMessage"
 STREAM_AGE = "IteratorAge"
+# CloudWatch takes no more of one metric at once.
+MAX_VALUES = 150
 
 
 def fit_for_ministack(template: dict[str, Any]) -> None:
@@ -118,19 +121,30 @@ class Metrics:
             self._put(QUEUES, ("QueueName", name), self._of_queue(queue, url))
         for function in self._readers:
             self._put("AWS/Lambda", ("FunctionName", function), {STREAM_AGE: 0.0})
-        measured = dict.fromkeys(self._watched, 0.0) | dict(self._of_functions())
-        self._put(NAMESPACE, ("service", self._stack), measured)
+        samples = self._of_functions()
+        watched: dict[str, float | list[float]] = {
+            name: max(samples.get(name, [0.0])) if how == "Maximum" else sum(samples.get(name, []))
+            for name, how in self._watched.items()
+        }
+        others = {name: values for name, values in samples.items() if name not in self._watched}
+        self._put(NAMESPACE, ("service", self._stack), {**watched, **others})
 
-    def _put(self, namespace: str, about: tuple[str, str], values: dict[str, float]) -> None:
+    def _put(
+        self, namespace: str, about: tuple[str, str], values: Mapping[str, float | list[float]]
+    ) -> None:
+        """Put a value, or each of several values, for each metric."""
         name, value = about
         dimensions = [{"Name": name, "Value": value}]
-        self._aws.cloudwatch.put_metric_data(
-            Namespace=namespace,
-            MetricData=[
-                {"MetricName": metric, "Value": measured, "Dimensions": dimensions}
-                for metric, measured in values.items()
-            ],
-        )
+        data: list[Any] = []
+        for metric, measured in values.items():
+            if isinstance(measured, list):
+                data += [
+                    {"MetricName": metric, "Values": list(some), "Dimensions": dimensions}
+                    for some in batched(measured, MAX_VALUES, strict=False)
+                ]
+            else:
+                data.append({"MetricName": metric, "Value": measured, "Dimensions": dimensions})
+        self._aws.cloudwatch.put_metric_data(Namespace=namespace, MetricData=data)
 
     def _of_queue(self, queue: str, url: str) -> dict[str, float]:
         """Return the depth, and how long ago the queue was empty: no message in it is older."""
@@ -146,12 +160,9 @@ class Metrics:
         age = now - self._empty_at.setdefault(queue, now)
         return {VISIBLE: visible, HIDDEN: hidden, AGE: age}
 
-    def _of_functions(self) -> Counter[str]:
-        """Return what the functions have measured since the last time, from their log.
-
-        Added up, but of what an alarm looks at for its maximum that.
-        """
-        measured: Counter[str] = Counter()
+    def _of_functions(self) -> dict[str, list[float]]:
+        """Return every value that the functions have measured since the last time, by metric."""
+        measured: dict[str, list[float]] = defaultdict(list)
         with self._log.open("rb") as log:
             log.seek(self._read)
             for line in log:
@@ -164,10 +175,7 @@ class Metrics:
                         continue
                     for name in _names(emf):
                         values = emf[name] if isinstance(emf[name], list) else [emf[name]]
-                        if self._watched.get(name) == "Maximum":
-                            measured[name] = max(measured[name], *values)
-                        else:
-                            measured[name] += sum(values)
+                        measured[name] += values
         return measured
 
     def _run(self) -> None:

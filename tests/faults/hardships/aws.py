@@ -200,7 +200,9 @@ def aws_errors(
         story = stories.STORIES[name]
         calls = [call.partition(": ")[2] for call in stories.calls(story)]
         for number, call in enumerate(calls):
-            if call.startswith("blip."):
+            # In that story the bus's outage fails these calls already.
+            fails_by_itself = (name, call) == ("the event bus is away", "events.put")
+            if call.startswith("blip.") or fails_by_itself:
                 continue
             for error in errors:
                 for happens in (0, 1):

@@ -16,7 +16,7 @@ from tests.local.blip import Bot, Simulator
 from tests.support.builders import a_request
 
 
-def test_a_bot_is_paused_and_resumed(stack: Stack) -> None:
+def test_paused_bot_sends_nothing_until_it_is_resumed(stack: Stack) -> None:
     deployed = Deployed(stack.aws)
 
     pause(deployed, "default")
@@ -30,18 +30,18 @@ def test_a_bot_is_paused_and_resumed(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("command", [pause, resume, check_bot])
-def test_a_bot_that_does_not_exist_is_said_and_not_made(stack: Stack, command: Any) -> None:
+def test_commands_refuse_a_bot_that_does_not_exist(stack: Stack, command: Any) -> None:
     with pytest.raises(CommandError, match="no entry 'clinic'; it has default"):
         command(Deployed(stack.aws), "clinic")
 
     assert stack.aws.dynamodb.scan(TableName="identities")["Items"] == []
 
 
-def test_a_bot_that_works(stack: Stack) -> None:
+def test_check_bot_tries_everything_of_a_bot_that_works(stack: Stack) -> None:
     findings = check_bot(Deployed(stack.aws), "default")
 
-    assert [finding.good for finding in findings] == [True, True, True, True]
-    assert findings[1].detail == "90 % for messages and 90 % for commands"
+    assert [finding.good for finding in findings] == [True] * 5
+    assert findings[2].detail == "90 % for messages and 90 % for commands"
     assert findings[-1].detail.endswith("templates are approved")
     assert stack.blip.statistics()["lookups"] == {}
     assert stack.blip.inbox() == []
@@ -54,7 +54,19 @@ def findings(aws: Aws, entry: dict[str, Any]) -> list[tuple[str, bool | None]]:
     return [(finding.what, finding.good) for finding in found]
 
 
-def test_what_is_wrong_with_a_bot_is_told_apart(aws: Aws, blip: Simulator) -> None:
+def test_check_bot_says_that_a_bot_is_paused(stack: Stack) -> None:
+    deployed = Deployed(stack.aws)
+    pause(deployed, "default")
+
+    _, ready, *others = check_bot(deployed, "default")
+
+    assert (ready.what, ready.good) == ("ready", False)
+    assert ready.detail.startswith("it is paused since ")
+    assert ready.detail.endswith("; `make resume BOT=default` resumes it")
+    assert all(finding.good for finding in others)
+
+
+def test_check_bot_tells_apart_what_is_wrong_with_a_bot(aws: Aws, blip: Simulator) -> None:
     channelless = Bot(name="sub", key="Key c3ViOnNlY3JldA==", whatsapp=False)
     blip.put_bot(channelless)
 
@@ -64,22 +76,24 @@ def test_what_is_wrong_with_a_bot_is_told_apart(aws: Aws, blip: Simulator) -> No
     no_channel = findings(aws, {"key": channelless.key, "base_url": blip.url})
 
     entry, key, channel = "entry in the secret", "key and URL", "WhatsApp channel"
-    share = ("share of the plan", True)
+    usable = [(entry, True), ("ready", True), ("share of the plan", True)]
     assert unfinished == [(entry, False), (key, None), (channel, None)]
-    assert wrong_key == [(entry, True), share, (key, False), (channel, False)]
-    assert wrong_url == [(entry, True), share, (key, False), (channel, False)]
-    assert no_channel == [(entry, True), share, (key, True), (channel, False)]
+    assert wrong_key == [*usable, (key, False), (channel, False)]
+    assert wrong_url == [*usable, (key, False), (channel, False)]
+    assert no_channel == [*usable, (key, True), (channel, False)]
 
 
-def test_share_of_the_plan_after_a_penalty_is_shown(stack: Stack) -> None:
+def test_check_bot_shows_the_share_of_the_plan_after_a_penalty(stack: Stack) -> None:
     table = Table(stack.aws.dynamodb, "identities")
     DynamoDbBotStates(table, time.time).start_cooldown(
         KnownBot(name="default", key="Key Ym90OnNlY3JldA=="), "messages", time.time() + 120
     )
 
-    found = check_bot(Deployed(stack.aws), "default")[1]
+    _, ready, share, *_ = check_bot(Deployed(stack.aws), "default")
 
+    assert ready.good is False
+    assert ready.detail.startswith("it is throttled until ")
     assert (
-        found.detail
+        share.detail
         == "72 % for messages and 90 % for commands, after a penalty; climbs back to 90 %"
     )

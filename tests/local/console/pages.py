@@ -52,7 +52,7 @@ class Tab:
     Attributes:
         name: of its path and its template.
         items: what it lists, oldest first; None if it lists nothing.
-        context: what its template needs beside that, from the address.
+        context: what its template needs beside that as `page`, from the address.
         forms: what takes the forms that are sent to it, by the path below its own.
     """
 
@@ -94,7 +94,7 @@ class Pages:
             query: the address's: `q` is searched for, `open` names the item to show, and
                 `before` one whose elders are listed.
             status: of the answer.
-            more: for the template, before what the tab's context gives.
+            more: what its template gets as `page`, in place of what the address makes it.
         """
         tab = self.tabs[name]
         with self.state.lock:
@@ -128,10 +128,9 @@ class Pages:
                 ),
                 "problem": self.state.problem,
                 "state": self.state,
-                "more": more or {},
             }
-            own = tab.context(self.state, query) | (more or {})
-            html = self._templates.get_template(template).render(context | own)
+            context["page"] = tab.context(self.state, query) | (more or {})
+            html = self._templates.get_template(template).render(context)
         return web.Response(text=html, content_type="text/html", status=status)
 
     def fragment(self, name: str, macro: str, *arguments: Any) -> str:

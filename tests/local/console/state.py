@@ -423,8 +423,8 @@ class State:
         for key, item in self._ledger.read():
             if key.endswith(REFUSED) or item.get("status") in UNDELIVERED:
                 self._depth = None
-            if "status" not in item:
-                continue  # a refused request's, or one that was deleted
+            if key.endswith(REFUSED) or "status" not in item:
+                continue  # a refused request has no place of its own; nor has what was deleted
             notification = self.notifications.setdefault(key, Notification(key))
             notification.update(item)
             self._place(notification)

@@ -25,7 +25,7 @@ def test_republish_shows_its_progress_and_where_to_continue(
     code, text = run("republish", "2026-11-26T00:00:00Z")
 
     assert "100 items scanned, 230 events published; FROM=key-100" in text
-    assert "340 status events of 150 ledger items were published again" in text
+    assert "published again: 340 status events of 150 ledger items" in text
     assert "not publishable: key-120" in text
     assert code == 1
     run("republish", "2026-11-25T21:00:00-03:00", "--from", "key-100")

@@ -116,7 +116,7 @@ class RequestsQueue:
     def redrive(self, letters: "Sequence[DeadLetter]") -> list[DeadLetter]:
         """Put dead letters back, each marked as a redrive; return those that SQS took."""
         taken = []
-        for batch in _batches(letters, lambda letter: letter.body):
+        for batch in in_batches(letters, lambda letter: letter.body):
             entries = [_redriven(number, letter) for number, letter in enumerate(batch)]
             try:
                 answer = self._sqs.send_message_batch(QueueUrl=self._url, Entries=entries)
@@ -191,7 +191,7 @@ class ReceiptsQueue:
         """Put receipts on the queue; return the positions of those that SQS did not take."""
         refused = set()
         bodies = [(number, json.dumps(envelope)) for number, envelope in enumerate(envelopes)]
-        for batch in _batches(bodies, lambda each: each[1]):
+        for batch in in_batches(bodies, lambda each: each[1]):
             answer = self._sqs.send_message_batch(
                 QueueUrl=self._url,
                 Entries=[{"Id": str(number), "MessageBody": body} for number, body in batch],
@@ -304,7 +304,7 @@ def _warn_of_refused(what: str, answer: "Mapping[str, Any]") -> None:
         logger.warning(what, extra={"codes": sorted({entry["Code"] for entry in refused})})
 
 
-def _batches[T](messages: "Iterable[T]", body: "Callable[[T], str]") -> "Iterator[list[T]]":
+def in_batches[T](messages: "Iterable[T]", body: "Callable[[T], str]") -> "Iterator[list[T]]":
     """Split into as many as SQS takes at once, by number and by size."""
     batch: list[T] = []
     size = 0

@@ -59,7 +59,7 @@ def _body(form: Query) -> str:
 
 def _page(pages: Pages, body: str, problem: str = "") -> web.Response:
     verdict = _verdict(pages.state, body)
-    more = {"request": body, "verdict": verdict, "problem": problem or pages.state.problem}
+    more = {"request": body, "verdict": verdict, "problem": problem}
     return pages.page("send", {}, HTTPStatus.UNPROCESSABLE_ENTITY, more)
 
 
@@ -72,6 +72,7 @@ def _context(state: State, query: Query) -> Json:
         "sample": sample,
         "request": body,
         "verdict": _verdict(state, body),
+        "problem": "",
     }
 
 
