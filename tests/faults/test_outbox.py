@@ -13,7 +13,7 @@ DAY = 86_400.0
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_an_id_that_comes_again_after_its_time_has_its_events_again(seed: int) -> None:
+def test_reused_id_has_its_events_again(seed: int) -> None:
     """The item of before is still there, or swept by then: that is up to DynamoDB."""
     with World(seed) as world:
         world.blip.read = 1.0
@@ -30,7 +30,7 @@ def test_an_id_that_comes_again_after_its_time_has_its_events_again(seed: int) -
         assert so_far + world.invariants.events.missing(set()) == []
 
 
-def test_what_was_not_published_for_a_day_is_dropped_and_named() -> None:
+def test_event_unpublished_for_a_day_is_dropped_and_named() -> None:
     with World(1) as world:
         world.publishing.automatic = False
         world.know(PHONE)
@@ -45,7 +45,7 @@ def test_what_was_not_published_for_a_day_is_dropped_and_named() -> None:
         assert world.invariants.broken() == []
 
 
-def test_what_is_dropped_although_the_function_was_called_is_a_loss() -> None:
+def test_event_dropped_although_the_function_was_called_is_a_loss() -> None:
     with World(1) as world:
         world.publishing.settings = replace(world.publishing.settings, oldest=3600)
         world.bus.faults.away = [ALWAYS]

@@ -431,7 +431,7 @@ class Adapters(RuleBasedStateMachine):
         self.both("bot_states", "failed", bot, failing)
 
 
-def test_any_calls_of_the_adapters_answer_the_same(dynamodb: "DynamoDBClient") -> None:
+def test_any_sequence_of_calls_answers_the_same(dynamodb: "DynamoDBClient") -> None:
     """Compares the answer and every item of both tables after each call."""
     Adapters.dynamodb = dynamodb
 

@@ -123,7 +123,7 @@ def queue(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Qu
     return MotoQueue(session.client("sqs"), monkeypatch)
 
 
-def test_a_message_is_received_as_it_was_sent(queue: QueueUnderTest) -> None:
+def test_message_is_received_as_it_was_sent(queue: QueueUnderTest) -> None:
     at = queue.now()
     requests = RequestsQueue(queue.client, queue.url)
     requests.enqueue_next_generation(
@@ -148,7 +148,7 @@ def send(queue: QueueUnderTest, *bodies: str, **arguments: Any) -> list[str]:
     ]
 
 
-def test_no_more_than_ten_are_received_at_once(queue: QueueUnderTest) -> None:
+def test_at_most_ten_messages_are_received_at_once(queue: QueueUnderTest) -> None:
     ids = send(queue, *map(str, range(12)))
 
     first, rest = queue.receive(), queue.receive()
@@ -158,7 +158,7 @@ def test_no_more_than_ten_are_received_at_once(queue: QueueUnderTest) -> None:
     assert queue.receive() == []
 
 
-def test_what_was_received_comes_back_after_the_visibility_timeout(queue: QueueUnderTest) -> None:
+def test_received_message_returns_after_its_visibility_timeout(queue: QueueUnderTest) -> None:
     send(queue, "one")
     (first,) = queue.receive()
     queue.advance(VISIBILITY - 1)
@@ -176,7 +176,7 @@ def bodies(queue: QueueUnderTest) -> list[str]:
     return sorted(record["body"] for record in queue.receive())
 
 
-def test_what_is_delayed_is_received_later(queue: QueueUnderTest) -> None:
+def test_delayed_message_is_received_later(queue: QueueUnderTest) -> None:
     send(queue, "later", DelaySeconds=60)
     send(queue, "now")
     assert bodies(queue) == ["now"]
@@ -200,7 +200,7 @@ def change_visibility(
     return [entry["Id"] for entry in answer.get("Successful", [])], len(answer.get("Failed", []))
 
 
-def test_what_is_hidden_comes_back_when_it_was_said_to(queue: QueueUnderTest) -> None:
+def test_message_returns_when_its_changed_visibility_ends(queue: QueueUnderTest) -> None:
     send(queue, "longer", "shorter", "at once")
     received = {record["body"]: record for record in queue.receive()}
 
@@ -219,7 +219,7 @@ def test_what_is_hidden_comes_back_when_it_was_said_to(queue: QueueUnderTest) ->
     assert "longer" in bodies(queue)
 
 
-def test_hiding_again_counts_from_then(queue: QueueUnderTest) -> None:
+def test_second_change_of_visibility_counts_from_its_own_time(queue: QueueUnderTest) -> None:
     send(queue, "one")
     (record,) = queue.receive()
     change_visibility(queue, (record, 100))
@@ -231,7 +231,7 @@ def test_hiding_again_counts_from_then(queue: QueueUnderTest) -> None:
     assert bodies(queue) == ["one"]
 
 
-def test_what_is_gone_is_not_hidden(queue: QueueUnderTest) -> None:
+def test_deleted_message_cannot_change_its_visibility(queue: QueueUnderTest) -> None:
     send(queue, "gone", "there")
     received = {record["body"]: record for record in queue.receive()}
     queue.delete(received["gone"]["receiptHandle"])
@@ -239,7 +239,7 @@ def test_what_is_gone_is_not_hidden(queue: QueueUnderTest) -> None:
     assert change_visibility(queue, (received["gone"], 10), (received["there"], 10)) == (["1"], 1)
 
 
-def test_nothing_is_hidden_for_more_than_twelve_hours_from_its_receipt(
+def test_visibility_ends_at_most_twelve_hours_after_the_receipt(
     queue: QueueUnderTest,
 ) -> None:
     send(queue, "one")
@@ -254,7 +254,7 @@ def test_nothing_is_hidden_for_more_than_twelve_hours_from_its_receipt(
     assert change_visibility(queue, (record, MAX_VISIBILITY_SECONDS - 10)) == (["0"], 0)
 
 
-def test_what_is_deleted_never_comes_back(queue: QueueUnderTest) -> None:
+def test_deleted_message_never_returns(queue: QueueUnderTest) -> None:
     send(queue, "one", "other")
     received = {record["body"]: record for record in queue.receive()}
     queue.delete(received["one"]["receiptHandle"])
@@ -264,7 +264,7 @@ def test_what_is_deleted_never_comes_back(queue: QueueUnderTest) -> None:
     assert bodies(queue) == ["other"]
 
 
-def test_an_earlier_handle_deletes_as_well(queue: QueueUnderTest) -> None:
+def test_earlier_handle_deletes_as_well(queue: QueueUnderTest) -> None:
     send(queue, "one")
     (first,) = queue.receive()
     queue.advance(VISIBILITY + 1)
@@ -275,7 +275,7 @@ def test_an_earlier_handle_deletes_as_well(queue: QueueUnderTest) -> None:
     assert queue.receive() == []
 
 
-def test_what_is_received_too_often_leaves_the_queue(queue: QueueUnderTest) -> None:
+def test_message_received_too_often_leaves_the_queue(queue: QueueUnderTest) -> None:
     send(queue, "one")
     counts = []
     for _ in range(MAX_RECEIVES):
@@ -286,7 +286,7 @@ def test_what_is_received_too_often_leaves_the_queue(queue: QueueUnderTest) -> N
     assert queue.receive() == []
 
 
-def test_what_grows_too_old_leaves_the_queue(queue: QueueUnderTest) -> None:
+def test_message_older_than_the_retention_leaves_the_queue(queue: QueueUnderTest) -> None:
     send(queue, "old")
     queue.advance(RETENTION_SECONDS - 200)
     assert bodies(queue) == ["old"]
@@ -303,7 +303,7 @@ def test_what_grows_too_old_leaves_the_queue(queue: QueueUnderTest) -> None:
         pytest.param([(str(n), 0) for n in range(11)], id="more than ten"),
     ],
 )
-def test_a_batch_that_sqs_refuses(changes: list[tuple[str, int]]) -> None:
+def test_invalid_batch_is_refused(changes: list[tuple[str, int]]) -> None:
     """By its documentation: moto refuses none of these."""
     queue = SimulatedQueue()
     send(queue, "one")
@@ -320,7 +320,7 @@ def test_a_batch_that_sqs_refuses(changes: list[tuple[str, int]]) -> None:
 
 
 @pytest.mark.parametrize(("body", "delay"), [("too late", 901), ("", 0)])
-def test_a_message_that_sqs_refuses(body: str, delay: int) -> None:
+def test_invalid_message_is_refused(body: str, delay: int) -> None:
     """By its documentation, too."""
     queue = SimulatedQueue()
 

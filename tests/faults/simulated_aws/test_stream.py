@@ -97,7 +97,7 @@ def test_every_write_that_changes_an_item_is_a_record_with_both_images() -> None
     assert "NewImage" not in events[2]["dynamodb"]
 
 
-def test_what_outlives_its_time_is_a_removal() -> None:
+def test_expired_item_is_a_removal() -> None:
     theatre = Theatre(done)
 
     def write() -> None:
@@ -113,7 +113,7 @@ def test_what_outlives_its_time_is_a_removal() -> None:
     assert [record.name for record in theatre.records] == ["INSERT", "REMOVE"]
 
 
-def test_a_batch_is_gathered_for_a_second_and_holds_only_what_passes_the_filter() -> None:
+def test_batch_gathers_for_a_second_and_holds_only_filtered_records() -> None:
     theatre = Theatre(done)
     with theatre.simulation:
         theatre.write("sent", "claimed", "failed", "unknown", "sent")
@@ -125,7 +125,7 @@ def test_a_batch_is_gathered_for_a_second_and_holds_only_what_passes_the_filter(
         assert theatre.mapping.waiting == 0
 
 
-def test_a_full_batch_waits_for_nothing_more() -> None:
+def test_full_batch_does_not_wait() -> None:
     theatre = Theatre(done)
     with theatre.simulation:
         theatre.write(*["sent"] * 13)
@@ -134,7 +134,7 @@ def test_a_full_batch_waits_for_nothing_more() -> None:
         assert theatre.run(60) == [[*range(1, 11)], [11, 12, 13]]
 
 
-def test_from_the_lowest_number_that_failed_on_the_records_come_again() -> None:
+def test_records_return_from_the_lowest_failed_number_on() -> None:
     answers = iter([[4, 3], [3], []])
     theatre = Theatre(lambda _: next(answers))
     with theatre.simulation:
@@ -143,7 +143,7 @@ def test_from_the_lowest_number_that_failed_on_the_records_come_again() -> None:
         assert theatre.run(60) == [[1, 2, 3, 4, 5], [3, 4, 5], [3, 4, 5]]
 
 
-def test_a_function_that_raises_has_the_whole_batch_again_before_anything_newer() -> None:
+def test_failed_function_gets_the_whole_batch_again_before_newer_records() -> None:
     left = [RuntimeError()]
 
     def raises(_: list[int]) -> list[int]:
@@ -160,7 +160,7 @@ def test_a_function_that_raises_has_the_whole_batch_again_before_anything_newer(
         assert len(theatre.mapping.errors) == 1
 
 
-def test_a_sandbox_that_is_killed_or_out_of_time_has_the_whole_batch_again() -> None:
+def test_killed_or_timed_out_sandbox_gets_the_whole_batch_again() -> None:
     times: list[int] = []
 
     def hangs(_: list[int]) -> list[int]:
@@ -180,7 +180,7 @@ def test_a_sandbox_that_is_killed_or_out_of_time_has_the_whole_batch_again() -> 
         assert (theatre.mapping.killed, theatre.mapping.timeouts) == (2, 1)
 
 
-def test_a_shard_has_one_batch_at_a_time_and_does_not_wait_for_another() -> None:
+def test_shard_has_one_batch_at_a_time_and_does_not_wait_for_another() -> None:
     def fails(numbers: list[int]) -> list[int]:
         return numbers[:1] if 1 in numbers else []
 
@@ -199,7 +199,7 @@ def test_a_shard_has_one_batch_at_a_time_and_does_not_wait_for_another() -> None
     assert theatre.mapping.waiting == len(stuck)
 
 
-def test_what_fails_comes_again_until_it_is_23_hours_old_and_is_dropped() -> None:
+def test_failing_record_returns_until_it_is_23_hours_old_and_is_dropped() -> None:
     dropped: list[Record] = []
     theatre = Theatre(lambda numbers: numbers[:1], on_dropped=dropped.append)
     with theatre.simulation:
@@ -215,7 +215,7 @@ def test_what_fails_comes_again_until_it_is_23_hours_old_and_is_dropped() -> Non
         assert max(later - earlier for earlier, later in pairwise(called_at)) < 120
 
 
-def test_a_batch_may_come_late_and_once_more() -> None:
+def test_batch_may_be_late_and_repeated() -> None:
     theatre = Theatre(done, faults=StreamFaults(repeated=0.5, late=0.5))
     with theatre.simulation:
         for _ in range(50):
@@ -229,7 +229,7 @@ def test_a_batch_may_come_late_and_once_more() -> None:
     assert max(waits) > 100
 
 
-def test_the_mapping_is_the_templates() -> None:
+def test_mapping_has_the_template_s_settings() -> None:
     settings = deployed()
 
     assert (settings.window, settings.most, settings.oldest) == (1, 100, 82_800)
@@ -238,7 +238,7 @@ def test_the_mapping_is_the_templates() -> None:
 
 
 @pytest.mark.parametrize("identifier", ["99", "0"])
-def test_an_answer_that_names_no_record_of_the_batch_is_a_fault(identifier: str) -> None:
+def test_answer_that_names_no_record_of_the_batch_is_a_fault(identifier: str) -> None:
     theatre = Theatre(lambda _: [int(identifier)])
     with theatre.simulation:
         theatre.write("sent")

@@ -107,7 +107,7 @@ def spelt(condition: str) -> str:
         ("((n = :n) AND (n = :n)) OR n = :n", {":n": 5}, True),
     ],
 )
-def test_a_condition(table: Table, condition: str, values: Item, expected: bool) -> None:
+def test_condition_is_evaluated(table: Table, condition: str, values: Item, expected: bool) -> None:
     assert met(table, ITEM, spelt(condition), values) is expected
 
 
@@ -125,12 +125,12 @@ def test_a_condition(table: Table, condition: str, values: Item, expected: bool)
         ("absent IN (missing)", {}),
     ],
 )
-def test_a_condition_that_does_not_hold_by_the_documentation(condition: str, values: Item) -> None:
+def test_condition_fails_where_the_documentation_says_so(condition: str, values: Item) -> None:
     """moto fails here, or takes `True` for a number and what is missing for a null."""
     assert not met(simulated_table(), ITEM, spelt(condition), values)
 
 
-def test_a_condition_on_an_item_that_is_not_there(table: Table) -> None:
+def test_condition_on_a_missing_item_is_evaluated(table: Table) -> None:
     assert not met(table, {}, "attribute_exists(#key)", {})
     assert met(table, {}, "attribute_not_exists(#key)", {})
     assert not met(table, {}, "#n = :v", {":v": 1})
@@ -172,7 +172,9 @@ def test_a_condition_on_an_item_that_is_not_there(table: Table) -> None:
         ),
     ],
 )
-def test_an_update(table: Table, item: Item, update: str, values: Item, expected: Item) -> None:
+def test_update_is_applied(
+    table: Table, item: Item, update: str, values: Item, expected: Item
+) -> None:
     key = put(table, item)
 
     assert table.update(key, update, "", values) == (True, {"key": key} | expected)
@@ -221,7 +223,7 @@ REFUSALS: dict[type[Table], tuple[type[Exception], ...]] = {
         ({}, "SET n = :v", "", {":v": 0.5}),
     ],
 )
-def test_what_is_refused(
+def test_invalid_expression_is_refused(
     table: Table, item: Item, update: str, condition: str, values: Item
 ) -> None:
     key = put(table, item)
@@ -233,7 +235,7 @@ def test_what_is_refused(
     assert table.get(key) == before
 
 
-def test_what_was_read_or_written_is_nobody_elses(table: Table) -> None:
+def test_items_share_nothing_with_their_caller(table: Table) -> None:
     """DynamoDB keeps no Python objects: nothing that the caller does later is seen in it."""
     given, event = {"list": [1]}, ["sent"]
     key = put(table, {"n": 1})
@@ -247,7 +249,7 @@ def test_what_was_read_or_written_is_nobody_elses(table: Table) -> None:
     assert table.get(key) == {"key": key, "n": 1, "m": {"list": [1]}, "l": [["sent"]]}
 
 
-def test_many_are_read_at_once(table: Table) -> None:
+def test_many_items_are_read_at_once(table: Table) -> None:
     one, other = put(table, {"n": 1}), put(table, {"n": 2})
 
     items, unread = table.get_many([one, "absent", other])
@@ -259,7 +261,7 @@ def test_many_are_read_at_once(table: Table) -> None:
         table.get_many([one, one])
 
 
-def test_what_is_deleted_is_gone(table: Table) -> None:
+def test_deleted_item_is_gone(table: Table) -> None:
     key = put(table, {"n": 1})
 
     table.delete(key)
@@ -269,7 +271,7 @@ def test_what_is_deleted_is_gone(table: Table) -> None:
     assert table.update(key, "SET n = :n", "attribute_exists(#key)", {":n": 2}) == (False, {})
 
 
-def test_the_index_holds_what_has_both_of_its_keys(indexed: Table) -> None:
+def test_index_holds_items_with_both_of_its_keys(indexed: Table) -> None:
     bot = next(keys)
     polled = {"poll_bot": bot, "generation": 1, "poll_since": 3, "request": "not projected"}
     late = put(indexed, polled | {"poll_at": 100})
@@ -291,7 +293,7 @@ def test_the_index_holds_what_has_both_of_its_keys(indexed: Table) -> None:
     assert due(indexed, bot, 1) == found[:1]
 
 
-def test_a_scan_shows_everything_once_page_by_page(indexed: Table) -> None:
+def test_scan_returns_everything_once_page_by_page(indexed: Table) -> None:
     mark, other = next(keys), next(keys)
     filler = "x" * 390_000
     wanted = {put(indexed, {"recipient": mark, "filler": filler}) for _ in range(4)}

@@ -40,7 +40,7 @@ def fastest(slots: list[float]) -> int:
     return max(sum(first <= slot < first + 1 for slot in ordered) for first in ordered)
 
 
-def test_an_idle_bot_s_slots_start_now_and_are_evenly_spaced(backend: Backend) -> None:
+def test_idle_bot_s_slots_start_now_and_are_evenly_spaced(backend: Backend) -> None:
     slots = reserve(backend, 40).slots
 
     assert len(slots) == 40
@@ -61,14 +61,14 @@ def test_every_plan_is_kept(backend: Backend, per_second: float) -> None:
     assert min(gaps) >= 1 / per_second
 
 
-def test_a_busy_bot_s_slots_follow_those_that_are_taken(backend: Backend) -> None:
+def test_busy_bot_s_slots_follow_the_reserved_ones(backend: Backend) -> None:
     first, second = reserve(backend, 3).slots, reserve(backend, 3).slots
 
     assert second[0] - first[-1] == pytest.approx(first[1] - first[0], abs=0.0001)
     assert state(backend).next_message_at == pytest.approx(2 * second[2] - second[1], abs=0.0001)
 
 
-def test_slots_that_were_missed_are_not_made_up_for(backend: Backend) -> None:
+def test_missed_slots_are_not_made_up_for(backend: Backend) -> None:
     reserve(backend, 3)
     backend.clock.advance(60)
 
@@ -101,7 +101,7 @@ def test_slow_plan_has_one_slot_at_a_time(backend: Backend) -> None:
     assert reserve(backend, 10, bot).retry_in == pytest.approx(10, abs=0.01)
 
 
-def test_reservation_that_meets_another_looks_again(
+def test_reservation_that_meets_another_reads_again(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another sandbox takes slots between the two looks of this one."""
@@ -123,7 +123,7 @@ def test_reservation_that_meets_another_looks_again(
     assert slots[0] == pytest.approx(backend.clock.now() + 2, abs=0.01)
 
 
-def test_the_plans_and_the_bots_do_not_mix(backend: Backend) -> None:
+def test_plans_and_bots_are_separate(backend: Backend) -> None:
     slow = a_bot(messages_per_second=0.01)
     assert reserve(backend, 1, slow).slots
 
@@ -150,7 +150,7 @@ def test_first_throttling_lowers_the_share_of_its_plan(backend: Backend) -> None
     assert share == pytest.approx(0.8 * (0.72 + 0.02 * 131 / 3600), abs=1e-5)
 
 
-def test_controls_are_kept_two_at_a_time(backend: Backend) -> None:
+def test_two_controls_are_kept_at_a_time(backend: Backend) -> None:
     bot_states, now = backend.bot_states(), backend.clock.now()
     for number, older_than in ((1, now), (2, now + 300), (3, now), (4, now + 900)):
         bot_states.keep_control("default", Control(f"message {number}", now + number), older_than)
@@ -159,7 +159,7 @@ def test_controls_are_kept_two_at_a_time(backend: Backend) -> None:
     assert state(backend).controls[1].at == pytest.approx(now + 4, abs=0.001)
 
 
-def test_history_seen_only_grows(backend: Backend) -> None:
+def test_latest_time_seen_in_the_history_only_grows(backend: Backend) -> None:
     bot_states, now = backend.bot_states(), backend.clock.now()
     for seconds in (10, 5, 20, 0):
         bot_states.history_shows("default", now + seconds)
@@ -167,7 +167,7 @@ def test_history_seen_only_grows(backend: Backend) -> None:
     assert state(backend).history_seen == pytest.approx(now + 20, abs=0.001)
 
 
-def test_number_is_not_down_by_a_small_part_of_what_it_sends(backend: Backend) -> None:
+def test_number_is_not_down_if_only_a_small_part_of_its_sends_fail(backend: Backend) -> None:
     bot_states = backend.bot_states()
     for number in range(20):
         now = backend.clock.now()
@@ -183,7 +183,7 @@ def test_number_is_not_down_by_a_small_part_of_what_it_sends(backend: Backend) -
     assert state(backend).broken == "not available"
 
 
-def test_bot_that_never_was_is_not_missing(backend: Backend) -> None:
+def test_bot_that_never_existed_is_not_missing(backend: Backend) -> None:
     bot_states = backend.bot_states()
     assert bot_states.missing("default") == 0
     bot_states.found("default")
@@ -240,7 +240,7 @@ def test_sandboxes_that_reserve_at_once_share_the_plan(backend: Backend) -> None
     assert max(gaps) == pytest.approx(min(gaps), rel=0.001)
 
 
-def test_a_shut_bot_is_shut_for_all_sandboxes_and_plans(backend: Backend) -> None:
+def test_throttled_bot_cools_down_in_all_sandboxes_and_plans(backend: Backend) -> None:
     backend.bot_states().start_cooldown(a_bot(), "messages", backend.clock.now() + 120)
 
     assert state(backend).throttled_until == pytest.approx(backend.clock.now() + 120, abs=0.001)
@@ -254,14 +254,14 @@ def test_a_shut_bot_is_shut_for_all_sandboxes_and_plans(backend: Backend) -> Non
     assert reserve(backend).slots
 
 
-def test_a_busy_bot_can_be_shut(backend: Backend) -> None:
+def test_busy_bot_can_be_throttled(backend: Backend) -> None:
     reserve(backend, 3)
     backend.bot_states().start_cooldown(a_bot(), "messages", backend.clock.now() + 120)
 
     assert reserve(backend).retry_in == pytest.approx(120, abs=0.001)
 
 
-def test_a_longer_penalty_stays(backend: Backend) -> None:
+def test_longer_cooldown_is_kept(backend: Backend) -> None:
     now = backend.clock.now()
     for seconds in (60, 120, 30):
         backend.bot_states().start_cooldown(a_bot(), "messages", now + seconds)
@@ -269,7 +269,7 @@ def test_a_longer_penalty_stays(backend: Backend) -> None:
     assert state(backend).throttled_until == pytest.approx(now + 120, abs=0.001)
 
 
-def test_an_open_breaker_lets_only_a_probe_through(backend: Backend) -> None:
+def test_open_breaker_lets_only_a_probe_through(backend: Backend) -> None:
     bot_states = backend.bot_states()
     bot_states.open_breaker("default", "a wrong key")
 
@@ -282,7 +282,7 @@ def test_an_open_breaker_lets_only_a_probe_through(backend: Backend) -> None:
     assert reserve(backend).slots
 
 
-def test_a_paused_bot_gives_no_slots_to_anybody_until_it_is_resumed(backend: Backend) -> None:
+def test_paused_bot_has_no_slots_until_it_is_resumed(backend: Backend) -> None:
     bot_states = backend.bot_states()
     bot_states.pause("default")
 
@@ -300,7 +300,7 @@ def test_a_paused_bot_gives_no_slots_to_anybody_until_it_is_resumed(backend: Bac
     assert reserve(backend).slots
 
 
-def test_one_at_a_time_probes_an_open_breaker(backend: Backend) -> None:
+def test_one_sandbox_at_a_time_probes_an_open_breaker(backend: Backend) -> None:
     assert not backend.bot_states().probe("default")
     backend.bot_states().open_breaker("default", "a wrong key")
 
@@ -310,7 +310,7 @@ def test_one_at_a_time_probes_an_open_breaker(backend: Backend) -> None:
     assert backend.bot_states().probe("default")
 
 
-def test_a_breaker_that_opens_again_at_once_is_not_probed_any_sooner(backend: Backend) -> None:
+def test_breaker_that_opens_again_at_once_is_not_probed_sooner(backend: Backend) -> None:
     bot_states = backend.bot_states()
     bot_states.open_breaker("default", "a wrong key")
     assert bot_states.probe("default")
@@ -322,7 +322,7 @@ def test_a_breaker_that_opens_again_at_once_is_not_probed_any_sooner(backend: Ba
     assert bot_states.probe("default")
 
 
-def test_a_number_that_is_down_is_tried_seldom_and_closes_with_the_second_answer(
+def test_number_that_is_down_is_tried_rarely_and_closes_with_the_second_answer(
     backend: Backend,
 ) -> None:
     bot_states = backend.bot_states()
@@ -346,7 +346,7 @@ def test_a_number_that_is_down_is_tried_seldom_and_closes_with_the_second_answer
     assert not state(backend).broken
 
 
-def test_a_receipt_after_the_first_answer_begins_anew(backend: Backend) -> None:
+def test_receipt_after_the_first_answer_starts_again(backend: Backend) -> None:
     bot_states = backend.bot_states()
     bot_states.number_down("default", "payment")
     bot_states.close_breaker("default", sent=True)
@@ -356,7 +356,7 @@ def test_a_receipt_after_the_first_answer_begins_anew(backend: Backend) -> None:
     assert state(backend).broken
 
 
-def test_an_answer_of_a_batch_that_began_before_closes_no_breaker(backend: Backend) -> None:
+def test_answer_of_an_earlier_batch_does_not_close_the_breaker(backend: Backend) -> None:
     bot_states = backend.bot_states()
     bot_states.failed("default", ["a"])
     bot_states.answered("default")
@@ -369,7 +369,7 @@ def test_an_answer_of_a_batch_that_began_before_closes_no_breaker(backend: Backe
 
 
 @pytest.mark.parametrize("how", ["open_breaker", "number_down"])
-def test_a_bot_that_is_resumed_works_at_once(backend: Backend, how: str) -> None:
+def test_resumed_bot_works_at_once(backend: Backend, how: str) -> None:
     bot_states = backend.bot_states()
     getattr(bot_states, how)("default", "why")
     bot_states.probe("default")
@@ -396,7 +396,7 @@ def test_five_different_notifications_in_a_row_open_the_breaker(backend: Backend
     assert not bot_states.failed("default", ["f"])
 
 
-def test_an_open_breaker_counts_no_more(backend: Backend) -> None:
+def test_open_breaker_counts_no_further_failures(backend: Backend) -> None:
     bot_states = backend.bot_states()
     bot_states.open_breaker("default", "a wrong key")
 
@@ -406,7 +406,7 @@ def test_an_open_breaker_counts_no_more(backend: Backend) -> None:
     assert state(backend).broken == "a wrong key"
 
 
-def test_a_number_that_is_down_is_asked_for_its_receipts(backend: Backend) -> None:
+def test_number_that_is_down_is_polled_for_receipts(backend: Backend) -> None:
     bot_states = backend.bot_states()
     bot_states.number_down("default", "payment")
 
@@ -418,7 +418,7 @@ def test_a_number_that_is_down_is_asked_for_its_receipts(backend: Backend) -> No
     assert not bot_states.reserve(a_bot(), "commands", 1, HORIZON, share=SHARE, asking=True).slots
 
 
-def test_a_reservation_whose_answer_was_lost_costs_slots_and_breaks_no_plan(
+def test_reservation_with_a_lost_answer_costs_slots_and_keeps_the_plan(
     real: RealOnes, aws: Aws
 ) -> None:
     bot_states = real.bot_states(LostAnswers(aws.dynamodb))
@@ -433,7 +433,7 @@ def test_a_reservation_whose_answer_was_lost_costs_slots_and_breaks_no_plan(
     assert min(later - earlier for earlier, later in pairwise(slots)) >= 1 / 20
 
 
-def test_fake_and_real_bot_s_item_cannot_be_told_apart(real: RealOnes) -> None:
+def test_simulated_and_moto_bot_state_agree(real: RealOnes) -> None:
     fakes = Fakes()
     rng = random.Random(20311122)
     bot = a_bot(messages_per_second=3, commands_per_second=7)

@@ -27,7 +27,7 @@ RECIPIENT = ("default", "+5531999998888")
 ADDRESS = "553199998888@wa.gw.msging.net"
 
 
-def test_nobody_is_known_at_first(backend: Backend) -> None:
+def test_unknown_recipient_has_no_identity(backend: Backend) -> None:
     assert backend.identities().read([RECIPIENT], ["default"]) == ({}, {})
     assert backend.identities().get(RECIPIENT) is None
 
@@ -51,7 +51,7 @@ def known(identities: Any, recipient: tuple[str, str] = RECIPIENT) -> Identity |
     return found
 
 
-def test_what_one_sandbox_learns_all_know(backend: Backend) -> None:
+def test_stored_identity_is_known_in_every_sandbox(backend: Backend) -> None:
     learn(backend)
 
     for identities in (backend.identities(), backend.identities()):
@@ -60,13 +60,13 @@ def test_what_one_sandbox_learns_all_know(backend: Backend) -> None:
         assert identities.lease(RECIPIENT, LEASE) == Identity(ADDRESS)
 
 
-def test_one_bot_s_recipients_are_not_another_s(backend: Backend) -> None:
+def test_identities_of_bots_are_separate(backend: Backend) -> None:
     learn(backend)
 
     assert known(backend.identities(), ("clinic", RECIPIENT[1])) is None
 
 
-def test_many_are_read_at_once(backend: Backend) -> None:
+def test_many_identities_are_read_at_once(backend: Backend) -> None:
     recipients = [("default", f"+55319999{number:05}") for number in range(12)]
     for number, recipient in enumerate(recipients[:10]):
         learn(backend, Identity(f"{number}@wa.gw.msging.net"), recipient=recipient)
@@ -85,7 +85,7 @@ def test_many_are_read_at_once(backend: Backend) -> None:
 @pytest.mark.parametrize(
     ("identity", "ttl"), [(Identity(ADDRESS), TTL), (Identity(None, 61), NEGATIVE_TTL)]
 )
-def test_what_was_learnt_lives_nine_tenths_of_its_time_at_least_and_all_of_it_at_most(
+def test_identity_lives_at_least_nine_tenths_of_its_time_to_live(
     backend: Backend, identity: Identity, ttl: int, uniform: Callable[[float, float], float]
 ) -> None:
     lifetime = uniform(0.9 * ttl, ttl)
@@ -104,7 +104,7 @@ def test_what_was_learnt_lives_nine_tenths_of_its_time_at_least_and_all_of_it_at
     assert isinstance(backend.identities().lease(RECIPIENT, LEASE), LookUpLease)
 
 
-def test_a_refusal_is_known_with_its_code(backend: Backend) -> None:
+def test_refusal_is_known_with_its_code(backend: Backend) -> None:
     learn(backend, Identity(None, 61))
 
     assert known(backend.identities()) == Identity(None, 61)
@@ -119,7 +119,7 @@ def test_a_refusal_is_known_with_its_code(backend: Backend) -> None:
         (Identity(ADDRESS), Identity("another@wa.gw.msging.net")),
     ],
 )
-def test_what_is_learnt_anew_replaces_what_was_known(
+def test_newer_identity_replaces_the_older(
     backend: Backend, first: Identity, second: Identity
 ) -> None:
     learn(backend, first)
@@ -129,7 +129,7 @@ def test_what_is_learnt_anew_replaces_what_was_known(
     assert known(backend.identities()) == second
 
 
-def test_one_at_a_time_looks_a_recipient_up(backend: Backend) -> None:
+def test_one_sandbox_at_a_time_looks_a_recipient_up(backend: Backend) -> None:
     first, second = backend.identities(), backend.identities()
 
     assert isinstance(first.lease(RECIPIENT, LEASE), LookUpLease)
@@ -141,14 +141,14 @@ def test_one_at_a_time_looks_a_recipient_up(backend: Backend) -> None:
     assert isinstance(second.lease(RECIPIENT, LEASE), LookUpLease)
 
 
-def test_a_lease_that_was_given_back_is_free_at_once(backend: Backend) -> None:
+def test_released_lease_is_free_at_once(backend: Backend) -> None:
     first, second = backend.identities(), backend.identities()
     first.release(first.lease(RECIPIENT, LEASE))
 
     assert isinstance(second.lease(RECIPIENT, LEASE), LookUpLease)
 
 
-def test_a_lease_that_has_passed_to_another_gives_nothing_back_and_stores_nothing(
+def test_expired_lease_releases_nothing_and_stores_nothing(
     backend: Backend,
 ) -> None:
     late, second = backend.identities(), backend.identities()
@@ -164,7 +164,7 @@ def test_a_lease_that_has_passed_to_another_gives_nothing_back_and_stores_nothin
     assert backend.identities().lease(RECIPIENT, LEASE) is None
 
 
-def test_of_many_that_ask_at_once_one_looks_up(backend: Backend) -> None:
+def test_one_of_many_simultaneous_callers_looks_up(backend: Backend) -> None:
     start = threading.Barrier(8)
 
     def race(_: int) -> LookUpLease | Identity | None:
@@ -177,7 +177,7 @@ def test_of_many_that_ask_at_once_one_looks_up(backend: Backend) -> None:
     assert Counter(type(one) for one in found) == {LookUpLease: 1, type(None): 7}
 
 
-def test_memory_spares_the_table_for_five_minutes(backend: Backend) -> None:
+def test_memory_saves_reads_for_five_minutes(backend: Backend) -> None:
     learn(backend)
     identities = backend.identities()
     assert known(identities) == Identity(ADDRESS)
@@ -190,7 +190,7 @@ def test_memory_spares_the_table_for_five_minutes(backend: Backend) -> None:
     assert known(identities) == Identity("another@wa.gw.msging.net")
 
 
-def test_memory_knows_what_this_sandbox_has_learnt(backend: Backend) -> None:
+def test_memory_holds_what_this_sandbox_has_stored(backend: Backend) -> None:
     identities = backend.identities()
     identities.store(identities.lease(RECIPIENT, LEASE), Identity(ADDRESS))
     backend.change("identities", "/".join(RECIPIENT), address="another@wa.gw.msging.net")
@@ -198,7 +198,7 @@ def test_memory_knows_what_this_sandbox_has_learnt(backend: Backend) -> None:
     assert known(identities) == Identity(ADDRESS)
 
 
-def test_asking_the_table_is_asking_the_table(backend: Backend) -> None:
+def test_fresh_read_ignores_the_memory(backend: Backend) -> None:
     learn(backend)
     identities = backend.identities()
     known(identities)
@@ -208,7 +208,7 @@ def test_asking_the_table_is_asking_the_table(backend: Backend) -> None:
     assert known(identities) == Identity("another@wa.gw.msging.net")
 
 
-def test_memory_lives_no_longer_than_the_entry(backend: Backend) -> None:
+def test_memory_expires_with_the_entry(backend: Backend) -> None:
     learn(backend)
     backend.clock.advance(TTL - 10)
     identities = backend.identities()
@@ -218,7 +218,7 @@ def test_memory_lives_no_longer_than_the_entry(backend: Backend) -> None:
     assert known(identities) is None
 
 
-def test_memory_is_bounded_and_forgets_the_oldest(
+def test_memory_is_bounded_and_drops_the_oldest(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(identities_module, "MEMORY_ENTRIES", 3)
@@ -239,7 +239,7 @@ def test_memory_is_bounded_and_forgets_the_oldest(
     assert remembered == [True, True, True, False]
 
 
-def test_what_is_forgotten_is_forgotten_by_table_and_memory(backend: Backend) -> None:
+def test_invalidated_identity_leaves_table_and_memory(backend: Backend) -> None:
     learn(backend)
     identities = backend.identities()
     known(identities)
@@ -251,13 +251,13 @@ def test_what_is_forgotten_is_forgotten_by_table_and_memory(backend: Backend) ->
     assert isinstance(identities.lease(RECIPIENT, LEASE), LookUpLease)
 
 
-def test_to_forget_somebody_unknown_leaves_nothing(backend: Backend) -> None:
+def test_invalidating_an_unknown_recipient_leaves_nothing(backend: Backend) -> None:
     backend.identities().invalidate(RECIPIENT)
 
     assert backend.item("identities", "/".join(RECIPIENT)) == {}
 
 
-def test_what_is_erased_is_gone_for_that_bot_and_recipient(backend: Backend) -> None:
+def test_erased_identity_is_gone_for_that_bot_and_recipient(backend: Backend) -> None:
     learn(backend)
     learn(backend, recipient=("clinic", RECIPIENT[1]))
     identities = backend.identities()
@@ -271,7 +271,7 @@ def test_what_is_erased_is_gone_for_that_bot_and_recipient(backend: Backend) -> 
     assert backend.item("identities", "/".join(RECIPIENT)) == {}
 
 
-def test_a_look_up_that_was_under_way_stores_nothing_of_who_was_erased(backend: Backend) -> None:
+def test_look_up_during_an_erasure_stores_nothing(backend: Backend) -> None:
     lease = backend.identities().lease(RECIPIENT, LEASE)
     assert isinstance(lease, LookUpLease)
     backend.identities().erase(RECIPIENT)
@@ -281,7 +281,7 @@ def test_a_look_up_that_was_under_way_stores_nothing_of_who_was_erased(backend: 
     assert not backend.identities().holds(RECIPIENT)
 
 
-def test_that_somebody_was_forgotten_counts_for_all_bots_and_is_not_remembered(
+def test_erasure_counts_for_all_bots_and_is_not_cached(
     backend: Backend,
 ) -> None:
     learn(backend)
@@ -300,7 +300,7 @@ def test_that_somebody_was_forgotten_counts_for_all_bots_and_is_not_remembered(
     assert RECIPIENT[1].removeprefix("+") not in str(item)
 
 
-def test_a_lease_whose_answer_was_lost_is_a_lease(real: RealOnes, aws: Aws) -> None:
+def test_lease_with_a_lost_answer_is_a_lease(real: RealOnes, aws: Aws) -> None:
     identities = real.identities(dynamodb=LostAnswers(aws.dynamodb))
 
     lease = identities.lease(RECIPIENT, LEASE)
@@ -329,9 +329,7 @@ class ShortOfBreath:
         return answer | {"UnprocessedKeys": {table: {"Keys": rest}} if rest else {}}
 
 
-def test_what_dynamodb_leaves_unread_is_read_again_and_then_unknown(
-    real: RealOnes, aws: Aws
-) -> None:
+def test_unprocessed_keys_are_read_again_and_then_unknown(real: RealOnes, aws: Aws) -> None:
     recipients = [("default", f"+55319999{number:05}") for number in range(5)]
     for recipient in recipients:
         learn(real, recipient=recipient)
@@ -348,7 +346,7 @@ def test_what_dynamodb_leaves_unread_is_read_again_and_then_unknown(
     assert set(found) == set(recipients[1:2])
 
 
-def test_who_may_have_been_forgotten_is_not_taken_for_known(real: RealOnes, aws: Aws) -> None:
+def test_recipient_with_an_unread_erasure_mark_is_not_known(real: RealOnes, aws: Aws) -> None:
     """Nothing else would find the mark."""
     recipients = [("default", f"+55319999{number:05}") for number in range(4)]
     dynamodb = ShortOfBreath(aws.dynamodb)
@@ -357,7 +355,7 @@ def test_who_may_have_been_forgotten_is_not_taken_for_known(real: RealOnes, aws:
         real.identities(dynamodb=dynamodb).read(recipients, [])
 
 
-def test_more_keys_than_dynamodb_takes_at_once(real: RealOnes, aws: Aws) -> None:
+def test_more_keys_than_one_request_allows_are_read(real: RealOnes, aws: Aws) -> None:
     recipients = [("default", f"+55319999{number:05}") for number in range(130)]
     for recipient in (recipients[0], recipients[129]):
         learn(real, recipient=recipient)

@@ -40,7 +40,7 @@ from tests.support.builders import a_notification
 
 
 @pytest.mark.parametrize("status", [Status.UNKNOWN, Status.SENDING])
-def test_one_at_a_time_settles_an_unknown(backend: Backend, status: Status) -> None:
+def test_one_sandbox_at_a_time_claims_an_unknown_outcome(backend: Backend, status: Status) -> None:
     notification = a_notification()
     bring_to(backend, notification, status)
     since = backend.clock.now() + (LEASE if status is Status.SENDING else 0)
@@ -60,7 +60,7 @@ def test_one_at_a_time_settles_an_unknown(backend: Backend, status: Status) -> N
     assert ledger.claim_unknown(standing, backend.clock.now() + LEASE) is not None
 
 
-def test_an_unknown_that_was_denied_may_be_claimed_again(backend: Backend) -> None:
+def test_unknown_outcome_marked_as_not_sent_may_be_claimed_again(backend: Backend) -> None:
     notification, ledger = a_notification(), backend.ledger()
     for denials in (0, 1):
         bring = claimed(backend, notification, Status.SENDING)
@@ -73,7 +73,7 @@ def test_an_unknown_that_was_denied_may_be_claimed_again(backend: Backend) -> No
 
 
 @pytest.mark.parametrize("status", [Status.SENT, Status.RETRYING, Status.FAILED, Status.CLAIMED])
-def test_what_is_no_unknown_is_not_settled(backend: Backend, status: Status) -> None:
+def test_only_unknown_outcomes_are_claimed_as_unknown(backend: Backend, status: Status) -> None:
     notification = a_notification()
     bring_to(backend, notification, status)
     backend.clock.advance(LEASE + 1)
@@ -105,7 +105,7 @@ def test_receipts_move_the_status_forward_only(backend: Backend) -> None:
     assert "request" not in item
 
 
-def test_a_delivery_of_an_older_generation_ends_it_all(backend: Backend) -> None:
+def test_delivery_of_an_older_generation_marks_the_notification_received(backend: Backend) -> None:
     notification, ledger = a_notification(), backend.ledger()
     bring_to(backend, notification, Status.FAILED)
     claimed(backend, of_generation(notification, 1))
@@ -132,7 +132,7 @@ def test_a_delivery_of_an_older_generation_ends_it_all(backend: Backend) -> None
     assert isinstance(claim(backend, of_generation(notification, 1)), LedgerEntry)
 
 
-def test_a_receipt_about_nothing_leaves_nothing(backend: Backend) -> None:
+def test_receipt_without_an_entry_writes_nothing(backend: Backend) -> None:
     for status in (Status.ACCEPTED, Status.RECEIVED):
         assert backend.ledger().advance(Receipt("foreign", 1, status)) == (False, None)
     assert not backend.ledger().fail(
@@ -141,7 +141,7 @@ def test_a_receipt_about_nothing_leaves_nothing(backend: Backend) -> None:
     assert backend.item("ledger", "foreign") == {}
 
 
-def test_a_failed_receipt_ends_its_own_generation(backend: Backend) -> None:
+def test_failed_receipt_ends_its_own_generation(backend: Backend) -> None:
     notification, ledger = a_notification(), backend.ledger()
     bring_to(backend, notification, Status.DISPATCHED)
     failed = Receipt(notification.key, 1, Status.FAILED, code=131056)
@@ -164,7 +164,7 @@ def cancel(backend: Backend, notification: Notification) -> NotificationDetails:
     return account
 
 
-def test_a_notification_that_has_not_come_yet_is_cancelled_in_advance(backend: Backend) -> None:
+def test_request_that_has_not_arrived_is_cancelled_in_advance(backend: Backend) -> None:
     notification = a_notification()
 
     account = cancel(backend, notification)
@@ -187,7 +187,7 @@ def test_a_notification_that_has_not_come_yet_is_cancelled_in_advance(backend: B
     }
 
 
-def test_what_was_cancelled_in_advance_gets_what_its_event_needs_when_its_request_comes(
+def test_cancellation_in_advance_is_completed_by_its_request(
     backend: Backend,
 ) -> None:
     notification, ledger = a_notification(metadata={"a": "b"}, correlation_id="c"), backend.ledger()
@@ -203,7 +203,7 @@ def test_what_was_cancelled_in_advance_gets_what_its_event_needs_when_its_reques
     assert entry(backend, notification) == cancelled | request
 
 
-def test_only_what_is_cancelled_is_completed(backend: Backend) -> None:
+def test_only_a_cancelled_entry_is_completed(backend: Backend) -> None:
     notification, other = a_notification(), a_notification(id="order-2")
     bring_to(backend, notification, Status.SENT)
     sent = entry(backend, notification)
@@ -217,7 +217,7 @@ def test_only_what_is_cancelled_is_completed(backend: Backend) -> None:
     assert entry(backend, other) == {}
 
 
-def test_what_waits_for_its_next_attempt_is_cancelled(backend: Backend) -> None:
+def test_retrying_request_is_cancelled(backend: Backend) -> None:
     notification = a_notification(metadata={"order": "981"})
     bring_to(backend, notification, Status.RETRYING)
     backend.clock.advance(DAY)
@@ -232,7 +232,7 @@ def test_what_waits_for_its_next_attempt_is_cancelled(backend: Backend) -> None:
     assert item["expires_at"] == round(backend.clock.now() + 45 * DAY)
 
 
-def test_what_was_abandoned_is_cancelled_and_nothing_is_sent_under_the_old_claim(
+def test_abandoned_request_is_cancelled_and_its_claim_sends_nothing(
     backend: Backend,
 ) -> None:
     notification = a_notification()
@@ -247,7 +247,7 @@ def test_what_was_abandoned_is_cancelled_and_nothing_is_sent_under_the_old_claim
     assert entry(backend, notification)["status"] == "cancelled"
 
 
-def test_what_was_put_back_because_of_a_rate_limit_is_cancelled(backend: Backend) -> None:
+def test_rate_limited_request_is_cancelled(backend: Backend) -> None:
     notification, ledger = a_notification(), backend.ledger()
     bring_to(backend, notification, Status.SENT)
     failed = Receipt(notification.key, 1, Status.FAILED, code=131056)
@@ -264,9 +264,7 @@ def test_what_was_put_back_because_of_a_rate_limit_is_cancelled(backend: Backend
 @pytest.mark.parametrize(
     "status", sorted(set(Status) - {Status.RETRYING, Status.CLAIMED, Status.CANCELLED})
 )
-def test_what_has_gone_out_or_may_or_has_ended_is_not_cancelled(
-    backend: Backend, status: Status
-) -> None:
+def test_sent_unknown_or_final_request_is_not_cancelled(backend: Backend, status: Status) -> None:
     notification = a_notification()
     bring_to(backend, notification, status)
     before = entry(backend, notification)
@@ -276,7 +274,7 @@ def test_what_has_gone_out_or_may_or_has_ended_is_not_cancelled(
     assert entry(backend, notification) == before
 
 
-def test_cancelling_twice_is_cancelling_once(backend: Backend) -> None:
+def test_second_cancellation_changes_nothing(backend: Backend) -> None:
     notification = a_notification()
     bring_to(backend, notification, Status.RETRYING)
     once = cancel(backend, notification)
@@ -288,7 +286,7 @@ def test_cancelling_twice_is_cancelling_once(backend: Backend) -> None:
 @pytest.mark.parametrize("in_advance", [True, False])
 @pytest.mark.parametrize("generation", [None, 0, 1, 2])
 @pytest.mark.parametrize("days", [0, 44, 46])
-def test_what_was_cancelled_is_claimed_by_nobody(
+def test_cancelled_request_cannot_be_claimed(
     backend: Backend, in_advance: bool, generation: int | None, days: int
 ) -> None:
     notification = a_notification()
@@ -303,7 +301,7 @@ def test_what_was_cancelled_is_claimed_by_nobody(
         assert (found.status, found.forgotten) == (Status.CANCELLED, False)
 
 
-def test_an_id_that_has_outlived_its_time_is_cancelled_in_advance(backend: Backend) -> None:
+def test_expired_entry_is_cancelled_in_advance(backend: Backend) -> None:
     notification, never_seen = a_notification(metadata={"a": "b"}), a_notification(id="order-2")
     bring_to(backend, notification, Status.CONSUMED)
     backend.change("ledger", notification.key, late=[["accepted", 1, 0, None]], postponed=1)
@@ -317,7 +315,7 @@ def test_an_id_that_has_outlived_its_time_is_cancelled_in_advance(backend: Backe
     assert entry(backend, notification) == entry(backend, never_seen) | names
 
 
-def test_that_the_person_has_it_is_true_of_what_was_cancelled_too(backend: Backend) -> None:
+def test_receipt_of_a_cancelled_request_marks_it_received(backend: Backend) -> None:
     notification, ledger = a_notification(), backend.ledger()
     bring_to(backend, notification, Status.RETRYING)
     cancel(backend, notification)
@@ -330,7 +328,7 @@ def test_that_the_person_has_it_is_true_of_what_was_cancelled_too(backend: Backe
     assert entry(backend, notification)["status"] == "received"
 
 
-def test_of_a_notification_all_is_told_but_number_and_parameters(backend: Backend) -> None:
+def test_details_hold_no_number_and_no_parameter(backend: Backend) -> None:
     notification = a_notification(metadata={"order": "981"}, correlation_id="trace-1")
     taken_at = backend.clock.now()
     bring_to(backend, notification, Status.RETRYING)
@@ -361,7 +359,7 @@ def test_of_a_notification_all_is_told_but_number_and_parameters(backend: Backen
     )
 
 
-def test_nothing_is_told_of_what_is_not_known_or_has_outlived_its_time(backend: Backend) -> None:
+def test_unknown_and_expired_entries_have_no_details(backend: Backend) -> None:
     ledger = backend.ledger()
     assert ledger.details("default", "order-1") is None
     bring_to(backend, a_notification(), Status.SENT)
@@ -375,7 +373,7 @@ def test_nothing_is_told_of_what_is_not_known_or_has_outlived_its_time(backend: 
 # --- Erasing --------------------------------------------------------------------------------------
 
 
-def test_what_may_be_a_recipient_s_is_found_by_its_last_digits(backend: Backend) -> None:
+def test_entries_of_a_recipient_are_found_by_its_last_digits(backend: Backend) -> None:
     ledger = backend.ledger()
     waiting, delivered = a_notification(id="waiting"), a_notification(id="delivered", bot="clinic")
     same_digits = a_notification(id="same", to="+5521977778888")
@@ -405,7 +403,7 @@ def test_what_may_be_a_recipient_s_is_found_by_its_last_digits(backend: Backend)
 
 
 @pytest.mark.parametrize("status", sorted(Status))
-def test_of_what_is_forgotten_only_a_tombstone_is_left(backend: Backend, status: Status) -> None:
+def test_erased_entry_leaves_a_tombstone_only(backend: Backend, status: Status) -> None:
     notification, ledger = a_notification(metadata={"name": "Maria"}), backend.ledger()
     bring_to(backend, notification, status)
     backend.change("ledger", notification.key, postponed=1, poll_bot="default", poll_at=1)
@@ -443,7 +441,9 @@ def test_of_what_is_forgotten_only_a_tombstone_is_left(backend: Backend, status:
 @pytest.mark.parametrize(
     "settle", ["mark_sent", "mark_unknown", "release", "mark_failed", "mark_not_sent"]
 )
-def test_a_sandbox_that_was_at_it_writes_nothing_back(backend: Backend, settle: str) -> None:
+def test_sandbox_working_on_an_erased_entry_writes_nothing_back(
+    backend: Backend, settle: str
+) -> None:
     notification, ledger = a_notification(), backend.ledger()
     taken = claimed(backend, notification, Status.SENDING)
     ledger.erase(notification.key)
@@ -458,7 +458,7 @@ def test_a_sandbox_that_was_at_it_writes_nothing_back(backend: Backend, settle: 
     assert entry(backend, notification) == tombstone
 
 
-def test_to_forget_what_is_not_there_leaves_nothing(backend: Backend) -> None:
+def test_erasing_a_missing_entry_leaves_nothing(backend: Backend) -> None:
     backend.ledger().erase("nothing")
 
     assert backend.item("ledger", "nothing") == {}
@@ -524,7 +524,7 @@ def without_token(answer: Any) -> Any:
     return replace(answer, token="") if isinstance(answer, Claim) else answer
 
 
-def test_fake_and_real_ledger_cannot_be_told_apart(real: RealOnes) -> None:
+def test_simulated_and_moto_ledger_agree(real: RealOnes) -> None:
     """Random stories, the same for both: every answer and every item is compared."""
     fakes = Fakes()
     rng = random.Random(20311144)
@@ -580,7 +580,7 @@ def test_fake_and_real_ledger_cannot_be_told_apart(real: RealOnes) -> None:
 # --- Lost answers ---------------------------------------------------------------------------------
 
 
-def test_a_claim_whose_answer_was_lost_is_a_claim(real: RealOnes, aws: Aws) -> None:
+def test_claim_with_a_lost_answer_is_a_claim(real: RealOnes, aws: Aws) -> None:
     notification = a_notification()
     ledger = real.ledger(LostAnswers(aws.dynamodb))
     until = real.clock.now() + LEASE
@@ -602,7 +602,7 @@ def test_a_claim_whose_answer_was_lost_is_a_claim(real: RealOnes, aws: Aws) -> N
     assert [event[:2] for event in item["timeline"]] == [["failed", 1], ["sent", 2]]
 
 
-def test_a_retry_whose_answer_was_lost_counts_once(real: RealOnes, aws: Aws) -> None:
+def test_retry_with_a_lost_answer_counts_once(real: RealOnes, aws: Aws) -> None:
     notification = a_notification()
     ledger = real.ledger(LostAnswers(aws.dynamodb))
     for attempts in (1, 2, 3):
@@ -612,9 +612,7 @@ def test_a_retry_whose_answer_was_lost_counts_once(real: RealOnes, aws: Aws) -> 
         ledger.release(taken, attempted=True)
 
 
-def test_a_claim_given_back_whose_answer_was_lost_is_given_back_once(
-    real: RealOnes, aws: Aws
-) -> None:
+def test_release_with_a_lost_answer_is_one_release(real: RealOnes, aws: Aws) -> None:
     notification = a_notification()
     ledger = real.ledger(LostAnswers(aws.dynamodb))
     taken = ledger.claim(notification, Status.SENDING, real.clock.now() + LEASE)
@@ -625,7 +623,7 @@ def test_a_claim_given_back_whose_answer_was_lost_is_given_back_once(
     assert entry(real, notification)["attempts"] == 0
 
 
-def test_another_error_of_dynamodb_is_an_error(real: RealOnes, aws: Aws) -> None:
+def test_other_dynamodb_errors_are_raised(real: RealOnes, aws: Aws) -> None:
     aws.dynamodb.delete_table(TableName="ledger")
 
     with pytest.raises(ClientError, match="ResourceNotFound"):

@@ -31,7 +31,7 @@ from tests.support.builders import a_notification
 # --- The claim ------------------------------------------------------------------------------------
 
 
-def test_nothing_is_known_and_it_is_claimed(backend: Backend) -> None:
+def test_unknown_request_is_claimed(backend: Backend) -> None:
     notification = a_notification(bot="default", metadata={"order": "981"})
 
     for_sending = claimed(backend, notification, Status.SENDING)
@@ -65,7 +65,7 @@ def test_nothing_is_known_and_it_is_claimed(backend: Backend) -> None:
     }
 
 
-def test_what_waits_for_its_next_attempt_is_claimed_and_counted(backend: Backend) -> None:
+def test_retrying_request_is_claimed_and_counted(backend: Backend) -> None:
     notification = a_notification()
     bring_to(backend, notification, Status.RETRYING)
 
@@ -74,14 +74,14 @@ def test_what_waits_for_its_next_attempt_is_claimed_and_counted(backend: Backend
     assert (again.generation, again.attempts) == (1, 2)
 
 
-def test_a_claim_that_was_given_back_without_an_attempt_counts_none(backend: Backend) -> None:
+def test_claim_released_without_an_attempt_counts_none(backend: Backend) -> None:
     notification = a_notification()
     backend.ledger().release(claimed(backend, notification), attempted=False)
 
     assert claimed(backend, notification).attempts == 1
 
 
-def test_a_claim_whose_lease_has_gone_is_claimed_by_the_next(backend: Backend) -> None:
+def test_claim_with_an_expired_lease_is_taken_over(backend: Backend) -> None:
     notification = a_notification()
     first = claimed(backend, notification)
 
@@ -93,7 +93,7 @@ def test_a_claim_whose_lease_has_gone_is_claimed_by_the_next(backend: Backend) -
 
 
 @pytest.mark.parametrize("status", [Status.CLAIMED, Status.SENDING])
-def test_a_live_claim_is_left_alone(backend: Backend, status: Status) -> None:
+def test_live_claim_is_left_alone(backend: Backend, status: Status) -> None:
     notification = a_notification()
     bring_to(backend, notification, status)
     before, ends = entry(backend, notification), backend.clock.now() + LEASE
@@ -107,7 +107,7 @@ def test_a_live_claim_is_left_alone(backend: Backend, status: Status) -> None:
     assert entry(backend, notification) == before
 
 
-def test_what_was_being_sent_when_its_lease_ended_is_never_simply_claimed(
+def test_expired_lease_during_a_send_is_never_claimed_again(
     backend: Backend,
 ) -> None:
     notification = a_notification()
@@ -125,7 +125,7 @@ def test_what_was_being_sent_when_its_lease_ended_is_never_simply_claimed(
     assert entry(backend, notification) == before
 
 
-def test_what_may_have_gone_out_is_never_simply_claimed(backend: Backend) -> None:
+def test_unknown_outcome_is_never_claimed_again(backend: Backend) -> None:
     notification = a_notification()
     bring_to(backend, notification, Status.UNKNOWN)
     since, before = backend.clock.now(), entry(backend, notification)
@@ -139,7 +139,7 @@ def test_what_may_have_gone_out_is_never_simply_claimed(backend: Backend) -> Non
     assert entry(backend, notification) == before
 
 
-def test_what_blip_has_is_a_duplicate_for_a_redrive_too(backend: Backend) -> None:
+def test_accepted_message_is_a_duplicate_even_for_a_redrive(backend: Backend) -> None:
     for status in sorted(SENT_OR_LATER):
         notification = a_notification(id=status)
         bring_to(backend, notification, status)
@@ -154,7 +154,7 @@ def test_what_blip_has_is_a_duplicate_for_a_redrive_too(backend: Backend) -> Non
             assert entry(backend, notification) == before
 
 
-def test_what_ended_is_a_duplicate_for_all_but_its_own_redrive(backend: Backend) -> None:
+def test_final_request_is_a_duplicate_for_all_but_its_own_redrive(backend: Backend) -> None:
     for status in sorted(UNDELIVERED):
         notification = a_notification(id=status)
         bring_to(backend, notification, status)
@@ -169,7 +169,7 @@ def test_what_ended_is_a_duplicate_for_all_but_its_own_redrive(backend: Backend)
 
 
 @pytest.mark.parametrize("status", sorted(UNDELIVERED))
-def test_what_ended_and_is_redriven_is_the_next_generation(
+def test_redrive_of_a_final_request_is_the_next_generation(
     backend: Backend, status: Status
 ) -> None:
     notification = a_notification()
@@ -186,7 +186,7 @@ def test_what_ended_and_is_redriven_is_the_next_generation(
     assert item["created_at"] == round((backend.clock.now() - DAY) * 1000)
 
 
-def test_a_redrive_brings_its_own_content(backend: Backend) -> None:
+def test_redrive_may_bring_other_content(backend: Backend) -> None:
     notification = a_notification()
     fixed = of_generation(a_notification(to="+5531988887777"), 1)
     bring_to(backend, notification, Status.REJECTED)
@@ -199,7 +199,7 @@ def test_a_redrive_brings_its_own_content(backend: Backend) -> None:
     assert item["recipient"] == "…7777"
 
 
-def test_a_redrive_that_died_half_way_goes_on_in_its_generation(backend: Backend) -> None:
+def test_redrive_that_died_half_way_continues_in_its_generation(backend: Backend) -> None:
     notification = a_notification()
     redriven = of_generation(notification, 1)
     bring_to(backend, notification, Status.FAILED)
@@ -210,7 +210,7 @@ def test_a_redrive_that_died_half_way_goes_on_in_its_generation(backend: Backend
     assert claimed(backend, redriven).generation == 2
 
 
-def test_a_redrive_that_has_ended_again_is_a_duplicate(backend: Backend) -> None:
+def test_redrive_that_ended_again_is_a_duplicate(backend: Backend) -> None:
     notification = a_notification()
     redriven = of_generation(notification, 1)
     bring_to(backend, notification, Status.FAILED)
@@ -222,12 +222,12 @@ def test_a_redrive_that_has_ended_again_is_a_duplicate(backend: Backend) -> None
     assert (found.status, found.generation) == (Status.FAILED, 2)
 
 
-def test_a_redrive_of_which_nothing_is_left_counts_on(backend: Backend) -> None:
+def test_redrive_without_an_entry_continues_the_count_of_generations(backend: Backend) -> None:
     """Its message id must be another than that of the generation that failed."""
     assert claimed(backend, of_generation(a_notification(), 3)).generation == 4
 
 
-def test_other_content_under_the_same_id_stands_in_the_way(backend: Backend) -> None:
+def test_other_content_under_the_same_id_is_a_conflict(backend: Backend) -> None:
     for status in Status:
         bring_to(backend, a_notification(id=status), status)
     backend.clock.advance(LEASE + 1)
@@ -244,7 +244,7 @@ def test_other_content_under_the_same_id_stands_in_the_way(backend: Backend) -> 
 
 
 @pytest.mark.parametrize(("asked", "generation"), [(None, 1), (5, 6)])
-def test_after_its_time_to_live_an_id_is_free_again(
+def test_id_is_free_after_its_time_to_live(
     backend: Backend, asked: int | None, generation: int
 ) -> None:
     """DynamoDB's sweep comes up to two days late: the condition itself looks at the clock."""
@@ -269,9 +269,7 @@ def test_after_its_time_to_live_an_id_is_free_again(
 
 
 @pytest.mark.parametrize("status", [Status.RETRYING, Status.CLAIMED])
-def test_after_its_time_to_live_even_the_same_content_starts_anew(
-    backend: Backend, status: Status
-) -> None:
+def test_same_content_starts_again_after_its_time_to_live(backend: Backend, status: Status) -> None:
     notification = a_notification()
     bring_to(backend, notification, Status.FAILED)
     redriven = claimed(backend, of_generation(notification, 1))
@@ -285,7 +283,7 @@ def test_after_its_time_to_live_even_the_same_content_starts_anew(
     assert (again.generation, again.attempts) == (1, 1)
 
 
-def test_up_to_its_time_to_live_an_id_is_taken(backend: Backend) -> None:
+def test_id_is_taken_until_its_time_to_live(backend: Backend) -> None:
     notification = a_notification()
     bring_to(backend, notification, Status.SENT)
 
@@ -294,7 +292,7 @@ def test_up_to_its_time_to_live_an_id_is_taken(backend: Backend) -> None:
     assert isinstance(claim(backend, notification), LedgerEntry)
 
 
-def test_a_retry_does_not_lengthen_the_time_to_live(backend: Backend) -> None:
+def test_retry_does_not_extend_the_time_to_live(backend: Backend) -> None:
     notification = a_notification()
     bring_to(backend, notification, Status.RETRYING)
     expires_at = entry(backend, notification)["expires_at"]
@@ -305,14 +303,16 @@ def test_a_retry_does_not_lengthen_the_time_to_live(backend: Backend) -> None:
     assert entry(backend, notification)["expires_at"] == expires_at
 
 
-def test_the_same_id_of_another_bot_is_another_notification(backend: Backend) -> None:
+def test_same_id_of_another_bot_is_another_notification(backend: Backend) -> None:
     claimed(backend, a_notification(bot="default"))
 
     assert claimed(backend, a_notification(bot="clinic")).generation == 1
 
 
 @pytest.mark.parametrize("standing", [None, Status.RETRYING, Status.FAILED])
-def test_of_many_that_claim_at_once_one_gets_it(backend: Backend, standing: Status | None) -> None:
+def test_one_of_many_simultaneous_claims_succeeds(
+    backend: Backend, standing: Status | None
+) -> None:
     notification = a_notification()
     if standing is not None:
         bring_to(backend, notification, standing)
@@ -371,7 +371,7 @@ LOSSES = ["claimed by another", "sent by another", "given up by another", "recei
 
 
 @pytest.mark.parametrize("how", LOSSES)
-def test_nothing_is_sent_under_a_claim_that_was_lost(backend: Backend, how: str) -> None:
+def test_lost_claim_cannot_start_sending(backend: Backend, how: str) -> None:
     notification = a_notification()
     taken = claimed(backend, notification)
     lose(backend, notification, how)
@@ -384,7 +384,7 @@ def test_nothing_is_sent_under_a_claim_that_was_lost(backend: Backend, how: str)
 
 
 @pytest.mark.parametrize("how", LOSSES)
-def test_nothing_is_settled_under_a_claim_that_was_lost(backend: Backend, how: str) -> None:
+def test_lost_claim_marks_nothing(backend: Backend, how: str) -> None:
     notification = a_notification()
     taken = claimed(backend, notification)
     lose(backend, notification, how)
@@ -400,7 +400,7 @@ def test_nothing_is_settled_under_a_claim_that_was_lost(backend: Backend, how: s
     assert entry(backend, notification) == before
 
 
-def test_a_claim_that_is_gone_altogether_settles_nothing(backend: Backend) -> None:
+def test_missing_entry_cannot_be_marked(backend: Backend) -> None:
     """A ledger entry that was erased stays erased."""
     taken = replace(claimed(backend, a_notification()), key="another")
     ledger = backend.ledger()
@@ -414,7 +414,7 @@ def test_a_claim_that_is_gone_altogether_settles_nothing(backend: Backend) -> No
     assert backend.item("ledger", "another") == {}
 
 
-def test_sent_ends_the_claim(backend: Backend) -> None:
+def test_mark_sent_ends_the_claim(backend: Backend) -> None:
     notification = a_notification()
     taken = claimed(backend, notification, Status.SENDING)
 
@@ -430,7 +430,7 @@ def test_sent_ends_the_claim(backend: Backend) -> None:
     assert item["request"] == notification.queued.body
 
 
-def test_sent_to_a_bot_whose_receipts_have_to_be_asked_for(backend: Backend) -> None:
+def test_sent_notification_of_a_polled_bot_is_due_for_polling(backend: Backend) -> None:
     notification = a_notification()
     now = backend.clock.now()
 
@@ -440,7 +440,7 @@ def test_sent_to_a_bot_whose_receipts_have_to_be_asked_for(backend: Backend) -> 
     assert (item["poll_bot"], item["poll_at"]) == ("default", round((now + 300) * 1000))
 
 
-def test_that_blip_took_it_is_a_fact_whoever_has_the_claim_by_now(backend: Backend) -> None:
+def test_mark_sent_succeeds_without_the_claim(backend: Backend) -> None:
     notification = a_notification()
     taken = claimed(backend, notification, Status.SENDING)
     backend.clock.advance(LEASE + 1)
@@ -457,7 +457,7 @@ def test_that_blip_took_it_is_a_fact_whoever_has_the_claim_by_now(backend: Backe
 @pytest.mark.parametrize(
     "status", [Status.ACCEPTED, Status.DISPATCHED, Status.RECEIVED, Status.CONSUMED]
 )
-def test_a_receipt_that_was_faster_stays(backend: Backend, status: Status) -> None:
+def test_earlier_receipt_is_kept_by_mark_sent(backend: Backend, status: Status) -> None:
     notification = a_notification()
     taken = claimed(backend, notification, Status.SENDING)
     moved, standing = backend.ledger().advance(Receipt(notification.key, 1, status))
@@ -469,7 +469,7 @@ def test_a_receipt_that_was_faster_stays(backend: Backend, status: Status) -> No
     assert entry(backend, notification) == before
 
 
-def test_an_answer_about_an_older_generation_changes_nothing(backend: Backend) -> None:
+def test_answer_about_an_older_generation_changes_nothing(backend: Backend) -> None:
     notification = a_notification()
     first = claimed(backend, notification, Status.SENDING)
     backend.ledger().mark_failed(first, Status.FAILED, Reason.REJECTED, 21)
@@ -481,7 +481,7 @@ def test_an_answer_about_an_older_generation_changes_nothing(backend: Backend) -
     assert entry(backend, notification) == before
 
 
-def test_unknown_keeps_until_when_it_was_in_flight(backend: Backend) -> None:
+def test_mark_unknown_keeps_the_end_of_the_send(backend: Backend) -> None:
     notification = a_notification()
     taken = claimed(backend, notification, Status.SENDING)
 
@@ -502,7 +502,7 @@ def test_unknown_keeps_until_when_it_was_in_flight(backend: Backend) -> None:
         (Status.FAILED, Reason.RETRIES_EXHAUSTED, 503),
     ],
 )
-def test_an_end_has_its_reason(
+def test_mark_failed_keeps_the_reason(
     backend: Backend, status: Status, reason: Reason, code: int | None
 ) -> None:
     notification = a_notification()
@@ -517,7 +517,7 @@ def test_an_end_has_its_reason(
     assert standing.reason is reason
 
 
-def test_settling_twice_is_settling_once(backend: Backend) -> None:
+def test_marking_twice_changes_nothing(backend: Backend) -> None:
     for settle in ("mark_sent", "mark_unknown", "release", "mark_failed"):
         notification = a_notification(id=f"order-{settle}")
         taken = claimed(backend, notification, Status.SENDING)
@@ -535,5 +535,5 @@ def test_settling_twice_is_settling_once(backend: Backend) -> None:
         assert item["attempts"] == (0 if settle == "release" else 1)
 
 
-def test_nothing_stands_in_the_ledger_of_what_it_has_never_seen(backend: Backend) -> None:
+def test_unknown_request_has_no_entry(backend: Backend) -> None:
     assert backend.ledger().read("nothing") is None

@@ -32,7 +32,7 @@ def lay_down(letters: Any, body: str, **changes: Any) -> None:
     letters.put(body, given.pop("reason"), given.pop("failure"), **given)
 
 
-def test_a_letter_is_read_with_all_that_was_put_down(backend: Backend) -> None:
+def test_dead_letter_is_read_with_all_its_attributes(backend: Backend) -> None:
     letters = backend.letters()
     lay_down(letters, ' {"any": "thing" }\n')
     failed_at = backend.clock.now()
@@ -61,7 +61,7 @@ def test_a_letter_is_read_with_all_that_was_put_down(backend: Backend) -> None:
     )
 
 
-def test_what_sqs_has_moved_says_nothing_but_when(backend: Backend) -> None:
+def test_dead_letter_moved_by_sqs_has_only_its_time(backend: Backend) -> None:
     letters = backend.letters()
     backend.moved("a body")
 
@@ -72,7 +72,7 @@ def test_what_sqs_has_moved_says_nothing_but_when(backend: Backend) -> None:
     assert (letter.failed_at, letter.redrives) == (backend.clock.now(), 0)
 
 
-def test_letters_come_by_ten_and_are_hidden_for_a_time(backend: Backend) -> None:
+def test_dead_letters_are_received_by_ten_and_are_in_flight_for_a_time(backend: Backend) -> None:
     letters = backend.letters()
     for number in range(13):
         lay_down(letters, f"letter {number}")
@@ -87,7 +87,7 @@ def test_letters_come_by_ten_and_are_hidden_for_a_time(backend: Backend) -> None
     assert len(letters.receive(60)) == 10
 
 
-def test_letters_are_given_back_at_once_or_later(backend: Backend) -> None:
+def test_dead_letters_become_visible_at_once_or_later(backend: Backend) -> None:
     letters = backend.letters()
     for number in range(25):
         lay_down(letters, f"letter {number}")
@@ -105,7 +105,7 @@ def test_letters_are_given_back_at_once_or_later(backend: Backend) -> None:
     assert letters.depth()[1] == 0
 
 
-def test_letters_that_are_done_are_gone_and_no_others(backend: Backend) -> None:
+def test_only_the_given_dead_letters_are_deleted(backend: Backend) -> None:
     letters = backend.letters()
     for number in range(25):
         lay_down(letters, f"letter {number}")
@@ -120,7 +120,7 @@ def test_letters_that_are_done_are_gone_and_no_others(backend: Backend) -> None:
     letters.change_visibility([], 0)
 
 
-def test_letters_are_put_back_as_they_came_and_marked(backend: Backend) -> None:
+def test_redriven_requests_are_unchanged_and_marked(backend: Backend) -> None:
     letters = backend.letters()
     for number in range(12):
         lay_down(letters, f" letter {number}\n", generation=number or None)
@@ -139,7 +139,7 @@ def test_letters_are_put_back_as_they_came_and_marked(backend: Backend) -> None:
     )
 
 
-def test_letters_are_put_back_into_the_group_of_their_bot(real: RealOnes, aws: Aws) -> None:
+def test_redriven_requests_keep_the_group_of_their_bot(real: RealOnes, aws: Aws) -> None:
     letters = real.letters()
     lay_down(letters, "one", bot="clinic")
     lay_down(letters, "two", bot=None)
@@ -151,7 +151,9 @@ def test_letters_are_put_back_into_the_group_of_their_bot(real: RealOnes, aws: A
     assert [entry["MessageGroupId"] for entry in sent["Entries"]] == ["clinic", "default"]
 
 
-def test_large_letters_are_put_back_by_as_many_as_sqs_takes(real: RealOnes, aws: Aws) -> None:
+def test_large_dead_letters_are_redriven_in_batches_that_sqs_accepts(
+    real: RealOnes, aws: Aws
+) -> None:
     letters = real.letters()
     for _ in range(9):
         lay_down(letters, "ç" * 128 * 1024)  # 256 KiB
@@ -187,7 +189,7 @@ class PartlyRefusing:
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_letters_that_sqs_does_not_take_are_told_apart(
+def test_refused_dead_letters_are_left_out_of_the_answer(
     real: RealOnes, aws: Aws, whole: bool
 ) -> None:
     letters = real.letters()
@@ -206,7 +208,7 @@ def test_letters_that_sqs_does_not_take_are_told_apart(
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_what_cannot_be_given_back_or_deleted_is_seen_again_anyway(
+def test_failed_change_or_deletion_leaves_the_dead_letter_visible_again(
     real: RealOnes, aws: Aws, whole: bool
 ) -> None:
     letters = real.letters()
@@ -232,7 +234,7 @@ def test_what_cannot_be_given_back_or_deleted_is_seen_again_anyway(
         {"failure": '{"redrives": true}', "failed_at": ""},
     ],
 )
-def test_what_others_have_put_there_does_no_harm(
+def test_foreign_attributes_are_ignored(
     real: RealOnes, aws: Aws, attributes: dict[str, str]
 ) -> None:
     letters = real.letters()
@@ -252,7 +254,7 @@ def test_what_others_have_put_there_does_no_harm(
     assert real.requests().redrive([letter]) == [letter]
 
 
-def test_what_sqs_has_moved_after_a_redrive_counts_on(real: RealOnes, aws: Aws) -> None:
+def test_dead_letter_moved_by_sqs_after_a_redrive_keeps_its_count(real: RealOnes, aws: Aws) -> None:
     letters = real.letters()
     count: Any = {"DataType": "Number", "StringValue": "2"}
     aws.sqs.send_message(
@@ -279,7 +281,7 @@ def a_record(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def test_a_record_is_read_as_lambda_gives_it() -> None:
+def test_record_of_lambda_is_read() -> None:
     attributes = {
         "generation": {"stringValue": "4", "dataType": "Number"},
         "redrives": {"stringValue": "2", "dataType": "Number"},
@@ -313,7 +315,7 @@ def test_a_record_is_read_as_lambda_gives_it() -> None:
         {"binaryValue": "MQ==", "dataType": "Binary"},
     ],
 )
-def test_what_a_producer_writes_into_our_attributes_does_no_harm(attribute: Any) -> None:
+def test_unusable_attributes_of_a_producer_are_ignored(attribute: Any) -> None:
     queued = queued_request(
         a_record(messageAttributes={"generation": attribute, "redrives": attribute})
     )
@@ -321,7 +323,7 @@ def test_what_a_producer_writes_into_our_attributes_does_no_harm(attribute: Any)
     assert (queued.generation, queued.redrives) == (None, 0)
 
 
-def test_requests_are_hidden_for_as_long_as_they_wait(aws: Aws) -> None:
+def test_visibility_of_each_request_is_changed_to_its_wait(aws: Aws) -> None:
     requests = RequestsQueue(aws.sqs, aws.requests_url)
     for number in range(23):
         aws.sqs.send_message(QueueUrl=aws.requests_url, MessageBody=f"request {number}")
@@ -347,7 +349,7 @@ def test_requests_are_hidden_for_as_long_as_they_wait(aws: Aws) -> None:
     assert len(visible["Messages"]) == 3
 
 
-def test_nothing_to_hide_is_no_call(aws: Aws) -> None:
+def test_no_waits_make_no_call(aws: Aws) -> None:
     aws.calls.clear()
 
     RequestsQueue(aws.sqs, aws.requests_url).change_visibility([])
@@ -355,7 +357,7 @@ def test_nothing_to_hide_is_no_call(aws: Aws) -> None:
     assert aws.calls == []
 
 
-def test_what_cannot_be_hidden_comes_back_anyway(aws: Aws) -> None:
+def test_failed_change_of_visibility_is_not_an_error(aws: Aws) -> None:
     unknown = QueuedRequest("record", "no handle of this queue", "body", 0)
     RequestsQueue(aws.sqs, aws.requests_url).change_visibility([(unknown, 5)])
 
@@ -363,7 +365,7 @@ def test_what_cannot_be_hidden_comes_back_anyway(aws: Aws) -> None:
     RequestsQueue(aws.sqs, aws.requests_url).change_visibility([(unknown, 5)])
 
 
-def test_a_request_is_put_back_to_be_the_next_generation(aws: Aws) -> None:
+def test_next_generation_is_enqueued_with_its_count_and_delay(aws: Aws) -> None:
     RequestsQueue(aws.sqs, aws.requests_url).enqueue_next_generation(
         "the body", bot="default", generation=2, redrives=1, delay_seconds=0
     )
@@ -376,7 +378,7 @@ def test_a_request_is_put_back_to_be_the_next_generation(aws: Aws) -> None:
     assert message["MessageAttributes"]["redrives"]["StringValue"] == "1"
 
 
-def test_receipts_are_put_together_by_number_and_size(aws: Aws) -> None:
+def test_receipts_are_batched_by_number_and_size(aws: Aws) -> None:
     url = aws.sqs.create_queue(QueueName="receipts")["QueueUrl"]
     queue = ReceiptsQueue(aws.sqs, url)
     aws.calls.clear()
@@ -394,9 +396,7 @@ def test_receipts_are_put_together_by_number_and_size(aws: Aws) -> None:
     assert sorted(found, key=int) == [str(number) for number in range(31)]
 
 
-def test_receipts_that_sqs_refuses_are_named_by_position(
-    aws: Aws, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_refused_receipts_are_named_by_position(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
     url = aws.sqs.create_queue(QueueName="receipts")["QueueUrl"]
 
     def send(**call: Any) -> Any:
@@ -416,7 +416,7 @@ def put_letter(aws: Aws, clock: Clock, failure: FailureDetails, **named: Any) ->
     return letter
 
 
-def test_a_dead_letter_says_what_is_known(aws: Aws) -> None:
+def test_dead_letter_holds_every_known_field(aws: Aws) -> None:
     failure = a_failure(detail="ação", phase="contract", attempts=0, fields=())
 
     letter = put_letter(
@@ -442,11 +442,11 @@ def test_a_dead_letter_says_what_is_known(aws: Aws) -> None:
     }
 
 
-def test_a_dead_letter_without_names_has_none(aws: Aws) -> None:
+def test_dead_letter_without_names_omits_them(aws: Aws) -> None:
     assert set(put_letter(aws, Clock(), a_failure())) == {"body", "reason", "failed_at", "failure"}
 
 
-def test_a_failure_is_short_and_ascii_however_much_is_broken(aws: Aws) -> None:
+def test_failure_is_short_ascii_however_many_fields_are_broken(aws: Aws) -> None:
     broken = tuple(FieldError(f"template.body[{n}]" + "ç" * 60, "ã" * 200) for n in range(20))
 
     put_letter(aws, Clock(), a_failure(detail="é" * 100, fields=broken, template="a" * 512))
@@ -462,7 +462,7 @@ def test_a_failure_is_short_and_ascii_however_much_is_broken(aws: Aws) -> None:
     assert told["fields_left_out"] == 20 - kept
 
 
-def test_boto3_s_own_client_is_what_the_adapters_get(aws: Aws) -> None:
+def test_adapters_get_boto3_s_own_client(aws: Aws) -> None:
     """The recorder that these tests count calls with sees the function's clients, too."""
     aws.calls.clear()
     boto3.client("sqs").list_queues()

@@ -25,7 +25,7 @@ def refuse(backend: Backend, *messages: str, **changes: Any) -> None:
 REFUSED = f"{ledger_key('default', 'order-1')}:refused"
 
 
-def test_a_refused_request_has_a_place_of_its_own_in_the_ledger(backend: Backend) -> None:
+def test_refused_request_has_its_own_ledger_entry(backend: Backend) -> None:
     notification = a_notification()
     bring_to(backend, notification, Status.SENT)
     before = entry(backend, notification)
@@ -51,7 +51,7 @@ def test_a_refused_request_has_a_place_of_its_own_in_the_ledger(backend: Backend
     assert entry(backend, notification) == before
 
 
-def test_only_the_same_message_was_refused_before(backend: Backend) -> None:
+def test_only_the_same_message_counts_as_refused_before(backend: Backend) -> None:
     refusals = backend.refusals()
     assert not refusals.holds("default", "order-1", "message-1")
     refuse(backend, "message-1", "message-2")
@@ -63,7 +63,7 @@ def test_only_the_same_message_was_refused_before(backend: Backend) -> None:
     assert not refusals.holds("clinic", "order-1", "message-1")
 
 
-def test_the_last_ten_refusals_are_kept(backend: Backend) -> None:
+def test_last_ten_refusals_are_kept(backend: Backend) -> None:
     messages = [f"message-{number}" for number in range(13)]
     for number, message in enumerate(messages):
         refuse(backend, message)
@@ -78,7 +78,7 @@ def test_the_last_ten_refusals_are_kept(backend: Backend) -> None:
     )
 
 
-def test_several_sandboxes_that_refuse_at_once_lose_none(real: RealOnes) -> None:
+def test_simultaneous_refusals_of_several_sandboxes_are_all_kept(real: RealOnes) -> None:
     refuse(cast("Backend", real), *(f"message-{number}" for number in range(8)))
     start = threading.Barrier(5)
 
@@ -95,7 +95,7 @@ def test_several_sandboxes_that_refuse_at_once_lose_none(real: RealOnes) -> None
     assert set(kept[5:]) == {f"at once {number}" for number in range(5)}
 
 
-def test_what_was_refused_is_told_with_its_reasons(backend: Backend) -> None:
+def test_refusals_are_read_with_their_reasons(backend: Backend) -> None:
     refusals, began = backend.refusals(), backend.clock.now()
     assert refusals.details("default", "order-1") is None
     refuse(backend, "message-1", metadata={"order": "982"}, reason=Reason.ID_CONFLICT)

@@ -17,7 +17,7 @@ def a_secret(**bots: str) -> str:
     return json.dumps({name: {"key": key} for name, key in bots.items()})
 
 
-def test_the_secret_is_kept_for_five_minutes(backend: Backend) -> None:
+def test_secret_is_cached_for_five_minutes(backend: Backend) -> None:
     backend.put_secret(a_secret(default=KEY))
     secrets = backend.secrets()
     assert secrets.bots()["default"].key == KEY
@@ -30,7 +30,7 @@ def test_the_secret_is_kept_for_five_minutes(backend: Backend) -> None:
     assert secrets.bots()["default"].key == OTHER_KEY
 
 
-def test_a_key_that_does_not_work_is_fetched_afresh(backend: Backend) -> None:
+def test_bot_with_a_refused_key_is_fetched_again(backend: Backend) -> None:
     backend.put_secret(a_secret(default=KEY))
     secrets = backend.secrets()
     stale = secrets.bots()["default"]
@@ -46,7 +46,7 @@ def test_a_key_that_does_not_work_is_fetched_afresh(backend: Backend) -> None:
     assert secrets.fresh("default", stale) == fresh
 
 
-def test_a_bot_that_does_not_work_makes_nobody_fetch_more_often_than_every_ten_seconds(
+def test_failing_bot_is_fetched_at_most_every_ten_seconds(
     backend: Backend,
 ) -> None:
     backend.put_secret(a_secret(default=KEY))
@@ -62,7 +62,7 @@ def test_a_bot_that_does_not_work_makes_nobody_fetch_more_often_than_every_ten_s
     assert secrets.fresh("late", None).key == KEY
 
 
-def test_while_aws_does_not_answer_the_bots_that_are_known_stay_good(
+def test_known_bots_stay_valid_while_secrets_manager_does_not_answer(
     real: RealOnes, aws: Aws, caplog: pytest.LogCaptureFixture
 ) -> None:
     aws.put_bots({"default": {"key": KEY}})
@@ -81,7 +81,7 @@ def test_while_aws_does_not_answer_the_bots_that_are_known_stay_good(
         real.secrets().bots()
 
 
-def test_a_broken_entry_and_a_broken_secret(backend: Backend) -> None:
+def test_invalid_entry_affects_one_bot_and_an_invalid_secret_all(backend: Backend) -> None:
     backend.put_secret(json.dumps({"default": {"key": KEY}, "bad": {"key": "REPLACE_ME"}}))
     secrets = backend.secrets()
     bots: Bots = secrets.bots()

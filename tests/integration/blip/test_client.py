@@ -57,7 +57,7 @@ def look_up(client: BlipClient, bot: Bot) -> Failure | str:
         return failure
 
 
-def test_a_look_up_and_a_send_arrive_as_blip_wants_them(
+def test_look_up_and_send_have_the_documented_form(
     client: BlipClient, blip: Simulator, bot: Bot
 ) -> None:
     identity = look_up(client, bot)
@@ -78,11 +78,11 @@ def test_a_look_up_and_a_send_arrive_as_blip_wants_them(
     assert asked["to"] == "postmaster@wa.gw.msging.net"
 
 
-def test_a_base_url_may_end_with_a_slash(client: BlipClient, blip: Simulator) -> None:
+def test_base_url_may_end_with_a_slash(client: BlipClient, blip: Simulator) -> None:
     assert send(client, Bot(name="default", base_url=f"{blip.url}/", key=blip.key)) is None
 
 
-def test_nobody_listens(client: BlipClient) -> None:
+def test_refused_connection_was_certainly_not_sent(client: BlipClient) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
 
@@ -90,7 +90,7 @@ def test_nobody_listens(client: BlipClient) -> None:
     assert type(look_up(client, at(port))) is Transient
 
 
-def test_a_name_that_cannot_be_resolved(
+def test_unresolvable_name_was_certainly_not_sent(
     client: BlipClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -110,7 +110,7 @@ def ends_soon() -> Iterator[None]:
     assert time.monotonic() - started < SURELY_SECONDS
 
 
-def test_a_connection_that_is_never_accepted(hasty: BlipClient) -> None:
+def test_connection_that_is_never_accepted_was_certainly_not_sent(hasty: BlipClient) -> None:
     # A full backlog: the kernel drops what else comes.
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
@@ -123,7 +123,7 @@ def test_a_connection_that_is_never_accepted(hasty: BlipClient) -> None:
             assert type(send(hasty, at(listener.getsockname()[1]))) is Transient
 
 
-def test_no_connection_is_waited_for_longer_than_for_blip_itself(
+def test_call_without_a_free_connection_was_certainly_not_sent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(client_module, "CONNECT_SECONDS", CALL_SECONDS)
@@ -142,7 +142,7 @@ def test_no_connection_is_waited_for_longer_than_for_blip_itself(
         first.join()
 
 
-def test_tls_where_there_is_none(client: BlipClient) -> None:
+def test_tls_against_a_plain_server_was_certainly_not_sent(client: BlipClient) -> None:
     def script(connection: socket.socket) -> None:
         connection.recv(1024)
         connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -154,7 +154,7 @@ def test_tls_where_there_is_none(client: BlipClient) -> None:
 
 
 @pytest.mark.parametrize("accepted", [False, True])
-def test_a_connection_dropped_without_an_answer(
+def test_connection_dropped_without_an_answer_is_an_unknown_outcome(
     client: BlipClient, blip: Simulator, bot: Bot, *, accepted: bool
 ) -> None:
     """From here the two look the same: it may have gone out."""
@@ -167,27 +167,27 @@ def test_a_connection_dropped_without_an_answer(
     assert type(look_up(client, bot)) is Transient
 
 
-def test_a_connection_dropped_before_the_request_is_read(client: BlipClient) -> None:
+def test_connection_dropped_before_the_request_is_read_is_a_failure(client: BlipClient) -> None:
     """Whether the client sees it before its first byte or after it is chance."""
     with Server(lambda _: None) as server:
         assert type(send(client, server.bot)) in {Unknown, Transient}
 
 
 @pytest.mark.parametrize("part", [b"", b"HTT", b"HTTP/1.1 202 Acc", TAKEN[:-2]])
-def test_an_answer_that_ends_in_its_head(client: BlipClient, part: bytes) -> None:
+def test_answer_cut_off_in_its_head_is_an_unknown_outcome(client: BlipClient, part: bytes) -> None:
     with answering(part, close=True) as server:
         assert type(send(client, server.bot)) is Unknown
 
 
 @pytest.mark.parametrize("garbage", [b"\x00\xff\xfe" * 40, b"220 mail ESMTP\r\n", b"{}\r\n\r\n"])
-def test_an_answer_that_is_no_http(client: BlipClient, garbage: bytes) -> None:
+def test_answer_that_is_not_http_is_an_unknown_outcome(client: BlipClient, garbage: bytes) -> None:
     with answering(garbage, close=True) as server:
         assert type(send(client, server.bot)) is Unknown
         assert type(look_up(client, server.bot)) is Transient
 
 
 @pytest.mark.parametrize("accepted", [False, True])
-def test_no_answer_within_the_call_s_time(
+def test_missing_answer_ends_at_the_call_s_deadline(
     hasty: BlipClient, blip: Simulator, bot: Bot, *, accepted: bool
 ) -> None:
     blip.add_fault(hang=True, accept=accepted)
@@ -197,7 +197,9 @@ def test_no_answer_within_the_call_s_time(
         assert type(look_up(hasty, bot)) is Transient
 
 
-def test_an_answer_that_drips_is_cut_off(hasty: BlipClient, blip: Simulator, bot: Bot) -> None:
+def test_dripping_answer_is_cut_off_at_the_deadline(
+    hasty: BlipClient, blip: Simulator, bot: Bot
+) -> None:
     """Every byte comes in time; all of them together don't."""
     blip.add_fault(dribble_seconds=CALL_SECONDS / 4)
 
@@ -206,7 +208,7 @@ def test_an_answer_that_drips_is_cut_off(hasty: BlipClient, blip: Simulator, bot
         assert type(look_up(hasty, bot)) is Transient
 
 
-def test_taken_with_a_body_that_never_ends() -> None:
+def test_accepted_message_with_an_endless_body_is_sent() -> None:
     """The status says it all."""
     drops = [b"x"] * 100
     head = b"HTTP/1.1 202 Accepted\r\nContent-Length: 1000\r\n\r\n"
@@ -216,24 +218,24 @@ def test_taken_with_a_body_that_never_ends() -> None:
         assert send(client, server.bot) is None
 
 
-def test_taken_with_a_body_that_breaks_off(client: BlipClient) -> None:
+def test_accepted_message_with_a_truncated_body_is_sent(client: BlipClient) -> None:
     with answering(b"HTTP/1.1 202 Accepted\r\nContent-Length: 9\r\n\r\nx", close=True) as server:
         assert send(client, server.bot) is None
 
 
-def test_taken_with_a_body_that_cannot_be_unpacked(client: BlipClient) -> None:
+def test_accepted_message_with_an_undecodable_body_is_sent(client: BlipClient) -> None:
     head = b"HTTP/1.1 202 Accepted\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\n"
     with answering(head + b"text") as server:
         assert send(client, server.bot) is None
 
 
-def test_a_refusal_whose_reason_breaks_off_is_still_a_refusal(client: BlipClient) -> None:
+def test_refusal_with_a_truncated_reason_is_a_refusal(client: BlipClient) -> None:
     head = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 99\r\n\r\n"
     with answering(head + b'{"code"', close=True) as server:
         assert type(send(client, server.bot)) is Misconfigured
 
 
-def test_a_request_too_long_for_a_connection_that_closes(client: BlipClient) -> None:
+def test_long_request_on_a_closing_connection_is_an_unknown_outcome(client: BlipClient) -> None:
     """The server stops reading: what it has read, nobody knows."""
     huge = Template(name="order_shipped", language="pt_BR", components=[HUGE])
 
@@ -248,7 +250,7 @@ def test_a_request_too_long_for_a_connection_that_closes(client: BlipClient) -> 
     ("status", "expected"),
     [(503, Unknown), (500, Unknown), (502, Unknown), (504, Unknown), (408, Unknown)],
 )
-def test_blip_is_in_trouble(
+def test_server_error_is_an_unknown_outcome(
     client: BlipClient, blip: Simulator, bot: Bot, status: int, expected: type[Failure]
 ) -> None:
     blip.add_fault(status=status)
@@ -260,7 +262,7 @@ def test_blip_is_in_trouble(
     assert type(look_up(client, bot)) is Transient
 
 
-def test_over_the_plan_with_a_word_how_long(client: BlipClient, blip: Simulator) -> None:
+def test_throttling_with_retry_after_names_the_seconds(client: BlipClient, blip: Simulator) -> None:
     blip.configure(retry_after=True, penalty_seconds=77)
     blip.put_bot(SimulatedBot(name="slow", messages_per_second=1, commands_per_second=0))
     slow = SimulatedBot(name="slow")
@@ -273,7 +275,7 @@ def test_over_the_plan_with_a_word_how_long(client: BlipClient, blip: Simulator)
     assert failure.retry_after_seconds == pytest.approx(77, abs=1.5)
 
 
-def test_over_the_plan_without_a_word_how_long(
+def test_throttling_without_retry_after_names_no_seconds(
     client: BlipClient, blip: Simulator, bot: Bot
 ) -> None:
     blip.add_fault(status=429)
@@ -283,7 +285,7 @@ def test_over_the_plan_without_a_word_how_long(
         assert failure.retry_after_seconds is None
 
 
-def test_a_key_that_blip_does_not_know(client: BlipClient, blip: Simulator) -> None:
+def test_unknown_key_is_misconfigured(client: BlipClient, blip: Simulator) -> None:
     bot = Bot(name="default", base_url=blip.url, key=KEY)
 
     for failure in (send(client, bot), look_up(client, bot)):
@@ -292,7 +294,7 @@ def test_a_key_that_blip_does_not_know(client: BlipClient, blip: Simulator) -> N
         assert KEY not in failure.detail
 
 
-def test_a_redirect_is_not_followed(client: BlipClient, blip: Simulator, bot: Bot) -> None:
+def test_redirect_is_not_followed(client: BlipClient, blip: Simulator, bot: Bot) -> None:
     blip.add_fault(status=307, headers={"Location": f"{blip.url}/messages?again"})
 
     assert type(send(client, bot)) is Misconfigured
@@ -300,7 +302,7 @@ def test_a_redirect_is_not_followed(client: BlipClient, blip: Simulator, bot: Bo
     assert len(blip.requests) == 2
 
 
-def test_a_path_that_blip_does_not_have(client: BlipClient) -> None:
+def test_unknown_path_is_misconfigured(client: BlipClient) -> None:
     answer = b"HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\n\r\nNot Found"
     with answering(answer) as server:
         assert type(send(client, server.bot)) is Misconfigured
@@ -308,7 +310,7 @@ def test_a_path_that_blip_does_not_have(client: BlipClient) -> None:
 
 
 @pytest.mark.parametrize("body", ["<html>", "", "null", "[1]", '{"status": "succ', "\ufeff{}"])
-def test_a_look_up_answered_with_something_else(
+def test_look_up_answered_with_another_document_is_transient(
     client: BlipClient, blip: Simulator, bot: Bot, body: str
 ) -> None:
     blip.add_fault(status=200, body=body)
@@ -316,7 +318,7 @@ def test_a_look_up_answered_with_something_else(
     assert type(look_up(client, bot)) is Transient
 
 
-def test_a_look_up_answered_without_an_identity(
+def test_look_up_answered_without_an_identity_is_transient(
     client: BlipClient, blip: Simulator, bot: Bot
 ) -> None:
     blip.add_fault(status=200, body={"status": "success", "resource": {"phoneNumber": PHONE}})
@@ -324,7 +326,7 @@ def test_a_look_up_answered_without_an_identity(
     assert type(look_up(client, bot)) is Transient
 
 
-def test_a_look_up_answered_with_an_identity_of_another_channel(
+def test_look_up_answered_with_another_channel_is_transient(
     client: BlipClient, blip: Simulator, bot: Bot
 ) -> None:
     blip.set_identity(PHONE, "5511999998888@tunnel.msging.net")
@@ -332,7 +334,7 @@ def test_a_look_up_answered_with_an_identity_of_another_channel(
     assert type(look_up(client, bot)) is Transient
 
 
-def test_an_identity_without_a_single_digit_of_the_number(
+def test_identity_need_not_contain_the_number(
     client: BlipClient, blip: Simulator, bot: Bot
 ) -> None:
     blip.set_identity(PHONE, "d3b07384-d9a0-4c9b@wa.gw.msging.net")
@@ -340,7 +342,7 @@ def test_an_identity_without_a_single_digit_of_the_number(
     assert look_up(client, bot) == "d3b07384-d9a0-4c9b@wa.gw.msging.net"
 
 
-def test_a_number_that_blip_does_not_take_for_one(
+def test_number_that_blip_refuses_is_not_a_phone_number(
     client: BlipClient, blip: Simulator, bot: Bot
 ) -> None:
     blip.add_fault(path="lookups", failure=61)
@@ -351,7 +353,7 @@ def test_a_number_that_blip_does_not_take_for_one(
     assert failure.reason is Reason.NOT_A_PHONE_NUMBER
 
 
-def test_a_bot_without_whatsapp(client: BlipClient, blip: Simulator) -> None:
+def test_bot_without_whatsapp_is_misconfigured(client: BlipClient, blip: Simulator) -> None:
     deaf = SimulatedBot(name="deaf", whatsapp=False)
     blip.put_bot(deaf)
 
@@ -363,24 +365,28 @@ def test_a_bot_without_whatsapp(client: BlipClient, blip: Simulator) -> None:
     assert blip.statistics()["lookups"] == {PHONE: 2}
 
 
-def test_the_templates_of_a_bot(client: BlipClient, bot: Bot) -> None:
+def test_templates_of_a_bot_are_listed(client: BlipClient, bot: Bot) -> None:
     assert ("order_shipped", "pt_BR", "APPROVED") in client.templates(bot)
 
 
-def test_a_bot_without_whatsapp_has_no_templates(client: BlipClient, blip: Simulator) -> None:
+def test_templates_of_a_bot_without_whatsapp_are_misconfigured(
+    client: BlipClient, blip: Simulator
+) -> None:
     blip.put_bot(SimulatedBot(name="sub", key="Key c3ViOnNlY3JldA==", whatsapp=False))
 
     with pytest.raises(Misconfigured, match="router's key"):
         client.templates(Bot(name="sub", base_url=blip.url, key="Key c3ViOnNlY3JldA=="))
 
 
-def test_a_gateway_that_fails_once(client: BlipClient, blip: Simulator, bot: Bot) -> None:
+def test_gateway_that_fails_once_is_asked_again(
+    client: BlipClient, blip: Simulator, bot: Bot
+) -> None:
     blip.add_fault(path="lookups", failure=81, times=1)
 
     assert look_up(client, bot) == IDENTITY
 
 
-def test_nothing_is_repeated_by_itself(client: BlipClient, blip: Simulator, bot: Bot) -> None:
+def test_failed_calls_are_not_repeated(client: BlipClient, blip: Simulator, bot: Bot) -> None:
     for fault in ({"drop": True}, {"status": 503}, {"status": 500}, {"truncate": True}):
         blip.clear()
         blip.clear_faults()
@@ -390,7 +396,7 @@ def test_nothing_is_repeated_by_itself(client: BlipClient, blip: Simulator, bot:
         assert len(blip.requests) == 1
 
 
-def test_cookies_of_blip_s_load_balancer_stay_there(client: BlipClient) -> None:
+def test_cookies_of_blip_are_not_kept(client: BlipClient) -> None:
     """One client serves every bot: a cookie of the one has no business with the other."""
     heads: list[bytes] = []
 

@@ -43,7 +43,7 @@ from tests.support.builders import KEY
 # --- The wait for a slot --------------------------------------------------------------------------
 
 
-def test_slot_is_waited_for_when_the_connection_stands_and_before_the_first_byte(
+def test_slot_is_awaited_on_an_open_connection_before_the_first_byte(
     client: BlipClient,
 ) -> None:
     seen: list[tuple[int, int]] = []
@@ -68,7 +68,7 @@ def stop() -> None:
     raise NotNowError
 
 
-def test_call_that_is_stopped_while_it_waits_writes_nothing(client: BlipClient) -> None:
+def test_call_stopped_during_its_wait_writes_nothing(client: BlipClient) -> None:
     with answering(TAKEN) as server:
         with pytest.raises(NotNowError):
             client.send(server.bot, "id", IDENTITY, TEMPLATE, stop)
@@ -100,7 +100,7 @@ def test_wait_for_a_slot_does_not_count_against_the_deadline(
         client.send(server.bot, "id", IDENTITY, TEMPLATE, wait)
 
 
-def test_connection_that_is_closed_while_a_call_waits_was_surely_not_written_to(
+def test_connection_closed_during_a_wait_was_certainly_not_written_to(
     client: BlipClient,
 ) -> None:
     closed = threading.Event()
@@ -126,7 +126,7 @@ def test_connection_on_which_the_server_speaks_first_is_not_written_to(client: B
         client.send(server.bot, "id", IDENTITY, TEMPLATE, lambda: until(spoken.is_set))
 
 
-def test_connection_that_a_frozen_sandbox_held_for_too_long_is_not_written_to(
+def test_connection_held_too_long_by_a_frozen_sandbox_is_not_written_to(
     client: BlipClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def freeze() -> None:
@@ -163,7 +163,7 @@ def a_certificate(folder: Path) -> Path:
     return path
 
 
-def test_tls_session_tickets_are_no_reason_to_drop_a_connection(
+def test_tls_session_tickets_do_not_drop_a_connection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TLS 1.3 servers send them right after the handshake, so the socket is readable."""
@@ -201,7 +201,7 @@ def bot_at(url: str) -> Bot:
     return Bot(name="default", key=KEY).model_copy(update={"base_url": url})
 
 
-def test_all_addresses_of_a_host_share_one_time_to_connect(
+def test_all_addresses_of_a_host_share_one_connect_timeout(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tried: list[tuple[str, float]] = []
@@ -223,7 +223,7 @@ def test_all_addresses_of_a_host_share_one_time_to_connect(
     assert tried[3][1] <= CONNECT_SECONDS
 
 
-def test_next_address_is_tried_when_one_refuses(
+def test_next_address_is_tried_if_one_refuses(
     client: BlipClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with answering(TAKEN) as server:
@@ -243,14 +243,14 @@ def test_next_address_is_tried_when_one_refuses(
         assert send(client, bot) is None
 
 
-def test_host_without_an_address_was_surely_not_written_to(client: BlipClient) -> None:
+def test_host_without_an_address_was_certainly_not_written_to(client: BlipClient) -> None:
     assert type(send(client, bot_at("http://nowhere.invalid"))) is Transient
 
 
 # --- Connections ----------------------------------------------------------------------------------
 
 
-def test_a_connection_is_used_again(client: BlipClient) -> None:
+def test_connection_is_reused(client: BlipClient) -> None:
     with answering(TAKEN) as server:
         for _ in range(3):
             assert send(client, server.bot) is None
@@ -258,7 +258,7 @@ def test_a_connection_is_used_again(client: BlipClient) -> None:
         assert server.connections == 1
 
 
-def test_a_connection_that_idled_for_long_is_not_used_again(
+def test_idle_connection_is_not_reused_after_its_limit(
     client: BlipClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A frozen sandbox's monotonic clock stands still: only the wall clock tells."""
@@ -281,7 +281,7 @@ def test_a_connection_that_idled_for_long_is_not_used_again(
         assert server.connections == 2
 
 
-def test_a_connection_that_was_closed_meanwhile_is_not_used_again(client: BlipClient) -> None:
+def test_connection_closed_by_the_server_is_not_reused(client: BlipClient) -> None:
     with answering(TAKEN, close=True) as server:
         assert send(client, server.bot) is None
         while any(thread.is_alive() for thread in server.threads[1:]):
@@ -291,7 +291,7 @@ def test_a_connection_that_was_closed_meanwhile_is_not_used_again(client: BlipCl
         assert server.connections == 2
 
 
-def test_a_client_is_connected_from_its_first_call_on(client: BlipClient) -> None:
+def test_client_is_connected_from_its_first_call_on(client: BlipClient) -> None:
     with answering(TAKEN) as server:
         assert not client.is_connected(server.bot)
         assert send(client, server.bot) is None
@@ -305,7 +305,7 @@ def test_a_client_is_connected_from_its_first_call_on(client: BlipClient) -> Non
         assert server.connections == 1
 
 
-def test_a_client_whose_connection_has_idled_is_not_connected(
+def test_client_with_an_idle_connection_is_not_connected(
     client: BlipClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wall_clock, frozen_for = time.time, [0.0]
@@ -319,7 +319,7 @@ def test_a_client_whose_connection_has_idled_is_not_connected(
         assert not client.is_connected(server.bot)
 
 
-def test_a_client_is_not_connected_once_the_server_has_hung_up(client: BlipClient) -> None:
+def test_client_is_not_connected_after_the_server_hung_up(client: BlipClient) -> None:
     hang_up = threading.Event()
 
     def script(connection: socket.socket) -> None:
@@ -339,7 +339,7 @@ def test_a_client_is_not_connected_once_the_server_has_hung_up(client: BlipClien
         assert not client.is_connected(server.bot)
 
 
-def test_a_client_whose_only_connection_is_in_use_is_not_connected(client: BlipClient) -> None:
+def test_client_whose_only_connection_is_in_use_is_not_connected(client: BlipClient) -> None:
     with answering(b"") as silent:
         calling = threading.Thread(target=send, args=(client, silent.bot))
         calling.start()
@@ -351,7 +351,7 @@ def test_a_client_whose_only_connection_is_in_use_is_not_connected(client: BlipC
         calling.join()
 
 
-def test_calls_run_side_by_side(client: BlipClient, blip: Simulator, bot: Bot) -> None:
+def test_calls_run_concurrently(client: BlipClient, blip: Simulator, bot: Bot) -> None:
     # Long enough for all of them to begin, however busy the machine is.
     blip.configure(latency_seconds=2)
     threads = [
@@ -369,7 +369,7 @@ def test_calls_run_side_by_side(client: BlipClient, blip: Simulator, bot: Bot) -
     assert blip.statistics()["most_in_flight"]["/messages"] == 4
 
 
-def test_one_call_s_deadline_is_not_another_s(
+def test_each_call_has_its_own_deadline(
     client: BlipClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, passed = time.monotonic, [0.0]
@@ -382,7 +382,7 @@ def test_one_call_s_deadline_is_not_another_s(
         assert server.connections == 1
 
 
-def test_a_connection_that_failed_is_not_kept(client: BlipClient, blip: Simulator) -> None:
+def test_failed_connection_is_not_kept(client: BlipClient, blip: Simulator) -> None:
     bot = Bot(name="default", base_url=blip.url, key=blip.key)
     blip.add_fault(path="messages", truncate=True, times=1)
     send(client, bot)

@@ -62,7 +62,7 @@ def everything(aws: Aws, receipts_dead_letters: str) -> Callable[[], str]:
     return read
 
 
-def test_everything_that_can_be_found_is_erased(
+def test_everything_found_is_erased(
     function: ForgetRecipient,
     stack: Stack,
     aws: Aws,
@@ -110,7 +110,7 @@ def test_everything_that_can_be_found_is_erased(
         assert "8888" not in f"{record.getMessage()} {vars(record)}"
 
 
-def test_what_came_to_its_end_is_found_nowhere_and_said_so(
+def test_notification_without_its_body_is_counted_as_possible(
     function: ForgetRecipient, stack: Stack
 ) -> None:
     stack.deliver(a_request())
@@ -126,7 +126,7 @@ def test_what_came_to_its_end_is_found_nowhere_and_said_so(
     assert (answer["possible"], answer["erased"]["notifications"]) == (1, 0)
 
 
-def test_a_ledger_of_many_pages_is_read_to_its_end(
+def test_ledger_of_many_pages_is_read_to_its_end(
     function: ForgetRecipient, stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack.deliver(*(a_request() for _ in range(7)))
@@ -147,7 +147,7 @@ def test_a_ledger_of_many_pages_is_read_to_its_end(
     assert {item["status"] for item in stack.aws.ledger()} == {"cancelled"}
 
 
-def test_with_hardly_any_time_it_gets_on_and_says_where_to_go_on(
+def test_run_with_little_time_proceeds_and_says_where_to_continue(
     function: ForgetRecipient, stack: Stack
 ) -> None:
     stack.deliver(a_request())
@@ -159,9 +159,7 @@ def test_with_hardly_any_time_it_gets_on_and_says_where_to_go_on(
     assert function.handle(order, context())["continue_from"] is None
 
 
-def test_an_order_that_cannot_be_understood_is_answered(
-    function: ForgetRecipient, aws: Aws
-) -> None:
+def test_invalid_order_is_answered_with_its_problem(function: ForgetRecipient, aws: Aws) -> None:
     aws.calls.clear()
 
     answer = function.handle({"to": "31 99999-8888"}, context())
@@ -170,7 +168,7 @@ def test_an_order_that_cannot_be_understood_is_answered(
     assert aws.calls == []
 
 
-def test_a_table_that_does_not_answer_is_an_error_of_the_function(
+def test_table_that_does_not_answer_is_an_error_of_the_function(
     function: ForgetRecipient, aws: Aws
 ) -> None:
     aws.dynamodb.delete_table(TableName="ledger")
@@ -180,7 +178,7 @@ def test_a_table_that_does_not_answer_is_an_error_of_the_function(
 
 
 @pytest.mark.parametrize("log_event", ["false", "true"])
-def test_the_function_as_lambda_calls_it(
+def test_handler_runs_as_lambda_calls_it(
     aws: Aws,
     receipts_dead_letters: str,
     monkeypatch: pytest.MonkeyPatch,

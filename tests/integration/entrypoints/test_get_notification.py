@@ -77,7 +77,7 @@ def asked(aws: Aws) -> Asked:
     return Asked(get_notification(GetNotificationSettings("ledger")))
 
 
-def test_the_whole_story_is_told_but_no_number_and_no_parameter(
+def test_whole_notification_is_returned_without_number_and_parameters(
     asked: Asked, stack: Stack, receipts: ReceiptsStack
 ) -> None:
     request = a_request(metadata={"order": "981"}, correlation_id="trace-1")
@@ -107,7 +107,7 @@ def test_the_whole_story_is_told_but_no_number_and_no_parameter(
     }
 
 
-def test_why_it_was_not_delivered_is_told(
+def test_reason_of_a_failure_is_returned(
     asked: Asked, stack: Stack, receipts: ReceiptsStack
 ) -> None:
     request = a_request()
@@ -121,7 +121,7 @@ def test_why_it_was_not_delivered_is_told(
     assert "Maria" not in json.dumps(answer)
 
 
-def test_what_is_not_known_is_named(asked: Asked, stack: Stack) -> None:
+def test_unknown_notification_is_404_and_named(asked: Asked, stack: Stack) -> None:
     request = a_request(id="order-1")
     stack.deliver(request)
 
@@ -129,7 +129,7 @@ def test_what_is_not_known_is_named(asked: Asked, stack: Stack) -> None:
     assert asked("order-1", bot="clinic") == (404, "bot clinic has no notification order-1")
 
 
-def test_an_id_may_be_encoded(asked: Asked, stack: Stack) -> None:
+def test_id_may_be_percent_encoded(asked: Asked, stack: Stack) -> None:
     stack.deliver(a_request(id="a:b~c._-"))
 
     assert asked("a%3Ab%7Ec._-")[0] == asked("a:b~c._-")[0] == 200
@@ -153,7 +153,7 @@ BOT_RULE = "bot: must be 1 to 64 of A-Z a-z 0-9 _ -"
         ("a", {"bots": "clinic"}, "the query has a parameter that is not `bot`"),
     ],
 )
-def test_what_cannot_be_asked_is_refused_before_anything_is_read(
+def test_invalid_request_is_refused_before_any_read(
     asked: Asked, aws: Aws, method: str, notification_id: str, query: dict[str, str], line: str
 ) -> None:
     aws.calls.clear()
@@ -165,7 +165,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_read(
 @pytest.mark.parametrize(
     ("method", "path"), [("GET", "/"), ("POST", "/notifications/a"), ("GET", "/notifications/a/b")]
 )
-def test_there_is_nothing_else(asked: Asked, method: str, path: str) -> None:
+def test_unknown_route_is_404(asked: Asked, method: str, path: str) -> None:
     answer = asked.function.handle(an_event(method, path), CONTEXT)
 
     assert answer["statusCode"] == 404
@@ -174,7 +174,7 @@ def test_there_is_nothing_else(asked: Asked, method: str, path: str) -> None:
 # --- Taking back ----------------------------------------------------------------------------------
 
 
-def test_what_waits_is_taken_back_and_never_sent(
+def test_waiting_notification_is_cancelled_and_never_sent(
     asked: Asked, stack: Stack, receipts: ReceiptsStack
 ) -> None:
     request = a_request(metadata={"order": "981"})
@@ -199,7 +199,9 @@ def test_what_waits_is_taken_back_and_never_sent(
     assert "request" not in item
 
 
-def test_what_has_not_come_yet_is_taken_back_in_advance(asked: Asked, stack: Stack) -> None:
+def test_notification_that_has_not_arrived_is_cancelled_in_advance(
+    asked: Asked, stack: Stack
+) -> None:
     request = a_request()
 
     status, answer = asked.cancel(request["id"])
@@ -209,7 +211,7 @@ def test_what_has_not_come_yet_is_taken_back_in_advance(asked: Asked, stack: Sta
     assert stack.blip.inbox() == []
 
 
-def test_what_was_sent_cannot_be_taken_back(asked: Asked, stack: Stack) -> None:
+def test_sent_notification_cannot_be_cancelled(asked: Asked, stack: Stack) -> None:
     stack.deliver(a_request(id="order-1"))
 
     assert asked.cancel("order-1") == (
@@ -220,7 +222,7 @@ def test_what_was_sent_cannot_be_taken_back(asked: Asked, stack: Stack) -> None:
 
 
 @pytest.mark.usefixtures("clock")
-def test_who_could_not_be_told_is_told_when_the_bus_answers(
+def test_cancellation_is_published_when_the_bus_answers_again(
     asked: Asked, stack: Stack, receipts: ReceiptsStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = a_request(id="order-1")
@@ -237,7 +239,7 @@ def test_who_could_not_be_told_is_told_when_the_bus_answers(
     assert len(receipts.told()) == 1
 
 
-def test_what_was_taken_back_in_advance_is_told_once_when_its_request_comes(
+def test_cancellation_in_advance_is_published_once_when_its_request_arrives(
     asked: Asked, stack: Stack, receipts: ReceiptsStack
 ) -> None:
     request = a_request(id="order-1", metadata={"order": "981"}, correlation_id="trace-1")
@@ -257,7 +259,7 @@ def test_what_was_taken_back_in_advance_is_told_once_when_its_request_comes(
 # --- What was refused -----------------------------------------------------------------------------
 
 
-def test_what_is_not_valid_is_told_with_its_reasons(
+def test_invalid_request_is_returned_with_its_reasons(
     asked: Asked, stack: Stack, receipts: ReceiptsStack
 ) -> None:
     refused = a_request(id="order-1", to="31 99999-8888", correlation_id="trace-1")
@@ -293,7 +295,7 @@ def test_what_is_not_valid_is_told_with_its_reasons(
     assert detail["correlation_id"] == answer["correlation_id"]
 
 
-def test_the_last_ten_refusals_of_an_id_are_kept(
+def test_last_ten_refusals_of_an_id_are_returned(
     clock: MachineClock, asked: Asked, stack: Stack, receipts: ReceiptsStack
 ) -> None:
     heard: list[str] = []
@@ -312,7 +314,7 @@ def test_the_last_ten_refusals_of_an_id_are_kept(
     assert len(stack.aws.dead_letters()) == 12
 
 
-def test_where_a_notification_has_the_id_it_comes_first(
+def test_notification_takes_precedence_over_refusals(
     asked: Asked, stack: Stack, receipts: ReceiptsStack
 ) -> None:
     request = a_request(id="order-1", metadata={"order": "981"})
@@ -332,7 +334,7 @@ def test_where_a_notification_has_the_id_it_comes_first(
     assert len({d["event_id"] for d in told}) == 2
 
 
-def test_what_was_refused_is_known_for_fourteen_days(
+def test_refusals_are_returned_for_fourteen_days(
     clock: MachineClock, asked: Asked, stack: Stack
 ) -> None:
     assert stack.deliver(a_request(id="order-1", to="no number")) == []
@@ -343,7 +345,7 @@ def test_what_was_refused_is_known_for_fourteen_days(
     assert asked("order-1") == (404, "bot default has no notification order-1")
 
 
-def test_a_table_that_does_not_answer_is_an_error_of_the_function(asked: Asked, aws: Aws) -> None:
+def test_table_that_does_not_answer_is_an_error_of_the_function(asked: Asked, aws: Aws) -> None:
     aws.dynamodb.delete_table(TableName="ledger")
 
     with pytest.raises(ClientError):  # a 500: whoever asks comes again
@@ -365,7 +367,7 @@ def test_no_log_holds_a_number_or_a_parameter(
             assert private not in f"{record.getMessage()} {vars(record)}"
 
 
-def test_the_function_as_lambda_calls_it(
+def test_handler_runs_as_lambda_calls_it(
     asked: Asked, stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert asked

@@ -62,25 +62,25 @@ def imported_by(function: str) -> set[str]:
     return set(json.loads(answer.stdout))
 
 
-def test_the_budget_holds_for_every_function() -> None:
+def test_every_function_has_an_import_budget() -> None:
     assert FUNCTIONS.keys() == {path.parent.name for path in (ROOT / "functions").glob("*/app.py")}
     assert "send_notification" in FUNCTIONS
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_no_function_imports_what_it_does_not_need(function: str) -> None:
+def test_no_function_imports_more_than_its_budget(function: str) -> None:
     imported = imported_by(function)
 
     assert "notifier.settings" in imported
     assert imported & HEAVY == set()
 
 
-def test_only_who_answers_questions_imports_a_router() -> None:
+def test_only_the_status_api_imports_a_router() -> None:
     routing = {name for name in FUNCTIONS if ROUTER in imported_by(name)}
 
     assert routing == {"get_notification"}
 
 
-def test_who_does_not_speak_to_blip_imports_no_http_client() -> None:
+def test_functions_without_blip_import_no_http_client() -> None:
     assert imported_by("receive_receipt") & (BLIP | CONTRACT) == set()
     assert imported_by("record_receipt") & BLIP == set()

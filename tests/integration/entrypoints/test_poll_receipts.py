@@ -77,7 +77,7 @@ def due_in(stack: Stack, key: str, clock: MachineClock) -> float | None:
 # --- When -----------------------------------------------------------------------------------------
 
 
-def test_what_was_sent_is_asked_about_after_minutes(
+def test_sent_message_is_polled_after_minutes(
     receipts: ReceiptsStack, stack: Stack, clock: MachineClock
 ) -> None:
     key = sent(stack)
@@ -108,7 +108,7 @@ def test_what_was_sent_is_asked_about_after_minutes(
     assert receipts.poll() == 0
 
 
-def test_it_backs_off_and_stops_before_blip_forgets(
+def test_polling_backs_off_and_stops_before_blip_forgets(
     receipts: ReceiptsStack, stack: Stack, clock: MachineClock
 ) -> None:
     stack.blip.add_fault(path="messages", events=["accepted", "dispatched"])
@@ -131,7 +131,7 @@ def test_it_backs_off_and_stops_before_blip_forgets(
     assert receipts.poll() == 0
 
 
-def test_a_message_that_leaves_no_trace_is_given_up(
+def test_message_without_events_is_given_up(
     receipts: ReceiptsStack, stack: Stack, clock: MachineClock
 ) -> None:
     stack.blip.add_fault(path="messages", events=[])
@@ -147,7 +147,7 @@ def test_a_message_that_leaves_no_trace_is_given_up(
     assert item(stack, key)["status"] == "sent"
 
 
-def test_a_failure_is_found_and_asked_about_no_more(
+def test_failed_message_is_recorded_and_polled_no_more(
     receipts: ReceiptsStack, stack: Stack, clock: MachineClock
 ) -> None:
     stack.blip.add_fault(path="messages", receipt=131_026)
@@ -168,7 +168,7 @@ def test_a_failure_is_found_and_asked_about_no_more(
     assert {receipt["id"] for receipt in receipts.waiting()} == {f"{key}:2"}
 
 
-def test_a_message_that_ended_meanwhile_stays_ended(
+def test_message_that_ended_meanwhile_stays_final(
     receipts: ReceiptsStack, stack: Stack, clock: MachineClock
 ) -> None:
     key = sent(stack)
@@ -192,7 +192,7 @@ def test_a_message_that_ended_meanwhile_stays_ended(
 # --- Whom -----------------------------------------------------------------------------------------
 
 
-def test_bots_with_a_webhook_are_left_alone(
+def test_bots_with_a_webhook_are_not_polled(
     receipts: ReceiptsStack, stack: Stack, clock: MachineClock
 ) -> None:
     put_bots(stack, default={"receipts": "webhook"}, unsaid={"receipts": "webhook"})
@@ -213,7 +213,7 @@ def test_bots_with_a_webhook_are_left_alone(
     assert asked(stack) == 0
 
 
-def test_every_bot_gets_its_turn(
+def test_every_polled_bot_gets_its_turn(
     receipts: ReceiptsStack,
     stack: Stack,
     clock: MachineClock,
@@ -234,7 +234,9 @@ def test_every_bot_gets_its_turn(
 
 
 @pytest.mark.parametrize("secret", ["", "[]", "no", "{}"])
-def test_without_a_bot_nothing_is_asked(receipts: ReceiptsStack, stack: Stack, secret: str) -> None:
+def test_nothing_is_polled_without_a_bot(
+    receipts: ReceiptsStack, stack: Stack, secret: str
+) -> None:
     stack.aws.put_bots(secret or '{"default": 5}')
 
     assert receipts.poll() == 0
@@ -243,7 +245,7 @@ def test_without_a_bot_nothing_is_asked(receipts: ReceiptsStack, stack: Stack, s
 # --- Within limits --------------------------------------------------------------------------------
 
 
-def test_it_keeps_to_the_commands_plan(receipts: ReceiptsStack, stack: Stack) -> None:
+def test_polling_keeps_to_the_commands_plan(receipts: ReceiptsStack, stack: Stack) -> None:
     put_bots(stack, default={"commands_per_second": 10})
     keys = several(stack, 14)
     for key in keys:  # on the real clock, so they cannot wait
@@ -263,7 +265,9 @@ def test_it_keeps_to_the_commands_plan(receipts: ReceiptsStack, stack: Stack) ->
     assert statistics["highest_per_second"]["simulated"]["commands"] <= 12
 
 
-def test_it_stops_in_time(receipts: ReceiptsStack, stack: Stack, clock: MachineClock) -> None:
+def test_polling_stops_before_the_function_s_deadline(
+    receipts: ReceiptsStack, stack: Stack, clock: MachineClock
+) -> None:
     several(stack, 3)
     clock.advance(6 * MINUTE)
 
@@ -278,7 +282,7 @@ def test_it_stops_in_time(receipts: ReceiptsStack, stack: Stack, clock: MachineC
 
 
 @pytest.mark.parametrize(("retry_after", "seconds"), [(None, 120), (700, 700), (90_000, 3600)])
-def test_over_the_plan_everybody_stays_away(
+def test_throttling_stops_polling_for_the_bot(
     receipts: ReceiptsStack,
     stack: Stack,
     clock: MachineClock,
@@ -304,7 +308,7 @@ def test_over_the_plan_everybody_stays_away(
     assert {receipt["id"] for receipt in receipts.waiting()} == set(keys)
 
 
-def test_while_the_breaker_is_open_nothing_is_asked(
+def test_open_breaker_stops_polling(
     receipts: ReceiptsStack, stack: Stack, clock: MachineClock
 ) -> None:
     key = sent(stack)
@@ -322,7 +326,7 @@ def test_while_the_breaker_is_open_nothing_is_asked(
     assert due_in(stack, key, clock) == pytest.approx(-1 * MINUTE, abs=5)
 
 
-def test_while_a_number_is_down_its_receipts_are_asked_for(
+def test_number_that_is_down_is_still_polled(
     receipts: ReceiptsStack, stack: Stack, clock: MachineClock
 ) -> None:
     """They are what can tell whether it still is."""
@@ -334,7 +338,7 @@ def test_while_a_number_is_down_its_receipts_are_asked_for(
     assert receipts.poll() == 1
 
 
-def test_more_is_asked_than_one_page_holds(
+def test_more_messages_than_one_page_are_polled(
     receipts: ReceiptsStack,
     stack: Stack,
     clock: MachineClock,
@@ -349,7 +353,7 @@ def test_more_is_asked_than_one_page_holds(
     assert asked(stack) == 50
 
 
-def test_a_wrong_key_costs_no_question_its_place(
+def test_wrong_key_does_not_postpone_the_other_messages(
     receipts: ReceiptsStack, stack: Stack, clock: MachineClock
 ) -> None:
     key = sent(stack)
@@ -375,7 +379,7 @@ def test_a_wrong_key_costs_no_question_its_place(
         {"status": 200, "body": []},
     ],
 )
-def test_a_question_that_fails_is_put_off_and_does_not_hold_up_the_others(
+def test_failed_query_is_postponed_and_does_not_delay_the_others(
     receipts: ReceiptsStack,
     stack: Stack,
     clock: MachineClock,
@@ -396,7 +400,7 @@ def test_a_question_that_fails_is_put_off_and_does_not_hold_up_the_others(
     assert receipts.poll() == 3
 
 
-def test_a_question_that_fails_at_the_end_is_the_last(
+def test_failed_query_at_the_end_is_the_last(
     receipts: ReceiptsStack, stack: Stack, clock: MachineClock
 ) -> None:
     key = sent(stack)
@@ -411,7 +415,7 @@ def test_a_question_that_fails_at_the_end_is_the_last(
     assert asked(stack) == 2
 
 
-def test_what_cannot_be_put_on_the_queue_is_asked_for_again(
+def test_receipt_that_cannot_be_enqueued_is_polled_again(
     receipts: ReceiptsStack, stack: Stack, clock: MachineClock
 ) -> None:
     keys = several(stack, 3)
@@ -428,7 +432,7 @@ def test_what_cannot_be_put_on_the_queue_is_asked_for_again(
     assert {receipt["id"] for receipt in receipts.waiting()} == set(keys)
 
 
-def test_what_sqs_refuses_is_asked_for_again(
+def test_receipt_that_sqs_refuses_is_polled_again(
     receipts: ReceiptsStack, stack: Stack, clock: MachineClock
 ) -> None:
     keys = several(stack, 3)
@@ -457,7 +461,7 @@ def test_what_sqs_refuses_is_asked_for_again(
     assert (due_in(stack, keys[1], clock) or 0) > 0
 
 
-def test_no_question_is_under_way_when_the_function_returns(
+def test_no_query_is_running_when_the_function_returns(
     receipts: ReceiptsStack,
     stack: Stack,
     clock: MachineClock,
@@ -488,7 +492,7 @@ def test_no_question_is_under_way_when_the_function_returns(
     assert second > 0
 
 
-def test_the_function_as_lambda_calls_it(
+def test_handler_runs_as_lambda_calls_it(
     receipts: ReceiptsStack,
     stack: Stack,
     clock: MachineClock,
@@ -526,7 +530,7 @@ def test_the_function_as_lambda_calls_it(
     assert 60 <= late < 70  # five minutes after the send they were due
 
 
-def test_how_late_it_is_is_measured_only_where_there_is_a_bot_to_ask(
+def test_delay_is_measured_only_for_polled_bots(
     receipts: ReceiptsStack, stack: Stack, clock: MachineClock
 ) -> None:
     polling = receipts.poller._polling

@@ -116,7 +116,7 @@ def bus(receipts: ReceiptsStack) -> Iterator[Bus]:
 # --- What is put on the bus -----------------------------------------------------------------------
 
 
-def test_each_event_is_put_as_upstream_knows_it(receipts: ReceiptsStack) -> None:
+def test_each_event_has_its_documented_form(receipts: ReceiptsStack) -> None:
     """Word for word: whoever listens may depend on it, and tells repetitions by the id."""
     image = an_image(
         "order-1",
@@ -149,7 +149,7 @@ def test_each_event_is_put_as_upstream_knows_it(receipts: ReceiptsStack) -> None
     ]
 
 
-def test_only_what_a_write_adds_is_published(receipts: ReceiptsStack) -> None:
+def test_only_new_timeline_entries_are_published(receipts: ReceiptsStack) -> None:
     first, second = ["sent", 1, AT, None], ["received", 1, AT + 1, None]
     old = an_image("order-1", first)
 
@@ -158,7 +158,7 @@ def test_only_what_a_write_adds_is_published(receipts: ReceiptsStack) -> None:
     assert [event["detail"]["status"] for event in receipts.heard()] == ["received"]
 
 
-def test_a_batch_is_published_ten_at_a_time(receipts: ReceiptsStack, bus: Bus) -> None:
+def test_batch_is_published_ten_events_at_a_time(receipts: ReceiptsStack, bus: Bus) -> None:
     assert receipts.publish_records(several(23)) == []
 
     assert [len(call) for call in bus.calls] == [CALL_EVENTS, CALL_EVENTS, 3]
@@ -178,7 +178,7 @@ LASTING = ["InvalidArgument", "MalformedDetail", "RedactionFailure"]
 
 
 @pytest.mark.parametrize("code", PASSING)
-def test_a_throttled_entry_is_put_again_and_those_beside_it_are_not(
+def test_only_the_throttled_entry_is_put_again(
     receipts: ReceiptsStack, bus: Bus, code: str
 ) -> None:
     bus.entry_code = lambda name: code if name == "order-2" and len(bus.calls) < 3 else None
@@ -190,7 +190,7 @@ def test_a_throttled_entry_is_put_again_and_those_beside_it_are_not(
     assert receipts.unpublished() == []
 
 
-def test_what_follows_a_throttled_entry_of_a_notification_waits_for_it(
+def test_later_entries_of_a_notification_wait_for_its_throttled_one(
     receipts: ReceiptsStack, bus: Bus
 ) -> None:
     codes = iter(["ThrottlingException"])  # for the first entry only, whatever is put beside it
@@ -205,7 +205,7 @@ def test_what_follows_a_throttled_entry_of_a_notification_waits_for_it(
 
 
 @pytest.mark.parametrize("code", [*PASSING, *NOT_LET_IN])
-def test_what_the_bus_takes_at_no_time_comes_again(
+def test_event_throttled_to_the_end_returns_with_its_record(
     receipts: ReceiptsStack, bus: Bus, code: str
 ) -> None:
     records = several(3)
@@ -221,7 +221,7 @@ def test_what_the_bus_takes_at_no_time_comes_again(
 
 
 @pytest.mark.parametrize("code", LASTING)
-def test_what_the_bus_refuses_for_its_own_sake_is_set_aside_by_its_key(
+def test_event_that_the_bus_refuses_is_set_aside_by_its_key(
     receipts: ReceiptsStack, bus: Bus, code: str
 ) -> None:
     bus.entry_code = lambda name: code if name == "order-2" else None
@@ -251,7 +251,7 @@ def network_errors() -> list[type[BotoCoreError]]:
 
 
 @pytest.mark.parametrize("kind", network_errors())
-def test_a_bus_that_does_not_answer_stops_the_batch(
+def test_bus_that_does_not_answer_stops_the_batch(
     receipts: ReceiptsStack, bus: Bus, kind: type[BotoCoreError]
 ) -> None:
     records = several(2)
@@ -269,7 +269,7 @@ def test_a_bus_that_does_not_answer_stops_the_batch(
 @pytest.mark.parametrize(
     "code", ["ThrottlingException", "InternalException", "AccessDeniedException", "ExpiredToken"]
 )
-def test_a_call_that_is_answered_with_an_error_stops_the_batch(
+def test_call_answered_with_an_error_stops_the_batch(
     receipts: ReceiptsStack, bus: Bus, code: str
 ) -> None:
     records = several(2)
@@ -282,7 +282,7 @@ def test_a_call_that_is_answered_with_an_error_stops_the_batch(
 
 
 @pytest.mark.parametrize("code", ["ValidationException", "RequestEntityTooLargeException"])
-def test_of_a_call_that_is_refused_as_a_whole_each_event_is_tried_alone(
+def test_events_of_a_refused_call_are_put_one_by_one(
     receipts: ReceiptsStack, bus: Bus, code: str
 ) -> None:
     bus.call_code = lambda names: code if "order-2" in names else None
@@ -295,7 +295,9 @@ def test_of_a_call_that_is_refused_as_a_whole_each_event_is_tried_alone(
     assert letter["key"] == ledger_key("default", "order-2")
 
 
-def test_what_is_tried_alone_may_meet_a_bus_that_is_away(receipts: ReceiptsStack, bus: Bus) -> None:
+def test_single_event_may_meet_a_bus_that_does_not_answer(
+    receipts: ReceiptsStack, bus: Bus
+) -> None:
     records = several(3)
     away = {"order-2": "ThrottlingException"}
     bus.call_code = lambda names: "ValidationException" if names[1:] else away.get(names[0])
@@ -306,7 +308,9 @@ def test_what_is_tried_alone_may_meet_a_bus_that_is_away(receipts: ReceiptsStack
     assert receipts.unpublished() == []
 
 
-def test_no_try_begins_that_might_outlast_the_sandbox(receipts: ReceiptsStack, bus: Bus) -> None:
+def test_no_call_starts_that_the_sandbox_might_not_outlive(
+    receipts: ReceiptsStack, bus: Bus
+) -> None:
     records = several(1)
     bus.call_code = lambda _: "ThrottlingException"
 
@@ -322,7 +326,7 @@ def poison(number: int) -> Json:
     return a_record(number, an_image("order-1", ["teleported", 1, AT, "+5531999998888"]))
 
 
-def test_a_poison_record_is_set_aside_by_its_key_and_stops_nothing(
+def test_unreadable_record_is_set_aside_by_its_key_and_stops_nothing(
     receipts: ReceiptsStack, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, logger="notifier")
@@ -341,7 +345,7 @@ def test_a_poison_record_is_set_aside_by_its_key_and_stops_nothing(
             assert private not in f"{record.getMessage()} {vars(record)}"
 
 
-def test_what_cannot_even_be_set_aside_comes_again(receipts: ReceiptsStack, bus: Bus) -> None:
+def test_record_that_cannot_be_set_aside_returns(receipts: ReceiptsStack, bus: Bus) -> None:
     bus.entry_code = lambda name: "MalformedDetail" if name == "order-2" else None
     receipts.aws.sqs.delete_queue(QueueUrl=receipts.unpublished_url)
     records = [sent(1), sent(2), poison(3)]
@@ -356,7 +360,7 @@ def test_what_cannot_even_be_set_aside_comes_again(receipts: ReceiptsStack, bus:
 # --- The handler ----------------------------------------------------------------------------------
 
 
-def test_the_function_as_lambda_calls_it(
+def test_handler_runs_as_lambda_calls_it(
     receipts: ReceiptsStack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("EVENT_BUS", "default")

@@ -62,7 +62,7 @@ def fetches(aws: Aws) -> int:
     return sum(name == "GetSecretValue" for name, _ in aws.calls)
 
 
-def test_a_receipt_is_put_on_the_queue(receipts: ReceiptsStack, counts: Counter[str]) -> None:
+def test_receipt_is_put_on_the_queue(receipts: ReceiptsStack, counts: Counter[str]) -> None:
     assert receipts.post(RECEIPT) == OK
 
     assert receipts.waiting() == [WAITS]
@@ -70,7 +70,7 @@ def test_a_receipt_is_put_on_the_queue(receipts: ReceiptsStack, counts: Counter[
 
 
 @pytest.mark.parametrize("event", ["accepted", "dispatched", "received", "consumed", "failed"])
-def test_what_recording_needs_is_kept_and_no_more(receipts: ReceiptsStack, event: str) -> None:
+def test_only_the_fields_that_recording_needs_are_kept(receipts: ReceiptsStack, event: str) -> None:
     posted = a_receipt(f"fwd:{KEY}:2", event, 131026)
 
     assert receipts.post(posted) == OK
@@ -98,7 +98,7 @@ def test_what_recording_needs_is_kept_and_no_more(receipts: ReceiptsStack, event
     ],
     ids=ascii,
 )
-def test_who_does_not_know_the_secret_is_not_let_in(
+def test_wrong_secret_is_401(
     receipts: ReceiptsStack, counts: Counter[str], secret: str | None
 ) -> None:
     assert receipts.post(RECEIPT, secret=secret) == UNAUTHORIZED
@@ -108,22 +108,20 @@ def test_who_does_not_know_the_secret_is_not_let_in(
 
 
 @pytest.mark.parametrize("headers", [None, {}, {"authorization": SECRET}])
-def test_a_request_without_the_header_is_not_let_in(
-    receipts: ReceiptsStack, headers: dict[str, str] | None
-) -> None:
+def test_missing_header_is_401(receipts: ReceiptsStack, headers: dict[str, str] | None) -> None:
     assert receipts.post(RECEIPT, headers=headers) == UNAUTHORIZED
 
 
-def test_the_name_of_the_header_is_not_case_sensitive(receipts: ReceiptsStack) -> None:
+def test_header_name_is_not_case_sensitive(receipts: ReceiptsStack) -> None:
     assert receipts.post(RECEIPT, headers={"X-Receipts-Secret": SECRET}) == OK
 
 
 @pytest.mark.parametrize("body", ["[", "x" * 300_000, '{"event": "exploded"}'])
-def test_who_is_not_let_in_learns_nothing_else(receipts: ReceiptsStack, body: str) -> None:
+def test_unauthorised_answer_reveals_nothing_else(receipts: ReceiptsStack, body: str) -> None:
     assert receipts.post(body, secret=WRONG) == UNAUTHORIZED
 
 
-def test_the_secret_is_compared_in_constant_time(
+def test_secret_is_compared_in_constant_time(
     receipts: ReceiptsStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared = []
@@ -143,14 +141,14 @@ def test_the_secret_is_compared_in_constant_time(
     }
 
 
-def test_the_secret_is_fetched_once(receipts: ReceiptsStack, aws: Aws) -> None:
+def test_secret_is_fetched_once(receipts: ReceiptsStack, aws: Aws) -> None:
     for _ in range(20):
         receipts.post(RECEIPT)
 
     assert fetches(aws) == 2  # the current and the previous version
 
 
-def test_both_versions_are_good_while_the_secret_is_rotated(
+def test_both_versions_are_accepted_during_a_rotation(
     receipts: ReceiptsStack, aws: Aws, clock: MachineClock
 ) -> None:
     assert receipts.post(RECEIPT, secret=NEW_SECRET) == UNAUTHORIZED
@@ -170,7 +168,7 @@ def test_both_versions_are_good_while_the_secret_is_rotated(
     assert receipts.post(RECEIPT, secret=SECRET) == UNAUTHORIZED
 
 
-def test_the_previous_secret_is_good_for_a_day_after_a_rotation(
+def test_previous_secret_is_accepted_for_a_day_after_a_rotation(
     receipts: ReceiptsStack, aws: Aws, clock: MachineClock
 ) -> None:
     aws.secrets_manager.put_secret_value(SecretId=receipts.webhook_secret, SecretString=NEW_SECRET)
@@ -184,7 +182,7 @@ def test_the_previous_secret_is_good_for_a_day_after_a_rotation(
     assert receipts.post(RECEIPT, secret=NEW_SECRET) == OK
 
 
-def test_a_secret_that_was_taken_back_is_good_for_five_minutes_at_most(
+def test_revoked_secret_is_accepted_for_at_most_five_minutes(
     receipts: ReceiptsStack, aws: Aws, clock: MachineClock
 ) -> None:
     assert receipts.post(RECEIPT) == OK
@@ -197,7 +195,7 @@ def test_a_secret_that_was_taken_back_is_good_for_five_minutes_at_most(
     assert receipts.post(RECEIPT) == UNAUTHORIZED
 
 
-def test_guessing_does_not_make_us_ask_aws(
+def test_guessed_secrets_cause_no_calls_to_aws(
     receipts: ReceiptsStack, aws: Aws, clock: MachineClock
 ) -> None:
     receipts.post(RECEIPT)
@@ -210,9 +208,7 @@ def test_guessing_does_not_make_us_ask_aws(
     assert 2 < fetches(aws) <= 2 * (1 + 5)
 
 
-def test_white_space_around_the_secret_is_a_slip_of_the_shell(
-    receipts: ReceiptsStack, aws: Aws
-) -> None:
+def test_white_space_around_the_secret_is_ignored(receipts: ReceiptsStack, aws: Aws) -> None:
     aws.secrets_manager.put_secret_value(
         SecretId=receipts.webhook_secret, SecretString=f" {NEW_SECRET}\n"
     )
@@ -221,7 +217,7 @@ def test_white_space_around_the_secret_is_a_slip_of_the_shell(
 
 
 @pytest.mark.parametrize("given", [None, "", " "])
-def test_an_empty_secret_lets_nobody_in(
+def test_empty_secret_accepts_no_request(
     receipts: ReceiptsStack, aws: Aws, given: str | None
 ) -> None:
     aws.secrets_manager.put_secret_value(SecretId=receipts.webhook_secret, SecretString=" ")
@@ -230,7 +226,7 @@ def test_an_empty_secret_lets_nobody_in(
     assert receipts.post(RECEIPT, secret=given) == UNAUTHORIZED
 
 
-def test_receipts_come_in_while_secrets_manager_does_not_answer(
+def test_receipts_are_accepted_while_secrets_manager_does_not_answer(
     receipts: ReceiptsStack,
     clock: MachineClock,
     monkeypatch: pytest.MonkeyPatch,
@@ -249,7 +245,7 @@ def test_receipts_come_in_while_secrets_manager_does_not_answer(
     assert receipts.post(RECEIPT) == OK
 
 
-def test_without_any_secret_nothing_is_answered(
+def test_requests_fail_without_any_known_secret(
     receipts: ReceiptsStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secrets_manager = receipts.webhook._secret._secrets_manager
@@ -278,9 +274,7 @@ def put(aws: Aws, receipts: ReceiptsStack, value: Any) -> None:
     aws.secrets_manager.put_secret_value(SecretId=receipts.webhook_secret, SecretString=text)
 
 
-def test_a_receipt_carries_the_bots_whose_secret_was_shown(
-    receipts: ReceiptsStack, aws: Aws
-) -> None:
+def test_receipt_names_the_bots_whose_secret_was_used(receipts: ReceiptsStack, aws: Aws) -> None:
     put(
         aws,
         receipts,
@@ -296,7 +290,7 @@ def test_a_receipt_carries_the_bots_whose_secret_was_shown(
     assert receipts.post(RECEIPT, secret=json.dumps({"clinic": {"current": "c"}})) == UNAUTHORIZED
 
 
-def test_a_body_does_not_say_whose_it_is(receipts: ReceiptsStack, aws: Aws) -> None:
+def test_body_cannot_claim_another_bot(receipts: ReceiptsStack, aws: Aws) -> None:
     put(aws, receipts, {"clinic": {"current": "c"}})
 
     assert receipts.post(RECEIPT | {"bots": ["shop"]}, secret="c") == OK  # noqa: S106
@@ -304,7 +298,7 @@ def test_a_body_does_not_say_whose_it_is(receipts: ReceiptsStack, aws: Aws) -> N
     assert receipts.waiting() == [WAITS | {"bots": ["clinic"]}]
 
 
-def test_the_rotation_of_one_bot_leaves_the_previous_secret_of_the_others(
+def test_rotation_of_one_bot_keeps_the_previous_secrets_of_the_others(
     receipts: ReceiptsStack, aws: Aws, clock: MachineClock
 ) -> None:
     hour, almost_a_day = rotated(clock, 3600), rotated(clock, 24 * 3600 - 60)
@@ -328,7 +322,7 @@ def test_the_rotation_of_one_bot_leaves_the_previous_secret_of_the_others(
     assert [receipts.post(RECEIPT, secret=one) for one in ("c2", "s2")] == [OK] * 2
 
 
-def test_versions_of_secrets_manager_do_not_count_where_each_bot_has_a_secret(
+def test_secret_versions_are_ignored_if_each_bot_has_a_secret(
     receipts: ReceiptsStack, aws: Aws
 ) -> None:
     put(aws, receipts, {"clinic": {"current": "c2", "previous": "c1"}})  # dropped, or never dated
@@ -340,7 +334,7 @@ def test_versions_of_secrets_manager_do_not_count_where_each_bot_has_a_secret(
     assert fetches(aws) == 1
 
 
-def test_a_secret_that_was_dropped_is_good_for_five_minutes_at_most(
+def test_dropped_secret_is_accepted_for_at_most_five_minutes(
     receipts: ReceiptsStack, aws: Aws, clock: MachineClock
 ) -> None:
     put(aws, receipts, {"clinic": {"current": "c1"}})
@@ -369,7 +363,7 @@ def test_a_secret_that_was_dropped_is_good_for_five_minutes_at_most(
     ],
     ids=str,
 )
-def test_a_broken_entry_harms_no_other_bot(
+def test_invalid_entry_affects_no_other_bot(
     receipts: ReceiptsStack, aws: Aws, entry: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     put(aws, receipts, {"shop": entry, "clinic": {"current": "c"}})
@@ -384,7 +378,7 @@ def test_a_broken_entry_harms_no_other_bot(
 
 
 @pytest.mark.parametrize("broken", ["{", '{"clinic": {"current": "c"}', "{" * 100_000])
-def test_a_value_that_cannot_be_read_leaves_the_known_one_good(
+def test_unreadable_value_keeps_the_known_one(
     receipts: ReceiptsStack,
     aws: Aws,
     clock: MachineClock,
@@ -410,7 +404,7 @@ def encoded(body: bytes) -> str:
     return base64.b64encode(body).decode()
 
 
-def test_a_body_may_come_as_base64(receipts: ReceiptsStack) -> None:
+def test_body_may_be_base64(receipts: ReceiptsStack) -> None:
     assert receipts.post(encoded(json.dumps(RECEIPT).encode()), base64=True) == OK
 
     assert receipts.waiting() == [WAITS]
@@ -419,7 +413,7 @@ def test_a_body_may_come_as_base64(receipts: ReceiptsStack) -> None:
 @pytest.mark.parametrize(
     "body", ["%%%", "é", "{}", encoded(b""), encoded(b"\xff\xfe"), encoded(b"no")], ids=ascii
 )
-def test_base64_that_is_none_or_holds_no_json_is_told(receipts: ReceiptsStack, body: str) -> None:
+def test_invalid_base64_or_json_is_400(receipts: ReceiptsStack, body: str) -> None:
     assert receipts.post(body, base64=True) == NOT_JSON
     assert receipts.waiting() == []
 
@@ -430,7 +424,7 @@ def padded(size: int) -> str:
     return text.replace('"padding": ""', f'"padding": "{"x" * (size - len(text))}"')
 
 
-def test_a_body_has_at_most_256_kib(receipts: ReceiptsStack, counts: Counter[str]) -> None:
+def test_body_has_at_most_256_kib(receipts: ReceiptsStack, counts: Counter[str]) -> None:
     assert len(padded(262_144)) == 262_144
     assert receipts.post(padded(262_144)) == OK
     assert receipts.post(padded(262_145)) == TOO_LARGE
@@ -457,14 +451,16 @@ def test_a_body_has_at_most_256_kib(receipts: ReceiptsStack, counts: Counter[str
     ],
     ids=lambda body: ascii(body[:20]),
 )
-def test_what_is_not_json_is_told(receipts: ReceiptsStack, counts: Counter[str], body: str) -> None:
+def test_body_that_is_not_json_is_400(
+    receipts: ReceiptsStack, counts: Counter[str], body: str
+) -> None:
     assert receipts.post(body) == NOT_JSON
 
     assert receipts.waiting() == []
     assert counts == {"webhook_invalid": 1}
 
 
-def test_a_request_without_a_body_is_told(receipts: ReceiptsStack) -> None:
+def test_request_without_a_body_is_400(receipts: ReceiptsStack) -> None:
     headers = {"x-receipts-secret": SECRET}
 
     assert receipts.webhook.handle({"headers": headers}) == NOT_JSON
@@ -489,7 +485,7 @@ def test_a_request_without_a_body_is_told(receipts: ReceiptsStack) -> None:
     ],
     ids=str,
 )
-def test_what_is_no_envelope_is_told(
+def test_document_that_is_not_an_envelope_is_400(
     receipts: ReceiptsStack, counts: Counter[str], body: object
 ) -> None:
     assert receipts.post(json.dumps(body)) == NO_ENVELOPE
@@ -527,7 +523,7 @@ def test_other_envelopes_are_answered_counted_and_dropped(
     assert counts == {"webhook_not_a_receipt": 1}
 
 
-def test_receipts_of_the_bots_other_messages_are_answered_counted_and_dropped(
+def test_receipts_of_other_messages_are_answered_counted_and_dropped(
     receipts: ReceiptsStack, counts: Counter[str]
 ) -> None:
     assert receipts.post(a_receipt("1b4e28ba-2fa1-4d3b-a3f5-ef19b5a7633b", "received")) == OK
@@ -539,7 +535,7 @@ def test_receipts_of_the_bots_other_messages_are_answered_counted_and_dropped(
 # --- Nothing lost, nothing let in -----------------------------------------------------------------
 
 
-def test_a_burst_loses_nothing_and_lets_nothing_in(
+def test_burst_loses_no_receipt_and_accepts_no_wrong_secret(
     receipts: ReceiptsStack, counts: Counter[str]
 ) -> None:
     settings = ReceiveReceiptSettings(receipts.queue_url, receipts.webhook_secret)
@@ -560,7 +556,7 @@ def test_a_burst_loses_nothing_and_lets_nothing_in(
     }
 
 
-def test_it_waits_for_nothing_but_its_queue(receipts: ReceiptsStack, aws: Aws) -> None:
+def test_function_waits_only_for_its_queue(receipts: ReceiptsStack, aws: Aws) -> None:
     aws.calls.clear()
     receipts.post(RECEIPT)
     receipts.post(CHAT)
@@ -570,7 +566,7 @@ def test_it_waits_for_nothing_but_its_queue(receipts: ReceiptsStack, aws: Aws) -
     assert [name for name, _ in aws.calls] == ["GetSecretValue", "GetSecretValue", "SendMessage"]
 
 
-def test_what_cannot_be_put_on_the_queue_is_not_acknowledged(
+def test_receipt_that_cannot_be_enqueued_is_not_acknowledged(
     receipts: ReceiptsStack, aws: Aws
 ) -> None:
     aws.sqs.delete_queue(QueueUrl=receipts.queue_url)
@@ -594,7 +590,7 @@ def test_no_log_holds_a_secret_a_number_or_a_body(
             assert private not in line
 
 
-def test_the_function_as_lambda_calls_it(
+def test_handler_runs_as_lambda_calls_it(
     receipts: ReceiptsStack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RECEIPTS_QUEUE_URL", receipts.queue_url)

@@ -55,9 +55,7 @@ def key(stack: Stack, receipts: ReceiptsStack) -> str:
 # --- Status events --------------------------------------------------------------------------------
 
 
-def test_upstream_hears_of_each_change_on_its_own_queue(
-    receipts: ReceiptsStack, stack: Stack, key: str
-) -> None:
+def test_each_change_is_published(receipts: ReceiptsStack, stack: Stack, key: str) -> None:
     for event in ("accepted", "dispatched", "received", "consumed"):
         assert receipts.record(a_receipt(key, event)) == []
         assert item(stack, key)["status"] == event
@@ -84,7 +82,7 @@ def test_upstream_hears_of_each_change_on_its_own_queue(
             assert private not in json.dumps(heard)
 
 
-def test_sent_is_told(receipts: ReceiptsStack, stack: Stack) -> None:
+def test_sent_is_published(receipts: ReceiptsStack, stack: Stack) -> None:
     sent(stack, id="order-1")
 
     (event,) = receipts.told()
@@ -92,7 +90,7 @@ def test_sent_is_told(receipts: ReceiptsStack, stack: Stack) -> None:
     assert (event["detail"]["id"], event["detail"]["status"]) == ("order-1", "sent")
 
 
-def test_a_dead_letter_is_told_with_its_reason(receipts: ReceiptsStack, key: str) -> None:
+def test_dead_letter_is_published_with_its_reason(receipts: ReceiptsStack, key: str) -> None:
     receipts.record(a_receipt(key, "failed", 132_001))
 
     (event,) = receipts.told()
@@ -103,7 +101,7 @@ def test_a_dead_letter_is_told_with_its_reason(receipts: ReceiptsStack, key: str
         assert private not in json.dumps(event)
 
 
-def test_accepted_and_dispatched_are_told_if_the_stack_is_told_to(
+def test_accepted_and_dispatched_are_published_if_enabled(
     receipts: ReceiptsStack, stack: Stack
 ) -> None:
     receipts.all_receipts = True
@@ -118,7 +116,7 @@ def test_accepted_and_dispatched_are_told_if_the_stack_is_told_to(
 @pytest.mark.parametrize("problem", ["raises", "refuses"])
 @pytest.mark.parametrize(("event", "code"), [("received", None), ("failed", 131_049)])
 @pytest.mark.usefixtures("clock")
-def test_what_cannot_be_told_is_recorded_at_once_and_told_when_the_bus_answers(
+def test_unpublished_receipt_is_recorded_at_once_and_published_later(
     receipts: ReceiptsStack,
     stack: Stack,
     key: str,
@@ -155,7 +153,7 @@ def test_what_cannot_be_told_is_recorded_at_once_and_told_when_the_bus_answers(
 # --- Dead letters and next generations ------------------------------------------------------------
 
 
-def test_undelivered_is_a_dead_letter_with_all_that_is_known(
+def test_failed_message_is_a_dead_letter_with_all_details(
     receipts: ReceiptsStack, stack: Stack, key: str
 ) -> None:
     body = item(stack, key)["request"]
@@ -186,7 +184,7 @@ def test_undelivered_is_a_dead_letter_with_all_that_is_known(
     assert (found["status"], found["reason"], found["code"]) == ("failed", "undelivered", "86")
 
 
-def test_a_redrive_is_the_next_generation(receipts: ReceiptsStack, stack: Stack, key: str) -> None:
+def test_redrive_is_the_next_generation(receipts: ReceiptsStack, stack: Stack, key: str) -> None:
     receipts.record(a_receipt(key, "failed", 132_001))
     (letter,) = stack.aws.dead_letters()
 
@@ -214,7 +212,7 @@ def test_a_redrive_is_the_next_generation(receipts: ReceiptsStack, stack: Stack,
     assert told == [("failed", 2), ("received", 1)]
 
 
-def test_a_rate_limit_puts_the_request_back_once(
+def test_rate_limit_enqueues_the_request_once(
     receipts: ReceiptsStack, stack: Stack, key: str
 ) -> None:
     body = item(stack, key)["request"]
@@ -246,7 +244,7 @@ def test_a_rate_limit_puts_the_request_back_once(
     assert letter["generation"] == "2"
 
 
-def test_who_cannot_be_reached_is_looked_up_anew(
+def test_unreachable_recipient_is_looked_up_again(
     receipts: ReceiptsStack, stack: Stack, key: str
 ) -> None:
     receipts.record(a_receipt(key, "failed", 131_026))
@@ -258,9 +256,7 @@ def test_who_cannot_be_reached_is_looked_up_anew(
     assert stack.blip.statistics()["lookups"] == {"+5531999998888": 2}
 
 
-def test_another_failure_leaves_the_identity_where_it_is(
-    receipts: ReceiptsStack, stack: Stack, key: str
-) -> None:
+def test_other_failures_keep_the_identity(receipts: ReceiptsStack, stack: Stack, key: str) -> None:
     receipts.record(a_receipt(key, "failed", 131_049))
 
     sandbox = stack.sandbox()
@@ -273,7 +269,7 @@ def test_another_failure_leaves_the_identity_where_it_is(
 # --- Order, repetition, time ----------------------------------------------------------------------
 
 
-def test_repetitions_do_nothing_more(receipts: ReceiptsStack, stack: Stack, key: str) -> None:
+def test_repeated_receipts_change_nothing(receipts: ReceiptsStack, stack: Stack, key: str) -> None:
     batch = [a_receipt(key, "failed", 131_049)] * 3 + [a_receipt(f"fwd:fwd:{key}", "failed", 1)]
 
     assert receipts.record(*batch) == []
@@ -286,7 +282,7 @@ def test_repetitions_do_nothing_more(receipts: ReceiptsStack, stack: Stack, key:
     assert item(stack, key)["status"] == "received"
 
 
-def test_a_batch_may_hold_anything(receipts: ReceiptsStack, stack: Stack) -> None:
+def test_batch_may_hold_any_body(receipts: ReceiptsStack, stack: Stack) -> None:
     keys = [sent(stack, to=f"+55319999988{number:02}") for number in range(8)]
     foreign = ledger_key("default", "nobody's")
     receipts.told()
@@ -306,7 +302,7 @@ def test_a_batch_may_hold_anything(receipts: ReceiptsStack, stack: Stack) -> Non
     assert len(receipts.told()) == 4 + 4 + 1
 
 
-def test_a_receipt_before_the_settle_stands(
+def test_receipt_before_the_send_s_answer_is_kept(
     receipts: ReceiptsStack, stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blip: Any = stack.sandbox()._delivery._blip
@@ -328,7 +324,7 @@ def test_a_receipt_before_the_settle_stands(
     assert told == ["sent", "received"]
 
 
-def test_a_failure_before_the_settle_stands(
+def test_failure_before_the_send_s_answer_is_kept(
     receipts: ReceiptsStack, stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blip: Any = stack.sandbox()._delivery._blip
@@ -347,7 +343,7 @@ def test_a_failure_before_the_settle_stands(
     assert [event["detail"]["status"] for event in receipts.told()] == ["sent", "failed"]
 
 
-def test_receipts_may_come_weeks_later(
+def test_receipts_may_arrive_weeks_later(
     receipts: ReceiptsStack, stack: Stack, clock: MachineClock
 ) -> None:
     key = sent(stack)
@@ -363,7 +359,9 @@ def test_receipts_may_come_weeks_later(
     assert stack.aws.dead_letters() == []
 
 
-def test_receipts_of_nobody_make_nothing(receipts: ReceiptsStack, stack: Stack) -> None:
+def test_receipts_without_a_notification_write_nothing(
+    receipts: ReceiptsStack, stack: Stack
+) -> None:
     keys = [ledger_key("default", "nobody's"), "1b4e28ba-2fa1-4d3b-a3f5-ef19b5a7633b", "wamid.HBg"]
     for key in keys:
         for event in ("accepted", "dispatched", "received", "consumed", "failed"):
@@ -401,7 +399,7 @@ def test_two_sandboxes_with_the_same_batch_do_the_same_as_one(
 
 
 @pytest.mark.parametrize("poison", ["", "no", "{", "[" * 100_000], ids=lambda body: body[:3] or "-")
-def test_what_is_not_json_comes_back_alone(
+def test_body_that_is_not_json_returns_alone(
     receipts: ReceiptsStack, stack: Stack, key: str, poison: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert receipts.record(poison, a_receipt(key, "received")) == [poison]
@@ -409,7 +407,9 @@ def test_what_is_not_json_comes_back_alone(
     assert "not JSON" in caplog.text
 
 
-def test_what_cannot_be_recorded_comes_back_alone(receipts: ReceiptsStack, stack: Stack) -> None:
+def test_receipt_that_cannot_be_recorded_returns_alone(
+    receipts: ReceiptsStack, stack: Stack
+) -> None:
     first, second, third = (sent(stack, to=f"+55319999988{number:02}") for number in range(3))
     stack.aws.sqs.delete_queue(QueueUrl=stack.aws.dead_letters_url)
     dying = [a_receipt(key, "failed", 131_049) for key in (first, second)]
@@ -432,7 +432,7 @@ def test_what_cannot_be_recorded_comes_back_alone(receipts: ReceiptsStack, stack
 
 
 @pytest.mark.parametrize("dying", [2, 1])
-def test_lambda_hears_of_a_batch_only_if_all_of_it_crashed(
+def test_function_fails_only_if_the_whole_batch_crashed(
     receipts: ReceiptsStack, stack: Stack, monkeypatch: pytest.MonkeyPatch, dying: int
 ) -> None:
     keys = [sent(stack, to=f"+55319999988{number:02}") for number in range(2)]
@@ -484,7 +484,7 @@ def test_no_log_holds_a_number_or_a_parameter(
             assert private not in line
 
 
-def test_the_function_as_lambda_calls_it(
+def test_handler_runs_as_lambda_calls_it(
     stack: Stack,
     key: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -526,7 +526,7 @@ def test_the_function_as_lambda_calls_it(
 
 @pytest.mark.parametrize("bots", [["clinic"], ["clinic", "shop"]])
 @pytest.mark.parametrize("event", ["accepted", "dispatched", "received", "consumed", "failed"])
-def test_the_secret_of_another_bot_changes_nothing(
+def test_receipt_with_another_bot_s_secret_changes_nothing(
     receipts: ReceiptsStack,
     stack: Stack,
     key: str,
@@ -549,7 +549,7 @@ def test_the_secret_of_another_bot_changes_nothing(
     assert (vars(warning)["key"], vars(warning)["bot"]) == (key, "default")
 
 
-def test_the_secret_of_another_bot_leaves_no_trace_of_an_older_generation(
+def test_receipt_with_another_bot_s_secret_leaves_no_older_generation(
     receipts: ReceiptsStack, stack: Stack, key: str
 ) -> None:
     body = item(stack, key)["request"]
@@ -566,7 +566,7 @@ def test_the_secret_of_another_bot_leaves_no_trace_of_an_older_generation(
 
 @pytest.mark.parametrize("bots", [["default"], ["clinic", "default"]])
 @pytest.mark.parametrize("event", ["accepted", "received", "failed"])
-def test_the_bots_own_secret_is_as_good_as_that_of_all(
+def test_bot_s_own_secret_is_as_good_as_the_shared_one(
     receipts: ReceiptsStack, stack: Stack, key: str, event: str, bots: list[str]
 ) -> None:
     assert receipts.record(a_receipt(key, event, 131026, bots=bots)) == []

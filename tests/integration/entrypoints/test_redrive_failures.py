@@ -48,7 +48,7 @@ def depth(aws: Aws, url: str) -> int:
 # --- One letter's way -----------------------------------------------------------------------------
 
 
-def test_what_was_not_delivered_goes_out_again_once_its_cause_is_fixed(
+def test_failed_request_is_sent_again_after_its_cause_is_fixed(
     stack: Stack, receipts: ReceiptsStack
 ) -> None:
     request = a_request(id="order-1", valid_until="2101-01-01T00:00:00Z")
@@ -70,7 +70,7 @@ def test_what_was_not_delivered_goes_out_again_once_its_cause_is_fixed(
     assert depth(stack.aws, stack.aws.dead_letters_url) == 0
 
 
-def test_a_letter_that_fails_again_says_how_often_it_was_put_back(
+def test_dead_letter_that_fails_again_counts_its_redrives(
     stack: Stack, receipts: ReceiptsStack
 ) -> None:
     """Also after a retry, whoever makes the letter."""
@@ -98,7 +98,7 @@ def test_a_letter_that_fails_again_says_how_often_it_was_put_back(
     assert (letter["id"], letter["reason"], letter["redrives"]) == ("order-2", "unknown_bot", 1)
 
 
-def test_the_console_s_own_redrive_works_as_well(stack: Stack, receipts: ReceiptsStack) -> None:
+def test_redrive_of_the_sqs_console_is_understood(stack: Stack, receipts: ReceiptsStack) -> None:
     """It copies a letter with all of its attributes, also one that the function puts back."""
     key = ledger_key("default", "order-1")
     stack.deliver(a_request(id="order-1"))
@@ -239,7 +239,7 @@ def thousand(aws: Aws) -> list[Json]:
     return undelivered
 
 
-def test_a_thousand_letters_and_a_redrive_that_is_killed_four_times(
+def test_thousand_dead_letters_survive_a_redrive_killed_four_times(
     stack: Stack,
     killer: Killer,
     thousand: list[Json],

@@ -9,7 +9,7 @@ from tests.support.builders import PHONE
 # --- Look-ups -------------------------------------------------------------------------------------
 
 
-def test_the_documented_look_up(client: Client) -> None:
+def test_look_up_answers_as_documented(client: Client) -> None:
     assert client.look_up(PHONE) == {
         "type": "application/vnd.lime.account+json",
         "resource": {
@@ -43,13 +43,13 @@ def test_the_documented_look_up(client: Client) -> None:
         ("hello", "hello"),
     ],
 )
-def test_identities(client: Client, phone: str, identity: str) -> None:
+def test_look_up_returns_the_identity(client: Client, phone: str, identity: str) -> None:
     resource = client.look_up(phone)["resource"]
     assert resource["alternativeAccount"] == f"{identity}@wa.gw.msging.net"
     assert "fullName" not in resource
 
 
-def test_a_look_up_without_plus_gives_nothing_out(blip: Simulator, client: Client) -> None:
+def test_look_up_without_plus_creates_no_identity(blip: Simulator, client: Client) -> None:
     identity = client.look_up("553199998888")["resource"]["alternativeAccount"]
     client.send(identity)
     assert blip.inbox()[0]["reason"]["code"] == 42
@@ -59,13 +59,13 @@ def test_a_look_up_without_plus_gives_nothing_out(blip: Simulator, client: Clien
     "phone",
     ["+", "+abc", "+55", "+553199", "+55319999988881234", "+999123456789", "+55-31-99999-8888"],
 )
-def test_no_phone_number_is_61(client: Client, phone: str) -> None:
+def test_text_that_is_not_a_number_is_code_61(client: Client, phone: str) -> None:
     answer = client.look_up(phone)
     assert (answer["status"], answer["reason"]["code"]) == ("failure", 61)
     assert "resource" not in answer
 
 
-def test_a_bot_without_whatsapp(blip: Simulator) -> None:
+def test_look_up_of_a_bot_without_whatsapp_fails(blip: Simulator) -> None:
     bot = Bot(name="chat", whatsapp=False)
     blip.put_bot(bot)
     client = Client(blip, bot.key)
@@ -75,7 +75,7 @@ def test_a_bot_without_whatsapp(blip: Simulator) -> None:
     client.http.close()
 
 
-def test_an_identity_can_be_any_string(blip: Simulator, client: Client) -> None:
+def test_identity_can_be_any_string(blip: Simulator, client: Client) -> None:
     guid = "0f9c1a52-7c3f-4a43-b2d5-3f1e2d6f7a11@wa.gw.msging.net"
     blip.set_identity(PHONE, guid)
     assert client.look_up(PHONE)["resource"]["alternativeAccount"] == guid
@@ -86,7 +86,7 @@ def test_an_identity_can_be_any_string(blip: Simulator, client: Client) -> None:
 # --- Other commands -------------------------------------------------------------------------------
 
 
-def test_ping(client: Client) -> None:
+def test_ping_is_answered(client: Client) -> None:
     answer = client.command("/ping", "postmaster@msging.net")
     assert (answer["status"], answer["type"]) == ("success", "application/vnd.lime.ping+json")
     assert answer["metadata"] == {"#command.uri": "lime://simulated@msging.net/ping"}
@@ -121,14 +121,14 @@ def test_ping(client: Client) -> None:
         ("postmaster@elsewhere.net", "/ping", "get", 42),
     ],
 )
-def test_a_command_that_fails_is_200(
+def test_failed_command_is_200(
     client: Client, to: str | None, uri: str, method: str, code: int
 ) -> None:
     answer = client.command(uri, to, method=method)
     assert (answer["status"], answer["reason"]["code"], answer["id"]) == ("failure", code, "c")
 
 
-def test_the_history(blip: Simulator, client: Client) -> None:
+def test_history_lists_the_events_of_a_message(blip: Simulator, client: Client) -> None:
     blip.know(PHONE)
     client.send(id="a:2")
     answer = client.command("/notifications?id=a:2", "postmaster@msging.net")
@@ -143,7 +143,7 @@ def test_the_history(blip: Simulator, client: Client) -> None:
     assert events == ["accepted", "consumed", "dispatched", "received"]
 
 
-def test_the_history_is_paged(blip: Simulator, client: Client) -> None:
+def test_history_is_paged(blip: Simulator, client: Client) -> None:
     blip.configure(receipts={"delays": {"dispatched": 0.001, "received": 0.002, "consumed": 0.003}})
     blip.know(PHONE)
     client.send()
@@ -152,7 +152,7 @@ def test_the_history_is_paged(blip: Simulator, client: Client) -> None:
     assert client.history("m1", "&$skip=4") == []
 
 
-def test_the_history_lags_and_forgets(blip: Simulator, client: Client) -> None:
+def test_history_lags_and_forgets(blip: Simulator, client: Client) -> None:
     blip.know(PHONE)
     client.send()
     blip.configure(history_lag_seconds=60)
@@ -163,7 +163,7 @@ def test_the_history_lags_and_forgets(blip: Simulator, client: Client) -> None:
     assert len(client.history("m1")) == 4
 
 
-def test_the_history_fills_in_order_of_time(blip: Simulator, client: Client, clock: Clock) -> None:
+def test_history_fills_in_order_of_time(blip: Simulator, client: Client, clock: Clock) -> None:
     delays = {"dispatched": 10, "received": 20, "consumed": 30}
     blip.configure(history_lag_seconds=600, receipts={"delays": delays})
     blip.know(PHONE)
@@ -178,7 +178,7 @@ def test_the_history_fills_in_order_of_time(blip: Simulator, client: Client, clo
 
 
 @pytest.mark.parametrize("rule", [{"empty": True}, {"failure": 67}, {"status": 500}])
-def test_a_history_that_never_tells(blip: Simulator, client: Client, rule: Json) -> None:
+def test_history_can_be_silent_by_rule(blip: Simulator, client: Client, rule: Json) -> None:
     blip.know(PHONE)
     client.send()
     blip.add_fault(path="history", bot="simulated", **rule)
@@ -198,13 +198,13 @@ def test_a_history_that_never_tells(blip: Simulator, client: Client, rule: Json)
     assert len(client.history("m1")) == 4
 
 
-def test_an_unknown_id_is_an_empty_collection_or_67(blip: Simulator, client: Client) -> None:
+def test_unknown_id_is_an_empty_collection_or_code_67(blip: Simulator, client: Client) -> None:
     assert client.history("unknown") == []
     blip.configure(unknown_history="failure")
     assert client.command("/notifications?id=unknown")["reason"]["code"] == 67
 
 
-def test_a_bot_sees_its_own_history_only(blip: Simulator, client: Client) -> None:
+def test_bot_sees_only_its_own_history(blip: Simulator, client: Client) -> None:
     blip.know(PHONE)
     client.send()
     other = Bot(name="other")
@@ -214,7 +214,7 @@ def test_a_bot_sees_its_own_history_only(blip: Simulator, client: Client) -> Non
     stranger.http.close()
 
 
-def test_notifications_are_taken(blip: Simulator, client: Client) -> None:
+def test_notifications_are_accepted(blip: Simulator, client: Client) -> None:
     receipt = {"id": "in-1", "to": IDENTITY, "event": "consumed"}
     assert client.post("/notifications", receipt).status_code == 202
     assert blip.statistics()["notifications"] == {"consumed": 1}

@@ -16,7 +16,7 @@ from tests.local.blip.faults import MAGIC, magic_numbers
 from tests.support.builders import PHONE
 
 
-def test_the_inbox_by_http(blip: Simulator, client: Client) -> None:
+def test_inbox_is_read_and_cleared_by_http(blip: Simulator, client: Client) -> None:
     blip.know(PHONE)
     for identifier in "abc":
         client.send(id=identifier)
@@ -33,7 +33,7 @@ def test_the_inbox_by_http(blip: Simulator, client: Client) -> None:
     assert client.history("a") == []
 
 
-def test_statistics(client: Client) -> None:
+def test_statistics_are_read_by_http(client: Client) -> None:
     client.look_up(PHONE)
     client.look_up(PHONE)
     client.look_up("+5511999998888")
@@ -47,7 +47,7 @@ def test_statistics(client: Client) -> None:
     assert seen["messages"] == {"accepted": 1, "distinct": 1, "repeated": {}}
 
 
-def test_requests_side_by_side_are_counted(blip: Simulator, client: Client) -> None:
+def test_concurrent_requests_are_counted(blip: Simulator, client: Client) -> None:
     # Long enough for all of them to begin, however busy the machine is.
     blip.configure(latency_seconds=2)
     with ThreadPoolExecutor(4) as pool:
@@ -70,7 +70,7 @@ def test_requests_are_kept_with_headers_and_body(blip: Simulator, client: Client
     assert (second.status, second.bot) == (401, None)
 
 
-def test_settings_by_http(client: Client) -> None:
+def test_settings_are_changed_by_http(client: Client) -> None:
     changes = {"receipts": {"headers": {"Host": "h"}, "delays": {"consumed": None}}}
     client.http.put("/_simulator/settings", json=changes)
     settings = client.http.get("/_simulator/settings").json()
@@ -80,7 +80,7 @@ def test_settings_by_http(client: Client) -> None:
     assert settings["penalty_seconds"] == 120
 
 
-def test_bots_and_identities_by_http(blip: Simulator, client: Client) -> None:
+def test_bots_and_identities_are_set_by_http(blip: Simulator, client: Client) -> None:
     client.http.put("/_simulator/bots", json={"name": "second", "messages_per_second": 1})
     assert [bot["name"] for bot in client.http.get("/_simulator/bots").json()] == [
         "simulated",
@@ -93,7 +93,7 @@ def test_bots_and_identities_by_http(blip: Simulator, client: Client) -> None:
     assert blip.inbox()[0]["phone"] == PHONE
 
 
-def test_as_a_process() -> None:
+def test_simulator_runs_as_a_process() -> None:
     arguments = ["--key", "Ym90OnNlY3JldA==", "--settings", '{"strict_identities": false}']
     process = subprocess.Popen(  # noqa: S603 - our own module
         [sys.executable, "-m", "tests.local.blip", *arguments], stdout=subprocess.PIPE
@@ -115,7 +115,7 @@ def test_as_a_process() -> None:
     assert process.returncode == 0
 
 
-def test_as_a_process_with_tls(tmp_path: Path) -> None:
+def test_simulator_runs_as_a_process_with_tls(tmp_path: Path) -> None:
     certificate = tmp_path / "blip.pem"
     process = subprocess.Popen(  # noqa: S603 - our own module
         [sys.executable, "-m", "tests.local.blip", "--certificate", str(certificate)],
@@ -133,7 +133,7 @@ def test_as_a_process_with_tls(tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
-def test_help_tells_every_magic_number() -> None:
+def test_help_lists_every_magic_number() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "tests.local.blip", "--help"],
         capture_output=True,

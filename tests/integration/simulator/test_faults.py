@@ -25,7 +25,7 @@ from tests.support.builders import PHONE
 # --- Faults ---------------------------------------------------------------------------------------
 
 
-def test_a_status_before_or_after_accepting(blip: Simulator, client: Client) -> None:
+def test_fault_status_applies_before_or_after_accepting(blip: Simulator, client: Client) -> None:
     blip.add_fault(path="messages", status=503, times=1, headers={"X-A": "b"})
     blip.add_fault(path="messages", status=504, accept=True, times=1)
     blip.add_fault(path="messages", status=400, code=24, times=1)
@@ -50,7 +50,7 @@ POISON += [(404, 42), (405, None), (405, 63), (400, 21), (503, None)]
     [{"to": PHONE}, {"to": IDENTITY}, {"text": "order-7"}, {"template": "order_lost"}],
     ids=str,
 )
-def test_a_poison_message_alone_is_refused(
+def test_poison_message_alone_is_refused(
     blip: Simulator, client: Client, match: Json, status: int, code: int | None
 ) -> None:
     blip.know(PHONE)
@@ -64,14 +64,14 @@ def test_a_poison_message_alone_is_refused(
     assert [entry["id"] for entry in blip.inbox()] == ["other", "other"]
 
 
-def test_a_poison_look_up_alone_fails(blip: Simulator, client: Client) -> None:
+def test_poison_look_up_alone_fails(blip: Simulator, client: Client) -> None:
     blip.add_fault(path="lookups", to=PHONE, failure=81)
     for _ in range(2):
         assert client.look_up(PHONE)["reason"]["code"] == 81
         assert client.look_up("+5511999998888")["status"] == "success"
 
 
-def test_503_after_accepting(blip: Simulator, client: Client) -> None:
+def test_message_can_be_accepted_with_a_503(blip: Simulator, client: Client) -> None:
     blip.add_fault(path="messages", status=503, accept=True, body="upstream connect error")
     answer = client.send()
     assert (answer.status_code, answer.text) == (503, "upstream connect error")
@@ -79,7 +79,9 @@ def test_503_after_accepting(blip: Simulator, client: Client) -> None:
 
 
 @pytest.mark.parametrize("code", [131016, 1016, 131000])
-def test_sporadic_failures_after_accepting(blip: Simulator, client: Client, code: int) -> None:
+def test_sporadic_failure_is_a_receipt_after_accepting(
+    blip: Simulator, client: Client, code: int
+) -> None:
     blip.put_bot(Bot(messages_per_second=None))
     blip.know(PHONE)
     blip.add_fault(path="messages", receipt=code, probability=0.2)
@@ -95,7 +97,7 @@ def test_sporadic_failures_after_accepting(blip: Simulator, client: Client, code
 
 
 @pytest.mark.parametrize("accept", [False, True])
-def test_a_dropped_connection(blip: Simulator, client: Client, accept: bool) -> None:
+def test_connection_is_dropped(blip: Simulator, client: Client, accept: bool) -> None:
     blip.add_fault(path="messages", drop=True, accept=accept)
     with pytest.raises(httpx.RemoteProtocolError):
         client.send()
@@ -105,7 +107,7 @@ def test_a_dropped_connection(blip: Simulator, client: Client, accept: bool) -> 
 
 
 @pytest.mark.parametrize("accept", [False, True])
-def test_no_answer(blip: Simulator, client: Client, accept: bool) -> None:
+def test_request_is_not_answered(blip: Simulator, client: Client, accept: bool) -> None:
     blip.add_fault(path="messages", hang=True, accept=accept)
     client.http.timeout = httpx.Timeout(0.2)
     with pytest.raises(httpx.ReadTimeout):
@@ -113,7 +115,7 @@ def test_no_answer(blip: Simulator, client: Client, accept: bool) -> None:
     assert len(blip.inbox()) == accept
 
 
-def test_a_slow_answer(blip: Simulator, client: Client) -> None:
+def test_answer_is_delayed(blip: Simulator, client: Client) -> None:
     blip.add_fault(path="messages", latency_seconds=0.4, times=1)
     blip.add_fault(path="messages", answer_latency_seconds=0.4, times=1)
     client.http.timeout = httpx.Timeout(0.2)
@@ -126,7 +128,7 @@ def test_a_slow_answer(blip: Simulator, client: Client) -> None:
     assert [entry["id"] for entry in blip.wait_for_messages(2)] == ["at once", "late"]
 
 
-def test_a_dribbled_answer(blip: Simulator, client: Client) -> None:
+def test_answer_drips(blip: Simulator, client: Client) -> None:
     blip.add_fault(path="messages", dribble_seconds=0.002)
     answer = client.send()
     assert answer.status_code == 202
@@ -134,7 +136,7 @@ def test_a_dribbled_answer(blip: Simulator, client: Client) -> None:
     assert len(blip.inbox()) == 1
 
 
-def test_a_truncated_answer(blip: Simulator, client: Client) -> None:
+def test_answer_is_truncated(blip: Simulator, client: Client) -> None:
     blip.add_fault(truncate=True)
     for path, envelope in (("/messages", message()), ("/commands", COMMAND)):
         with pytest.raises(httpx.RemoteProtocolError):
@@ -142,7 +144,7 @@ def test_a_truncated_answer(blip: Simulator, client: Client) -> None:
     assert len(blip.inbox()) == 1
 
 
-def test_a_body_that_is_not_json(blip: Simulator, client: Client) -> None:
+def test_body_is_not_json(blip: Simulator, client: Client) -> None:
     blip.add_fault(path="lookups", body="<html>", times=1)
     blip.add_fault(path="lookups", body={"status": "success"}, times=1)
     envelope = COMMAND | {"to": GATEWAY, "uri": f"/accounts/{PHONE}"}
@@ -150,7 +152,7 @@ def test_a_body_that_is_not_json(blip: Simulator, client: Client) -> None:
     assert client.post("/commands", envelope).json() == {"status": "success"}
 
 
-def test_a_command_that_fails_on_purpose(blip: Simulator, client: Client) -> None:
+def test_command_fails_by_rule(blip: Simulator, client: Client) -> None:
     blip.add_fault(path="lookups", failure=85, times=1)
     assert client.look_up(PHONE)["reason"]["code"] == 85
     client.send()
@@ -159,7 +161,7 @@ def test_a_command_that_fails_on_purpose(blip: Simulator, client: Client) -> Non
     assert blip.statistics()["lookups"] == {PHONE: 2}
 
 
-def test_receipts_on_purpose(blip: Simulator, client: Client) -> None:
+def test_receipts_are_set_by_rule(blip: Simulator, client: Client) -> None:
     blip.know(PHONE)
     blip.add_fault(path="messages", receipt=131056, times=1)
     blip.add_fault(path="messages", receipt=86, times=1)
@@ -196,7 +198,9 @@ def test_receipts_on_purpose(blip: Simulator, client: Client) -> None:
         ({"end": 60}, "aabbcc"),
     ],
 )
-def test_what_a_rule_matches(blip: Simulator, client: Client, rule: Json, struck: str) -> None:
+def test_rule_matches_by_its_fields(
+    blip: Simulator, client: Client, rule: Json, struck: str
+) -> None:
     blip.know(PHONE)
     blip.add_fault(**rule, status=500)
     refused = [i for i in "aabbcc" if client.send(id=i).status_code == 500]
@@ -213,7 +217,7 @@ def test_what_a_rule_matches(blip: Simulator, client: Client, rule: Json, struck
         ("notifications", []),
     ],
 )
-def test_which_commands_a_rule_matches(
+def test_rule_matches_commands_by_kind(
     blip: Simulator, client: Client, path: str, struck: list[str]
 ) -> None:
     blip.add_fault(path=path, status=500)
@@ -235,14 +239,14 @@ def test_which_commands_a_rule_matches(
     assert refused == struck
 
 
-def test_a_probable_fault_strikes_sometimes(blip: Simulator, client: Client) -> None:
+def test_rule_with_a_probability_applies_sometimes(blip: Simulator, client: Client) -> None:
     blip.put_bot(Bot(messages_per_second=None))
     blip.add_fault(path="messages", status=500, probability=0.5)
     statuses = [client.send().status_code for _ in range(60)]
     assert {202, 500} == set(statuses)
 
 
-def test_rules_by_http(blip: Simulator, client: Client) -> None:
+def test_rules_are_set_by_http(blip: Simulator, client: Client) -> None:
     rules = client.http
     first = rules.post("/_simulator/faults", json={"path": "messages", "status": 500}).json()
     rules.post("/_simulator/faults", json={"path": "ping", "failure": 1})
@@ -280,14 +284,14 @@ def test_rules_by_http(blip: Simulator, client: Client) -> None:
         ("identities", {"+55": 1}),
     ],
 )
-def test_a_wrong_order_is_400(client: Client, path: str, document: Any) -> None:
+def test_invalid_rule_is_400(client: Client, path: str, document: Any) -> None:
     method = "POST" if path == "faults" else "PUT"
     answer = client.http.request(method, f"/_simulator/{path}", json=document)
     assert answer.status_code == 400
     assert answer.text.strip()
 
 
-def test_every_answer_can_be_slow(blip: Simulator, client: Client) -> None:
+def test_every_answer_can_be_delayed(blip: Simulator, client: Client) -> None:
     blip.configure(latency_seconds=0.05, latency_jitter_seconds=0.01)
     for answer in (client.send(), client.post("/commands", COMMAND)):
         assert answer.elapsed.total_seconds() >= 0.05
@@ -299,7 +303,7 @@ def test_every_answer_can_be_slow(blip: Simulator, client: Client) -> None:
 HOUR = {"mean_seconds": 3600}
 
 
-def test_what_comes_on_a_new_connection_counts_when_it_stands(
+def test_request_on_a_new_connection_counts_when_the_connection_stands(
     blip: Simulator, client: Client
 ) -> None:
     assert client.send(id="first").status_code == 202
@@ -319,7 +323,7 @@ def test_what_comes_on_a_new_connection_counts_when_it_stands(
     new.http.close()
 
 
-def test_with_tls_a_client_waits_for_its_connection_before_it_writes(
+def test_tls_client_waits_for_its_connection_before_it_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     certificate = tmp_path / "blip.pem"
@@ -344,7 +348,7 @@ def test_with_tls_a_client_waits_for_its_connection_before_it_writes(
 
 
 @pytest.mark.parametrize(("way", "accepted"), [("there", 0), ("back", 1)])
-def test_a_request_counts_when_it_arrives(
+def test_request_counts_when_it_arrives(
     blip: Simulator, client: Client, way: str, accepted: int
 ) -> None:
     blip.configure(distance={way: HOUR})
@@ -359,13 +363,13 @@ def test_a_request_counts_when_it_arrives(
     )
 
 
-def test_the_way_there_and_back_takes_time(blip: Simulator, client: Client) -> None:
+def test_round_trip_takes_time(blip: Simulator, client: Client) -> None:
     blip.configure(distance={"there": {"mean_seconds": 0.02}, "back": {"mean_seconds": 0.03}})
     for answer in (client.send(), client.post("/commands", COMMAND)):
         assert answer.elapsed.total_seconds() >= 0.05
 
 
-def test_a_delay_varies_within_its_spread() -> None:
+def test_delay_varies_within_its_spread() -> None:
     delay = Delay(mean_seconds=0.1, spread_seconds=0.04)
     first, again, other = (
         [delay.draw(random) for _ in range(1_000)] for random in map(Random, (1, 1, 2))
@@ -377,7 +381,7 @@ def test_a_delay_varies_within_its_spread() -> None:
     assert min(Delay(spread_seconds=1).draw(Random(1)) for _ in range(10)) >= 0
 
 
-def test_a_seed_repeats_what_is_drawn(blip: Simulator, client: Client) -> None:
+def test_seed_repeats_the_random_choices(blip: Simulator, client: Client) -> None:
     blip.put_bot(Bot(messages_per_second=None))
     blip.add_fault(path="messages", status=500, probability=0.5)
     rounds: list[list[int]] = []
@@ -389,7 +393,7 @@ def test_a_seed_repeats_what_is_drawn(blip: Simulator, client: Client) -> None:
     assert first not in (without_seed, other)
 
 
-def test_unreachable_and_back(blip: Simulator, client: Client) -> None:
+def test_simulator_becomes_unreachable_and_returns(blip: Simulator, client: Client) -> None:
     with blip.unreachable(), pytest.raises(httpx.ConnectError):
         client.send()
     assert client.send().status_code == 202
@@ -402,7 +406,7 @@ def reachable(client: Client) -> bool:
         return False
 
 
-def test_an_outage_by_http(client: Client) -> None:
+def test_outage_is_started_by_http(client: Client) -> None:
     assert client.http.post("/_simulator/outage", json={"seconds": 0.3}).status_code == 204
     wait_until(lambda: not reachable(client))
     wait_until(lambda: reachable(client))
@@ -412,9 +416,7 @@ def test_an_outage_by_http(client: Client) -> None:
 
 
 @pytest.mark.parametrize("phone", magic_numbers())
-def test_a_magic_number_does_what_its_rule_says(
-    blip: Simulator, client: Client, phone: str
-) -> None:
+def test_magic_number_does_what_its_rule_says(blip: Simulator, client: Client, phone: str) -> None:
     (rule,) = magic_numbers()[phone]
     found = client.look_up(phone)
     if rule.failure:
@@ -450,5 +452,5 @@ def test_a_magic_number_does_what_its_rule_says(
         ("+5531900000504", Fault(path="messages", status=504, accept=True, each=1)),
     ],
 )
-def test_the_numbers_that_others_rely_on(phone: str, rule: Fault) -> None:
+def test_magic_numbers_that_others_rely_on_are_unchanged(phone: str, rule: Fault) -> None:
     assert magic_numbers()[phone] == [rule]

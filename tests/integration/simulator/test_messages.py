@@ -31,7 +31,9 @@ from tests.support.builders import PHONE
         ("POST", "/_simulator/inbox", 405),
     ],
 )
-def test_other_paths_and_methods(client: Client, method: str, path: str, status: int) -> None:
+def test_unknown_path_or_method_is_refused(
+    client: Client, method: str, path: str, status: int
+) -> None:
     assert client.http.request(method, path).status_code == status
 
 
@@ -47,7 +49,9 @@ def test_other_paths_and_methods(client: Client, method: str, path: str, status:
         ("/messages", "", 415),
     ],
 )
-def test_content_type_is_exact(client: Client, path: str, content_type: str, status: int) -> None:
+def test_content_type_must_match_exactly(
+    client: Client, path: str, content_type: str, status: int
+) -> None:
     raw = json.dumps(message()).encode()
     answer = client.http.post(path, content=raw, headers={"Content-Type": content_type})
     assert answer.status_code == status
@@ -66,13 +70,13 @@ def test_content_type_is_exact(client: Client, path: str, content_type: str, sta
     ],
 )
 @pytest.mark.parametrize("path", ["/messages", "/commands", "/notifications"])
-def test_a_wrong_key_is_401(client: Client, path: str, key: str) -> None:
+def test_wrong_key_is_401(client: Client, path: str, key: str) -> None:
     answer = client.http.post(path, json=message(), headers={"Authorization": key})
     assert answer.status_code == 401
     assert answer.json() == {"code": 13, "description": "Invalid authorization header"}
 
 
-def test_a_changed_key_is_refused_and_the_new_one_works(blip: Simulator, client: Client) -> None:
+def test_changed_key_is_refused_and_the_new_one_works(blip: Simulator, client: Client) -> None:
     new = Bot(name="simulated", key="c2ltdWxhdGVkOm5ldw==")
     blip.put_bot(new)
     assert client.send().status_code == 401
@@ -127,7 +131,7 @@ def test_a_changed_key_is_refused_and_the_new_one_works(blip: Simulator, client:
         ("/commands", COMMAND | {"method": "set", "type": "text/plain"}, 22),
     ],
 )
-def test_an_invalid_envelope_is_400_with_a_bare_reason(
+def test_invalid_envelope_is_400_with_a_bare_reason(
     blip: Simulator, client: Client, path: str, envelope: Any, code: int
 ) -> None:
     answer = client.post(path, envelope)
@@ -148,18 +152,18 @@ def test_an_invalid_envelope_is_400_with_a_bare_reason(
         b"[" * 100_000,
     ],
 )
-def test_what_is_not_json_is_400(client: Client, raw: bytes) -> None:
+def test_body_that_is_not_json_is_400(client: Client, raw: bytes) -> None:
     answer = client.http.post(
         "/messages", content=raw, headers={"Content-Type": "application/json"}
     )
     assert (answer.status_code, answer.json()["code"]) == (400, 21)
 
 
-def test_a_huge_envelope_is_413(client: Client) -> None:
+def test_oversized_envelope_is_413(client: Client) -> None:
     assert client.send(metadata={"a": "x" * 1_100_000}).status_code == 413
 
 
-def test_another_sender_is_401(client: Client) -> None:
+def test_other_sender_is_401(client: Client) -> None:
     answer = client.send(**{"from": "other@msging.net"})
     assert (answer.status_code, answer.json()["code"]) == (401, 32)
     assert client.send(**{"from": "simulated@msging.net/instance"}).status_code == 202
@@ -168,7 +172,7 @@ def test_another_sender_is_401(client: Client) -> None:
 # --- Messages -------------------------------------------------------------------------------------
 
 
-def test_a_message_is_202_without_a_body_and_consumed(blip: Simulator, client: Client) -> None:
+def test_message_is_202_without_a_body_and_consumed(blip: Simulator, client: Client) -> None:
     blip.know(PHONE)
     answer = client.send()
     assert (answer.status_code, answer.content) == (202, b"")
@@ -182,14 +186,14 @@ def test_a_message_is_202_without_a_body_and_consumed(blip: Simulator, client: C
     assert entry["components"] == [body("Maria", "981")]
 
 
-def test_without_an_id_nothing_is_ever_reported(blip: Simulator, client: Client) -> None:
+def test_message_without_an_id_is_never_reported(blip: Simulator, client: Client) -> None:
     blip.know(PHONE)
     assert client.send(id=None).status_code == 202
     (entry,) = blip.inbox()
     assert (entry["status"], entry["receipts"]) == ("posted", [])
 
 
-def test_the_same_id_twice_is_two_deliveries(blip: Simulator, client: Client) -> None:
+def test_same_id_twice_is_two_deliveries(blip: Simulator, client: Client) -> None:
     blip.know(PHONE)
     client.send()
     client.send()
@@ -202,41 +206,39 @@ def test_the_same_id_twice_is_two_deliveries(blip: Simulator, client: Client) ->
     assert client.history("m1").count("accepted") == 2
 
 
-def test_deduplication_is_a_switch(blip: Simulator, client: Client) -> None:
+def test_deduplication_can_be_enabled(blip: Simulator, client: Client) -> None:
     blip.configure(deduplicate=True)
     assert [client.send().status_code, client.send().status_code] == [202, 202]
     assert len(blip.inbox()) == 1
 
 
 @pytest.mark.parametrize("to", [IDENTITY, "5531999998888", PHONE, "a@0mn.io", f"{IDENTITY}/x"])
-def test_an_identity_that_no_look_up_gave_out_fails(
-    blip: Simulator, client: Client, to: str
-) -> None:
+def test_identity_that_no_look_up_returned_fails(blip: Simulator, client: Client, to: str) -> None:
     assert client.send(to).status_code == 202
     (entry,) = blip.inbox()
     assert (entry["status"], entry["reason"]["code"]) == ("failed", 42)
 
 
-def test_an_identity_given_out_to_another_bot_fails(blip: Simulator, client: Client) -> None:
+def test_identity_returned_to_another_bot_fails(blip: Simulator, client: Client) -> None:
     blip.put_bot(Bot(name="other"))
     blip.know(PHONE, "other")
     client.send()
     assert blip.inbox()[0]["reason"]["code"] == 42
 
 
-def test_an_identity_made_of_the_digits_fails(blip: Simulator, client: Client) -> None:
+def test_identity_made_of_the_digits_fails(blip: Simulator, client: Client) -> None:
     client.look_up(PHONE)
     client.send("5531999998888@wa.gw.msging.net")
     assert blip.inbox()[0]["status"] == "failed"
 
 
-def test_identities_can_be_taken_on_trust(blip: Simulator, client: Client) -> None:
+def test_unknown_identities_can_be_allowed(blip: Simulator, client: Client) -> None:
     blip.configure(strict_identities=False)
     client.send()
     assert blip.inbox()[0]["status"] == "consumed"
 
 
-def test_what_is_no_template_fails(blip: Simulator, client: Client) -> None:
+def test_content_that_is_not_a_template_fails(blip: Simulator, client: Client) -> None:
     blip.know(PHONE)
     assert client.send(type="text/plain", content="hello").status_code == 202
     assert blip.inbox()[0]["reason"]["code"] == 131047

@@ -84,14 +84,14 @@ def test_receipts_are_posted_in_order_with_the_secret(
     assert webhook.posted[2][1]["from"] == IDENTITY
 
 
-def test_a_failed_receipt_says_why(client: Client, webhook: Webhook) -> None:
+def test_failed_receipt_has_its_reason(client: Client, webhook: Webhook) -> None:
     client.send(content=content(body("a")))
     webhook.wait_for(3)
     (failed,) = [receipt for _, receipt in webhook.posted if receipt["event"] == "failed"]
     assert failed["reason"]["code"] == 132000
 
 
-def test_repeated_prefixed_and_addressed_receipts(
+def test_receipts_can_be_repeated_prefixed_and_addressed(
     blip: Simulator, client: Client, webhook: Webhook
 ) -> None:
     blip.configure(receipts={"duplicates": 2, "prefix": "fwd:fwd:", "instance": True})
@@ -103,7 +103,7 @@ def test_repeated_prefixed_and_addressed_receipts(
     assert len(client.history("m1")) == 4
 
 
-def test_receipts_out_of_order(blip: Simulator, client: Client, webhook: Webhook) -> None:
+def test_receipts_can_be_out_of_order(blip: Simulator, client: Client, webhook: Webhook) -> None:
     delays = {"dispatched": 0.1, "received": 0.2, "consumed": 0.3}
     blip.configure(receipts={"out_of_order": True, "delays": delays})
     for number in range(5):
@@ -130,7 +130,7 @@ def idle(blip: Simulator) -> bool:
     return bool(blip.statistics()["receipts"]["waiting"] == 0)
 
 
-def test_refused_receipts_are_repeated_then_given_up(
+def test_refused_receipts_are_repeated_and_then_given_up(
     blip: Simulator, client: Client, webhook: Webhook
 ) -> None:
     blip.configure(
@@ -148,7 +148,7 @@ def test_refused_receipts_are_repeated_then_given_up(
     assert len(webhook.posted) == 6
 
 
-def test_an_unreachable_webhook_does_no_harm(blip: Simulator, client: Client) -> None:
+def test_unreachable_webhook_is_ignored(blip: Simulator, client: Client) -> None:
     blip.configure(receipts={"url": "http://127.0.0.1:9/", "retries": 0})
     client.send()
     wait_until(lambda: idle(blip))
@@ -156,7 +156,7 @@ def test_an_unreachable_webhook_does_no_harm(blip: Simulator, client: Client) ->
     assert len(client.history("m1")) == 3
 
 
-def test_a_bot_without_webhook_has_its_history_only(blip: Simulator, webhook: Webhook) -> None:
+def test_bot_without_a_webhook_has_only_its_history(blip: Simulator, webhook: Webhook) -> None:
     bot = Bot(name="builder", webhook=False)
     blip.put_bot(bot)
     client = Client(blip, bot.key)

@@ -80,7 +80,7 @@ def fits(name: str, *components: Json) -> Json:
         fits("seasonal_offers", body("Marina"), CAROUSEL),
     ],
 )
-def test_content_that_fits_arrives(blip: Simulator, client: Client, sent: Json) -> None:
+def test_content_that_fits_is_consumed(blip: Simulator, client: Client, sent: Json) -> None:
     blip.know(PHONE)
     assert client.send(content=sent).status_code == 202
     assert (blip.inbox()[0]["status"], blip.inbox()[0]["reason"]) == ("consumed", None)
@@ -228,7 +228,7 @@ def broken(component: Json, index: int, **changes: Any) -> Json:
         ("payment_reminder", broken(NAMED, 0, parameter_name="customer"), 132012),
     ],
 )
-def test_typed_and_named_parameters(
+def test_parameters_can_be_typed_and_named(
     blip: Simulator, client: Client, name: str, component: Json, code: int
 ) -> None:
     blip.know(PHONE)
@@ -245,7 +245,7 @@ def test_reason_codes_can_be_wrapped_by_the_gateway(blip: Simulator, client: Cli
     assert "(#132001)" in reason["description"]
 
 
-def test_a_template_can_be_fixed_at_run_time(blip: Simulator, client: Client) -> None:
+def test_template_can_be_changed_at_run_time(blip: Simulator, client: Client) -> None:
     blip.know(PHONE)
     sent = content(body("a"), name="order_lost")
     client.send(content=sent)

@@ -10,7 +10,7 @@ from tests.local.blip import Bot, Simulator, Traffic, wait_until
 from tests.local.blip.throughput import Meter, OtherTraffic
 
 
-def test_the_second_slides() -> None:
+def test_throughput_is_counted_over_a_sliding_second() -> None:
     meter = Meter()
     assert [meter.count(at) for at in (0.0, 0.5, 0.999, 1.0, 1.4, 1.5, 3.0)] == [
         1,
@@ -24,7 +24,7 @@ def test_the_second_slides() -> None:
     assert meter.highest == 4
 
 
-def test_over_the_plan_the_key_is_shut_for_every_path(blip: Simulator, client: Client) -> None:
+def test_exceeded_plan_throttles_the_key_on_every_path(blip: Simulator, client: Client) -> None:
     blip.put_bot(Bot(messages_per_second=5))
     statuses = [client.send(id=str(number)).status_code for number in range(6)]
     assert statuses == [202] * 5 + [429]
@@ -36,7 +36,7 @@ def test_over_the_plan_the_key_is_shut_for_every_path(blip: Simulator, client: C
     assert len(blip.inbox()) == 5
 
 
-def test_another_key_is_not_shut(blip: Simulator, client: Client) -> None:
+def test_exceeded_plan_does_not_throttle_another_key(blip: Simulator, client: Client) -> None:
     other = Bot(name="other")
     blip.put_bot(other)
     blip.put_bot(Bot(messages_per_second=0))
@@ -46,13 +46,13 @@ def test_another_key_is_not_shut(blip: Simulator, client: Client) -> None:
     stranger.http.close()
 
 
-def test_commands_have_a_plan_of_their_own(blip: Simulator, client: Client) -> None:
+def test_commands_have_their_own_plan(blip: Simulator, client: Client) -> None:
     blip.put_bot(Bot(commands_per_second=2))
     statuses = [client.post("/commands", COMMAND).status_code for _ in range(3)]
     assert statuses == [200, 200, 429]
 
 
-def test_the_penalty_ends(blip: Simulator, client: Client) -> None:
+def test_cooldown_ends(blip: Simulator, client: Client) -> None:
     blip.configure(penalty_seconds=1.1, retry_after=True)
     blip.put_bot(Bot(messages_per_second=1))
     client.send()
@@ -63,7 +63,7 @@ def test_the_penalty_ends(blip: Simulator, client: Client) -> None:
 
 
 @pytest.mark.parametrize(("prolonged", "after_130_seconds"), [(False, 202), (True, 429)])
-def test_what_is_refused_may_prolong_the_penalty(
+def test_refused_requests_may_prolong_the_cooldown(
     blip: Simulator, client: Client, clock: Clock, prolonged: bool, after_130_seconds: int
 ) -> None:
     blip.configure(penalty_prolonged=prolonged)
@@ -78,7 +78,7 @@ def test_what_is_refused_may_prolong_the_penalty(
     assert blip.statistics()["penalties"] == {"simulated": 1}
 
 
-def test_what_others_send_counts_against_the_plan(
+def test_other_traffic_counts_against_the_plan(
     blip: Simulator, client: Client, clock: Clock
 ) -> None:
     traffic = {"messages_per_second": 2, "spacing": "even"}
@@ -96,7 +96,7 @@ def test_what_others_send_counts_against_the_plan(
     assert blip.statistics()["traffic"] == {"simulated": {"sent": 0, "refused": 0}}
 
 
-def test_what_others_send_can_break_the_plan_alone(
+def test_other_traffic_alone_can_exceed_the_plan(
     blip: Simulator, client: Client, clock: Clock
 ) -> None:
     blip.put_bot(Bot(messages_per_second=3, traffic=Traffic(messages_per_second=4)))
@@ -112,7 +112,7 @@ def drawn(until: float, seed: int, **traffic: Any) -> list[float]:
     return list(OtherTraffic(Traffic(**traffic), 0, Random(seed)).until(until))
 
 
-def test_others_send_evenly_by_chance_or_in_bursts() -> None:
+def test_other_traffic_is_even_random_or_in_bursts() -> None:
     even = drawn(10, 1, messages_per_second=2, spacing="even")
     assert even == [number / 2 for number in range(1, 21)]
     chance = drawn(10_000, 1, messages_per_second=2)
@@ -127,14 +127,14 @@ def test_others_send_evenly_by_chance_or_in_bursts() -> None:
     assert len(bursts) == pytest.approx(12_000, rel=0.05)
 
 
-def test_others_are_drawn_on_where_they_were() -> None:
+def test_other_traffic_continues_where_it_was() -> None:
     whole, parts = (OtherTraffic(Traffic(messages_per_second=5), 0, Random(1)) for _ in range(2))
     drawn_in_parts = [at for until in range(101) for at in parts.until(until)]
     assert drawn_in_parts == list(whole.until(100))
     assert whole.sent == len(drawn_in_parts)
 
 
-def test_the_plan_can_be_switched_off(blip: Simulator, client: Client) -> None:
+def test_plan_can_be_disabled(blip: Simulator, client: Client) -> None:
     blip.put_bot(Bot(messages_per_second=1))
     blip.configure(throttle=False)
     assert {client.send().status_code for _ in range(5)} == {202}

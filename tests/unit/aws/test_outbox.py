@@ -174,7 +174,7 @@ def events_of(life: list[Entry]) -> list[Entry]:
 @example(["busy", "46 days", "cancelled", "sent", "46 days", "sent"])
 @example(["sent", "failed, 0 behind", "sent, redriven", "received, 1 behind", "received, 0 behind"])
 @example(["cancelled", "forgotten", "sent", "received, 0 behind"])
-def test_every_entry_of_a_history_is_an_event_once_and_no_other_is(names: list[str]) -> None:
+def test_each_timeline_entry_is_published_exactly_once(names: list[str]) -> None:
     history = History()
     for name in names:
         STEPS[name](history)
@@ -188,7 +188,7 @@ def test_every_entry_of_a_history_is_an_event_once_and_no_other_is(names: list[s
     ]
 
 
-def test_cancellation_of_an_id_that_is_free_again_waits_for_its_request() -> None:
+def test_cancelling_an_expired_id_waits_for_its_next_request() -> None:
     """DynamoDB sweeps up to two days late: what lies there is another notification's."""
     history = History()
     history.deliver(Transient("busy"))
@@ -203,7 +203,7 @@ def test_cancellation_of_an_id_that_is_free_again_waits_for_its_request() -> Non
     assert (event.metadata, event.correlation_id) == ({"order": "982"}, None)
 
 
-def test_what_is_swept_while_it_is_cancelled_is_cancelled_in_advance(
+def test_item_that_expires_during_its_cancellation_is_cancelled_in_advance(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     history = History()
@@ -237,7 +237,7 @@ def test_what_is_swept_while_it_is_cancelled_is_cancelled_in_advance(
     ],
     ids=str,
 )
-def test_events_of_an_entry_have_one_id_for_ever(entry: list[Any], event_id: str) -> None:
+def test_event_id_of_a_timeline_entry_never_changes(entry: list[Any], event_id: str) -> None:
     """Upstream systems keep these: the same today and with every later release."""
     item = {"key": KEY, "id": "order-1", "bot": "default", "template": "t", "timeline": [entry]}
 
@@ -253,7 +253,7 @@ def test_events_of_an_entry_have_one_id_for_ever(entry: list[Any], event_id: str
         ("id_conflict", "9aacb1a5-41f9-54f1-86d8-90d6e92a7980"),
     ],
 )
-def test_events_of_a_refusal_have_one_id_for_ever(reason: str, event_id: str) -> None:
+def test_event_id_of_a_refusal_never_changes(reason: str, event_id: str) -> None:
     refusals = [["message-1", reason, 1000, None, {}]]
     item = {"key": f"{KEY}:refused", "id": "order-1", "bot": "default", "refusals": refusals}
 

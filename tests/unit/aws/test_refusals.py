@@ -35,9 +35,7 @@ def fill(world: World) -> None:
         refuse(world, f"message-{number}")
 
 
-def test_list_that_is_swept_while_it_is_full_begins_anew(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_list_that_expires_starts_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(world)
     update = world.ledger_table.update
 
@@ -56,7 +54,7 @@ def test_list_that_is_swept_while_it_is_full_begins_anew(
 
 
 @pytest.mark.parametrize("before", [0, 3, 9, 10])
-def test_refusal_whose_answer_is_lost_is_one_event(
+def test_refusal_with_a_lost_answer_is_one_event(
     world: World, monkeypatch: pytest.MonkeyPatch, before: int
 ) -> None:
     """boto3 asks again, and DynamoDB writes it twice."""
@@ -78,7 +76,7 @@ def test_refusal_whose_answer_is_lost_is_one_event(
     assert len(world.events.told) == 1
 
 
-def test_refusals_disturb_no_notification_and_no_other_id(world: World) -> None:
+def test_refusals_affect_no_notification_and_no_other_id(world: World) -> None:
     first, second = a_request(id="order-1"), a_request(id="order-2")
     world.sandbox().deliver(first, second)
     before = world.entry(first), world.entry(second)

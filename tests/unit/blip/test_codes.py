@@ -185,13 +185,13 @@ def in_turn(*handlers: Handler) -> Handler:
     return handle
 
 
-def test_every_code_of_lime_is_in_the_tables() -> None:
+def test_tables_hold_every_lime_code() -> None:
     assert sorted(MESSAGE) == LIME
     assert sorted({*LOOK_UP, 81}) == LIME
 
 
 @pytest.mark.parametrize(("code", "expected"), MESSAGE.items())
-def test_a_message_refused_with_a_code(code: int, expected: type[Failure]) -> None:
+def test_refused_message_fails_as_its_code_says(code: int, expected: type[Failure]) -> None:
     failure = send(answering(400, {"code": code, "description": "no text"}))
 
     assert type(failure) is expected
@@ -199,7 +199,7 @@ def test_a_message_refused_with_a_code(code: int, expected: type[Failure]) -> No
 
 
 @pytest.mark.parametrize(("code", "expected"), LOOK_UP.items())
-def test_a_look_up_failed_with_a_code(code: int, expected: type[Failure]) -> None:
+def test_failed_look_up_fails_as_its_code_says(code: int, expected: type[Failure]) -> None:
     failure = look_up(failing(code))
 
     assert type(failure) is expected
@@ -218,7 +218,7 @@ def test_a_look_up_failed_with_a_code(code: int, expected: type[Failure]) -> Non
         "Missing or invalid default region.",
     ],
 )
-def test_a_processing_error_with_libphonenumber_s_words_is_about_the_number(text: str) -> None:
+def test_processing_error_in_libphonenumber_words_concerns_the_number(text: str) -> None:
     failure = look_up(failing(61, text))
 
     assert isinstance(failure, Rejected)
@@ -227,18 +227,18 @@ def test_a_processing_error_with_libphonenumber_s_words_is_about_the_number(text
 
 
 @pytest.mark.parametrize("text", ["", "An error occurred", "The channel is busy"])
-def test_a_processing_error_with_other_words_is_blip_s_own_trouble(text: str) -> None:
+def test_processing_error_in_other_words_is_transient(text: str) -> None:
     assert type(look_up(failing(61, text))) is Transient
 
 
-def test_a_message_with_libphonenumber_s_words_is_tried_again() -> None:
+def test_message_refused_in_libphonenumber_words_is_transient() -> None:
     words = "The string supplied did not seem to be a phone number."
 
     assert type(send(answering(400, {"code": 61, "description": words}))) is Transient
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_an_http_status_that_says_it_all(status: int) -> None:
+def test_http_status_alone_decides_the_failure(status: int) -> None:
     of_message, of_look_up = STATUSES[status]
 
     message, command = send(answering(status)), look_up(answering(status))
@@ -251,19 +251,19 @@ def test_an_http_status_that_says_it_all(status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
-def test_every_2xx_is_a_message_taken(status: int) -> None:
+def test_every_2xx_means_that_the_message_was_accepted(status: int) -> None:
     assert send(answering(status)) is None
 
 
 @pytest.mark.parametrize("status", [200, 202])
 @pytest.mark.parametrize("document", [{}, [], "x", 1, {"status": "failure"}, {"status": None}])
-def test_a_look_up_that_does_not_say_success_is_no_success(status: int, document: Any) -> None:
+def test_look_up_without_success_is_transient(status: int, document: Any) -> None:
     assert type(look_up(answering(status, document))) is Transient
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 408, 500, 502, 503, 504])
 @pytest.mark.parametrize(("code", "expected"), MESSAGE.items())
-def test_code_of_a_refused_message_decides_before_the_status(
+def test_code_of_a_refused_message_takes_precedence_over_its_status(
     status: int, code: int, expected: type[Failure]
 ) -> None:
     if code == 34 and status in {401, 403}:
@@ -274,7 +274,7 @@ def test_code_of_a_refused_message_decides_before_the_status(
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405])
 @pytest.mark.parametrize(("code", "expected"), LOOK_UP.items())
-def test_code_of_a_refused_look_up_decides_before_the_status(
+def test_code_of_a_refused_look_up_takes_precedence_over_its_status(
     status: int, code: int, expected: type[Failure]
 ) -> None:
     if code == 34 and status in {401, 403}:
@@ -302,24 +302,24 @@ def test_code_of_a_refused_look_up_decides_before_the_status(
         ("<html>Bad Gateway</html>", Unknown),
     ],
 )
-def test_proxy_s_words_tell_whether_it_passed_the_message_on(
+def test_proxy_text_decides_whether_the_message_was_forwarded(
     status: int, words: str, expected: type[Failure]
 ) -> None:
     assert type(send(lambda _: httpx.Response(status, text=words))) is expected
     assert type(look_up(lambda _: httpx.Response(status, text=words))) is Transient
 
 
-def test_words_of_a_proxy_count_only_with_its_statuses() -> None:
+def test_proxy_text_counts_only_with_its_own_statuses() -> None:
     assert type(send(lambda _: httpx.Response(500, text="no healthy upstream"))) is Unknown
 
 
 @pytest.mark.parametrize("code", [1, 86, 101])
-def test_a_503_whose_code_does_not_say_where_it_broke_leaves_it_open(code: int) -> None:
+def test_status_503_with_an_ambiguous_code_is_an_unknown_outcome(code: int) -> None:
     assert type(send(answering(503, {"code": code}))) is Unknown
 
 
 @pytest.mark.parametrize("code", [0, -1, 2, 19, 40, 68, 88, 99, 102, 130429, 131056, 10**40])
-def test_codes_that_nobody_knows(code: int) -> None:
+def test_unknown_code_leaves_the_decision_to_the_status(code: int) -> None:
     assert type(send(answering(400, {"code": code}))) is Rejected
     assert type(send(answering(500, {"code": code}))) is Unknown
     assert type(send(answering(503, {"code": code}))) is Unknown
@@ -329,18 +329,18 @@ def test_codes_that_nobody_knows(code: int) -> None:
 
 
 @pytest.mark.parametrize("reason", [None, "text", 7, [], {}, {"code": "61"}, {"code": None}])
-def test_a_reason_in_a_form_that_nobody_knows(reason: Any) -> None:
+def test_reason_in_an_unknown_form_is_ignored(reason: Any) -> None:
     assert type(send(answering(400, {"reason": reason}))) is Rejected
     assert type(look_up(answering(200, {"status": "failure", "reason": reason}))) is Transient
 
 
-def test_a_look_up_in_want_of_a_gateway_is_asked_a_second_time() -> None:
+def test_look_up_without_a_gateway_is_repeated_once() -> None:
     handler = in_turn(failing(81), answering(200, found("5531@wa.gw.msging.net")))
 
     assert look_up(handler) == "5531@wa.gw.msging.net"
 
 
-def test_twice_without_a_gateway_is_a_bot_without_whatsapp() -> None:
+def test_second_look_up_without_a_gateway_means_that_the_bot_has_no_whatsapp() -> None:
     asked = []
 
     def handler(request: httpx.Request) -> httpx.Response:
@@ -354,7 +354,7 @@ def test_twice_without_a_gateway_is_a_bot_without_whatsapp() -> None:
     assert len(asked) == 2
 
 
-def test_a_second_answer_of_another_kind_is_judged_by_itself() -> None:
+def test_second_answer_of_another_kind_is_read_by_itself() -> None:
     for second, expected in ((failing(34), Throttled), (failing(51), Transient)):
         assert type(look_up(in_turn(failing(81), second))) is expected
 
@@ -364,7 +364,7 @@ def found(identity: Any, member: str = "alternativeAccount") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("member", ["alternativeAccount", "identity"])
-def test_an_identity_is_taken_as_it_is(member: str) -> None:
+def test_identity_is_returned_unchanged(member: str) -> None:
     for identity in (
         "553199998888@wa.gw.msging.net",
         "0f8e4a52-1c7b-4f0e-9a3b-6d2f5c1e7a90@wa.gw.msging.net",
@@ -390,18 +390,18 @@ def test_an_identity_is_taken_as_it_is(member: str) -> None:
         "553199998888@wa.gw.msging.net\n",
     ],
 )
-def test_what_is_no_whatsapp_identity_is_never_written_to(identity: Any) -> None:
+def test_identity_that_is_not_whatsapp_is_never_sent_to(identity: Any) -> None:
     assert type(look_up(answering(200, found(identity)))) is Transient
 
 
 @pytest.mark.parametrize("resource", [None, [], "text", {}, {"phoneNumber": PHONE}])
-def test_a_success_without_an_identity_is_asked_again_later(resource: Any) -> None:
+def test_success_without_an_identity_is_transient(resource: Any) -> None:
     answer = answering(200, {"status": "success", "resource": resource})
 
     assert type(look_up(answer)) is Transient
 
 
-def test_the_other_member_is_taken_where_the_first_is_none() -> None:
+def test_other_member_is_used_if_the_first_has_no_identity() -> None:
     resource = {"alternativeAccount": "5531@tunnel.net", "identity": "5531@wa.gw.msging.net"}
 
     assert look_up(answering(200, {"status": "success", "resource": resource})) == (
@@ -440,14 +440,16 @@ def subclasses(error: type[Exception]) -> Iterator[type[Exception]]:
         yield from subclasses(kind)
 
 
-def test_every_way_to_break_is_in_the_table() -> None:
+def test_table_holds_every_transport_error() -> None:
     known = {kind for kind in subclasses(httpx.RequestError) if kind.__module__ == "httpx"}
 
     assert set(BROKEN) == known
 
 
 @pytest.mark.parametrize(("error", "expected"), BROKEN.items())
-def test_a_broken_exchange(error: type[httpx.RequestError], expected: type[Failure]) -> None:
+def test_transport_error_decides_the_failure(
+    error: type[httpx.RequestError], expected: type[Failure]
+) -> None:
     def break_off(request: httpx.Request) -> httpx.Response:
         raise error(f"about {PHONE}", request=request)
 
@@ -472,7 +474,9 @@ def test_a_broken_exchange(error: type[httpx.RequestError], expected: type[Failu
         ("Wed, 21 Oct 2031 07:28:00 GMT", None),
     ],
 )
-def test_how_long_a_throttled_bot_stays_away(header: str | None, seconds: float | None) -> None:
+def test_retry_after_is_read_in_seconds_and_as_a_date(
+    header: str | None, seconds: float | None
+) -> None:
     headers = {} if header is None else {"Retry-After": header}
 
     for failure in (
@@ -484,7 +488,7 @@ def test_how_long_a_throttled_bot_stays_away(header: str | None, seconds: float 
 
 
 @pytest.mark.parametrize("status", [400, 401, 429, 500, 503])
-def test_blip_s_own_words_stay_out_of_ours(status: int) -> None:
+def test_failures_hold_no_text_of_blip(status: int) -> None:
     words = {"code": 21, "description": f"{PHONE} Maria {KEY}"}
 
     for failure in (send(answering(status, words)), look_up(answering(status, words))):

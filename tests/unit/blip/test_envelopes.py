@@ -114,7 +114,7 @@ def components(**parts: Any) -> Json:
 
 
 @pytest.mark.parametrize("name", SENDS)
-def test_a_send_is_what_the_document_shows(name: str) -> None:
+def test_message_equals_the_documented_one(name: str) -> None:
     theirs = documented(name)
 
     ours = envelopes.message(
@@ -124,13 +124,13 @@ def test_a_send_is_what_the_document_shows(name: str) -> None:
     assert differences(theirs, ours) == DIFFERENCES[name]
 
 
-def test_every_request_of_the_document_is_compared() -> None:
+def test_every_documented_request_is_compared() -> None:
     shown = {path.stem for path in DOCUMENT.glob("*.json")}
 
     assert shown == {"1-look-up", "1-look-up-answer", *SENDS}
 
 
-def test_a_look_up_is_what_the_document_shows() -> None:
+def test_look_up_equals_the_documented_one() -> None:
     theirs = documented("1-look-up")
 
     ours = envelopes.look_up(OUR_ID, "+5531999998888")
@@ -140,7 +140,7 @@ def test_a_look_up_is_what_the_document_shows() -> None:
     }
 
 
-def test_our_comparison_sees_what_json_sees() -> None:
+def test_comparison_tells_json_types_apart() -> None:
     assert differences({"a": [0], "b": 1}, {"a": [False], "b": "1"}) == {
         ("a[0]", "0", "false"),
         ("b", "1", '"1"'),
@@ -149,13 +149,13 @@ def test_our_comparison_sees_what_json_sees() -> None:
     assert differences({"a": {"b": [1, 2]}}, {"a": {"b": [1, 2]}}) == set()
 
 
-def test_the_template_s_own_namespace_goes_before_the_bot_s() -> None:
+def test_template_namespace_takes_precedence_over_the_bot_s() -> None:
     named = envelopes.message(OUR_ID, "x@wa.gw.msging.net", template(namespace="own"), "the_bot_s")
 
     assert named["content"]["template"]["namespace"] == "own"
 
 
-def test_without_any_namespace_there_is_no_such_member() -> None:
+def test_message_without_a_namespace_omits_the_member() -> None:
     bare = envelopes.message(OUR_ID, "x@wa.gw.msging.net", template(), None)
 
     assert bare["content"]["template"] == {
@@ -165,7 +165,7 @@ def test_without_any_namespace_there_is_no_such_member() -> None:
     }
 
 
-def test_metadata_never_goes_to_blip() -> None:
+def test_metadata_is_never_sent_to_blip() -> None:
     request = parse(json.dumps(a_request(metadata={"order": "981"}))).request
 
     message = envelopes.message(OUR_ID, "x@wa.gw.msging.net", request.template, None)
@@ -173,13 +173,13 @@ def test_metadata_never_goes_to_blip() -> None:
     assert set(message) == {"id", "to", "type", "content"}
 
 
-def test_a_text_header() -> None:
+def test_text_header_is_one_text_parameter() -> None:
     assert components(header={"type": "text", "text": "Maria"}) == [
         {"type": "header", "parameters": [{"type": "text", "text": "Maria"}]}
     ]
 
 
-def test_a_location_header_has_its_coordinates_as_strings() -> None:
+def test_location_header_has_its_coordinates_as_strings() -> None:
     header = {
         "type": "location",
         "latitude": -19.92,
@@ -206,7 +206,7 @@ def test_a_location_header_has_its_coordinates_as_strings() -> None:
     }
 
 
-def test_named_parameters_keep_their_names_and_their_order() -> None:
+def test_named_parameters_keep_their_names_and_order() -> None:
     (component,) = components(body={"pedido": "981", "cliente": "Maria"})
 
     assert component["parameters"] == [
@@ -215,7 +215,7 @@ def test_named_parameters_keep_their_names_and_their_order() -> None:
     ]
 
 
-def test_money_and_dates() -> None:
+def test_currency_and_date_parameters_keep_their_fields() -> None:
     (component,) = components(
         body=[
             {"type": "currency", "fallback_value": "R$ 10,00", "code": "BRL", "amount_1000": 10000},
@@ -232,7 +232,7 @@ def test_money_and_dates() -> None:
     ]
 
 
-def test_buttons_stand_where_they_stand_in_the_list_or_where_they_say() -> None:
+def test_buttons_keep_their_position_unless_they_name_an_index() -> None:
     url, coupon, reply = components(
         buttons=[
             {"type": "url", "text": "981"},
@@ -256,7 +256,7 @@ def test_buttons_stand_where_they_stand_in_the_list_or_where_they_say() -> None:
     assert reply["index"] == 5
 
 
-def test_components_of_one_s_own_are_passed_on_as_they_are() -> None:
+def test_custom_components_are_passed_on_unchanged() -> None:
     own = [{"type": "carousel", "cards": [{"card_index": 0, "components": [{"X": None}]}]}]
 
     assert components(components=own) == own

@@ -30,7 +30,7 @@ from tests.unit.blip.receipt_envelopes import (
 # --- The table ------------------------------------------------------------------------------------
 
 
-def test_no_code_is_forgotten_and_none_stands_there_twice() -> None:
+def test_table_holds_every_code_once() -> None:
     listed = [
         code
         for families in (FOR_GOOD, LATER, UNREACHABLE, NUMBER_DOWN, SPORADIC, POSSIBLY_SENT)
@@ -42,7 +42,7 @@ def test_no_code_is_forgotten_and_none_stands_there_twice() -> None:
 
 
 @pytest.mark.parametrize(("code", "failure_kind"), TABLE.items())
-def test_every_code_means_one_thing(code: int, failure_kind: FailureKind) -> None:
+def test_every_code_has_one_meaning(code: int, failure_kind: FailureKind) -> None:
     about = failed({"code": code, "description": "Something about +5531999998888"})
 
     assert (about.failure_kind, about.code) == (failure_kind, code)
@@ -104,19 +104,19 @@ def test_every_code_is_found_inside_the_description(
     ],
     ids=repr,
 )
-def test_the_code_that_tells_most_is_found(reason: object, code: int | None) -> None:
+def test_most_specific_code_is_found(reason: object, code: int | None) -> None:
     assert failure_code(reason) == code
 
 
 @pytest.mark.parametrize("reason", [None, {}, {"code": True}, {"description": "out of luck"}])
-def test_a_failure_without_a_code_is_for_good(reason: object) -> None:
+def test_failure_without_a_code_is_permanent(reason: object) -> None:
     assert failed(reason) == Receipt(
         KEY, 1, Status.FAILED, FailureKind.PERMANENT, None, "BLiP reports a failure without a code"
     )
     assert receipt(envelope()) == failed(reason)
 
 
-def test_a_code_that_nobody_knows_is_for_good() -> None:
+def test_unknown_code_is_permanent() -> None:
     assert failed({"code": 9999, "description": "New"}) == Receipt(
         KEY,
         1,
@@ -133,7 +133,7 @@ def test_a_code_that_nobody_knows_is_for_good() -> None:
 @pytest.mark.parametrize("event", ["accepted", "dispatched", "received", "consumed"])
 @pytest.mark.parametrize("prefix", ["", "fwd:", "fwd:fwd:", "fwd:fwd:fwd:"])
 @pytest.mark.parametrize("generation", [1, 2, 17, 123_456_789])
-def test_a_receipt_names_notification_and_generation(
+def test_receipt_names_its_notification_and_generation(
     event: str, prefix: str, generation: int
 ) -> None:
     posted = envelope(event, id=prefix + message_id(KEY, generation))
@@ -167,7 +167,7 @@ def test_a_receipt_names_notification_and_generation(
         "\ud800",
     ],
 )
-def test_a_receipt_of_another_message_is_not_ours(foreign: str) -> None:
+def test_receipt_of_another_message_is_ignored(foreign: str) -> None:
     assert kind(envelope("received", id=foreign)) is Envelope.RECEIPT
     assert receipt(envelope("received", id=foreign)) is None
 
@@ -202,7 +202,7 @@ def test_a_receipt_of_another_message_is_not_ours(foreign: str) -> None:
         (5, Envelope.INVALID),
     ],
 )
-def test_every_kind_of_envelope_is_told_apart(document: object, expected: Envelope) -> None:
+def test_every_kind_of_envelope_is_recognised(document: object, expected: Envelope) -> None:
     assert kind(document) is expected
     if expected is not Envelope.RECEIPT:
         assert receipt(document) is None
@@ -227,7 +227,7 @@ JSON = st.recursive(
     )
     | JSON
 )
-def test_nothing_that_comes_in_breaks_it(document: object) -> None:
+def test_no_document_raises_an_error(document: object) -> None:
     about = receipt(document)
 
     assert (about is not None) <= (kind(document) is Envelope.RECEIPT)
@@ -236,7 +236,7 @@ def test_nothing_that_comes_in_breaks_it(document: object) -> None:
         assert receipt(reduced(document)) == about
 
 
-def test_what_waits_on_a_queue_holds_no_number() -> None:
+def test_queued_envelope_holds_no_phone_number() -> None:
     posted = envelope(reason={"code": 131026, "description": "gone"})
 
     assert reduced(posted) == {

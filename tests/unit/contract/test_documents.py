@@ -57,11 +57,11 @@ REQUEST_VALIDATOR = validator("request.schema.json")
 # --- Schemas --------------------------------------------------------------------------------------
 
 
-def test_the_schemas_are_what_the_models_say() -> None:
+def test_schemas_are_generated_from_the_models() -> None:
     assert list(schemas.drifted()) == []
 
 
-def test_drift_is_named_and_fails_the_check(
+def test_drifted_schema_is_named_and_fails_the_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "schema"
@@ -83,7 +83,7 @@ def test_drift_is_named_and_fails_the_check(
 
 
 @pytest.mark.parametrize("name", sorted(schemas.files()))
-def test_the_schemas_are_json_schema_2020_12(name: str) -> None:
+def test_schemas_are_valid_json_schema_2020_12(name: str) -> None:
     content = schema(name)
     Draft202012Validator.check_schema(content)
     assert content["$schema"] == schemas.DIALECT
@@ -91,14 +91,14 @@ def test_the_schemas_are_json_schema_2020_12(name: str) -> None:
     assert "\\u0000" not in json.dumps(content)
 
 
-def test_every_field_in_the_request_schema_is_described() -> None:
+def test_request_schema_describes_every_field() -> None:
     content = schema("request.schema.json")
     for model in (content, *content["$defs"].values()):
         assert model["description"]
         assert all(field["description"] for field in model["properties"].values())
 
 
-def test_the_examples_in_the_schema_keep_to_it() -> None:
+def test_examples_in_the_request_schema_are_valid() -> None:
     content = schema("request.schema.json")
     for example in content["examples"]:
         REQUEST_VALIDATOR.validate(example)
@@ -108,7 +108,7 @@ def test_the_examples_in_the_schema_keep_to_it() -> None:
 
 
 @pytest.mark.parametrize("name", USABLE)
-def test_usable_samples_parse_and_keep_to_the_schema(name: str) -> None:
+def test_valid_samples_parse_and_match_the_schema(name: str) -> None:
     unwrapped = unwrapped_body(SAMPLES[name])
     REQUEST_VALIDATOR.validate(unwrapped)
     assert (unwrapped != json.loads(SAMPLES[name])) == (name in WRAPPED)
@@ -117,13 +117,13 @@ def test_usable_samples_parse_and_keep_to_the_schema(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "reason"), UNUSABLE.items())
-def test_unusable_samples_are_refused(name: str, reason: Reason) -> None:
+def test_invalid_samples_are_refused(name: str, reason: Reason) -> None:
     with pytest.raises(InvalidRequest) as refused:
         parse(SAMPLES[name])
     assert refused.value.reason is reason
 
 
-def test_the_invalid_sample_breaks_several_fields_and_the_schema() -> None:
+def test_invalid_sample_breaks_several_fields_and_the_schema() -> None:
     with pytest.raises(InvalidRequest) as refused:
         parse(SAMPLES["41-invalid.json"])
     assert [error.field for error in refused.value.fields] == [
@@ -137,7 +137,7 @@ def test_the_invalid_sample_breaks_several_fields_and_the_schema() -> None:
     assert not REQUEST_VALIDATOR.is_valid(json.loads(SAMPLES["41-invalid.json"]))
 
 
-def test_the_samples_of_one_id_say_what_they_are_for() -> None:
+def test_samples_that_share_an_id_show_repetition_and_conflict() -> None:
     first, again, other = (
         parse(SAMPLES[name])
         for name in ("01-text.json", "30-duplicate.json", "43-id-conflict.json")
@@ -149,14 +149,14 @@ def test_the_samples_of_one_id_say_what_they_are_for() -> None:
     assert len(set(ids)) == len(ids) - 2
 
 
-def test_only_the_expired_sample_has_a_date_and_it_has_passed() -> None:
+def test_only_the_expired_sample_has_a_date_and_it_is_past() -> None:
     dates = {name: parse(SAMPLES[name]).request.valid_until for name in USABLE}
     dated = {name: date for name, date in dates.items() if date is not None}
     assert list(dated) == ["44-expired.json"]
     assert dated["44-expired.json"] < datetime.now(UTC)
 
 
-def test_the_samples_show_every_kind_of_header_value_and_button() -> None:
+def test_samples_show_every_kind_of_header_value_and_button() -> None:
     templates = [parse(SAMPLES[name]).request.template for name in USABLE]
     headers = {type(template.header) for template in templates if template.header}
     buttons = {type(button) for template in templates for button in template.buttons}
@@ -200,7 +200,7 @@ SCHEMA_CASES: list[Json] = [
 
 
 @pytest.mark.parametrize("content", SCHEMA_CASES, ids=["phone number", "the rest"])
-def test_what_parses_keeps_to_the_schema(content: Json) -> None:
+def test_request_that_parses_matches_the_schema(content: Json) -> None:
     parse(json.dumps(content))
     REQUEST_VALIDATOR.validate(content)
 
@@ -209,7 +209,7 @@ TEXTS = st.text() | st.text(" \t\n\u00a0-().:+0123456789aZ_", max_size=20)
 
 
 @given(TEXTS, st.sampled_from(["id", "to", "bot", "valid_until", "text", "payload", "link"]))
-def test_any_text_that_parses_keeps_to_the_schema(text: str, place: str) -> None:
+def test_any_text_that_parses_matches_the_schema(text: str, place: str) -> None:
     content = copy.deepcopy(SCHEMA_CASES[0])
     match place:
         case "text":
@@ -258,7 +258,7 @@ def test_any_text_that_parses_keeps_to_the_schema(text: str, place: str) -> None
     ],
     ids=lambda value: json.dumps(value)[:50],
 )
-def test_the_schema_finds_what_parse_refuses(path: tuple[str, ...], value: object) -> None:
+def test_schema_refuses_what_parse_refuses(path: tuple[str, ...], value: object) -> None:
     content = copy.deepcopy(json.loads(SAMPLES["01-text.json"]))
     target = content
     for step in path[:-1]:
@@ -281,7 +281,7 @@ DEAD_LETTER = {
 }
 
 
-def test_a_dead_letter_keeps_to_its_schema() -> None:
+def test_dead_letter_matches_its_schema() -> None:
     checked = validator("dead-letter.schema.json")
     checked.validate(DEAD_LETTER)
     assert not checked.is_valid(DEAD_LETTER | {"reason": "unlucky"})
@@ -319,7 +319,7 @@ def event(**changes: object) -> Json:
 @pytest.mark.parametrize("status", Status)
 @pytest.mark.parametrize("reason", [None, *Reason])
 @pytest.mark.parametrize("generation", [0, 7])
-def test_what_is_told_keeps_to_its_schema(
+def test_status_event_matches_its_schema(
     status: Status, reason: Reason | None, generation: int
 ) -> None:
     key = ledger_key("default", "order-981")
@@ -331,7 +331,7 @@ def test_what_is_told_keeps_to_its_schema(
     )
 
 
-def test_what_is_no_status_event_is_found() -> None:
+def test_invalid_status_event_is_refused_by_its_schema() -> None:
     EVENT_VALIDATOR.validate(event())
     EVENT_VALIDATOR.validate({"version": "0", "account": "1", "id": "2"} | event(status="sent"))
     for name in EVENT:
@@ -372,7 +372,7 @@ def references(value: object) -> Iterator[str]:
             yield from references(entry)
 
 
-def test_asyncapi_keeps_to_its_published_schema() -> None:
+def test_asyncapi_document_matches_its_published_schema() -> None:
     published = json.loads(ASYNCAPI_SCHEMA.read_text(encoding="utf-8"))
     checked = validator_for(published)(published)
     assert [error.message for error in checked.iter_errors(asyncapi())] == []
@@ -380,7 +380,7 @@ def test_asyncapi_keeps_to_its_published_schema() -> None:
     assert not checked.is_valid(wrong)
 
 
-def test_asyncapi_refers_to_what_exists() -> None:
+def test_asyncapi_references_exist() -> None:
     document = asyncapi()
     found = set(references(document))
     assert {f"./schema/{name}" for name in schemas.files()} <= found
@@ -395,7 +395,7 @@ def test_asyncapi_refers_to_what_exists() -> None:
 # --- OpenAPI --------------------------------------------------------------------------------------
 
 
-def test_openapi_is_valid() -> None:
+def test_openapi_document_is_valid() -> None:
     document = yaml.safe_load((EVENTS / schemas.OPENAPI).read_text(encoding="utf-8"))
     assert document["openapi"].startswith("3.1")
     assert list(OpenAPIV31SpecValidator(document).iter_errors()) == []
@@ -403,7 +403,7 @@ def test_openapi_is_valid() -> None:
     assert list(OpenAPIV31SpecValidator(document).iter_errors()) != []
 
 
-def test_openapi_describes_the_routes_that_are_deployed() -> None:
+def test_openapi_describes_the_deployed_routes() -> None:
     paths = schemas.openapi()["paths"]
     described = {f"{method.upper()} {path}" for path, routes in paths.items() for method in routes}
     template = (EVENTS.parent / "template.yaml").read_text(encoding="utf-8")
@@ -425,7 +425,7 @@ def models(model: type[BaseModel]) -> set[type[BaseModel]]:
     }
 
 
-def test_the_readme_names_every_field() -> None:
+def test_contract_readme_names_every_field() -> None:
     top = set(NotificationRequest.model_fields) - {"template"}
     template = {f"template.{name}" for name in parts.Template.model_fields}
     others = models(BaseModel) - {NotificationRequest, parts.Template, Strict, BaseModel}
@@ -434,7 +434,7 @@ def test_the_readme_names_every_field() -> None:
     assert sorted((top | template | inner) - CODE) == []
 
 
-def test_the_readme_names_every_kind() -> None:
+def test_contract_readme_names_every_kind() -> None:
     kinds = {
         model.model_fields["type"].annotation.__args__[0]  # type: ignore[union-attr]
         for model in models(BaseModel)
@@ -444,7 +444,7 @@ def test_the_readme_names_every_kind() -> None:
     assert sorted(kinds - CODE) == []
 
 
-def test_the_readme_tells_what_to_do_about_every_reason() -> None:
+def test_contract_readme_says_what_to_do_for_every_reason() -> None:
     section = README.partition("## Dead letters")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| [^|]{10,} \| [^|]{5,} \|$", section, re.MULTILINE)
     assert sorted(rows) == sorted(Reason)
@@ -453,14 +453,14 @@ def test_the_readme_tells_what_to_do_about_every_reason() -> None:
     assert sorted(names - CODE) == []
 
 
-def test_the_readme_warns_of_a_redrive_that_may_send_twice() -> None:
+def test_contract_readme_warns_that_a_redrive_may_send_twice() -> None:
     for reason, named in {"undelivered": "Code 86", "outcome_unknown": "a redrive"}.items():
         [row] = re.findall(rf"^\| `{reason}` \|.*$", README, re.MULTILINE)
         assert named in row
         assert "may send it twice" in row
 
 
-def test_the_readme_shows_every_sample_with_its_end() -> None:
+def test_contract_readme_shows_every_sample_with_its_status() -> None:
     rows = dict(re.findall(r"^\| \[([\w.-]+)\]\(\1\) \| [^|]+ \| `?([^|`]+)`? \|$", README, re.M))
     assert list(rows) == list(SAMPLES)
     ends = {"delivered", "not sent again", *Reason}
@@ -468,7 +468,7 @@ def test_the_readme_shows_every_sample_with_its_end() -> None:
     assert {name: rows[name] for name in UNUSABLE} == {name: str(r) for name, r in UNUSABLE.items()}
 
 
-def test_the_readme_names_every_member_and_status_of_an_event() -> None:
+def test_contract_readme_names_every_member_and_status_of_an_event() -> None:
     detail = schema("status-event.schema.json")["$defs"]["Detail"]["properties"]
     section = README.partition("## Status events")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (`.*`) \| .{5,} \|$", section, re.MULTILINE)
@@ -476,7 +476,7 @@ def test_the_readme_names_every_member_and_status_of_an_event() -> None:
     assert sorted(name for name in detail if f'"{name}"' not in section) == []
 
 
-def test_the_readmes_own_samples_are_good_ones() -> None:
+def test_contract_readme_samples_are_valid() -> None:
     shown, event = re.findall(r"```json\n(.*?)```", README, re.DOTALL)
     assert parse(shown) == parse(SAMPLES["01-text.json"])
     EVENT_VALIDATOR.validate(json.loads(event))

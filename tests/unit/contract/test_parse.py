@@ -53,7 +53,7 @@ MALFORMED: list[tuple[str, str, str]] = [
 @pytest.mark.parametrize(
     ("body", "detail"), [pytest.param(*case, id=name) for name, *case in MALFORMED]
 )
-def test_malformed(body: str, detail: str) -> None:
+def test_malformed_body_is_refused_with_its_detail(body: str, detail: str) -> None:
     refusal = refused(body)
     assert refusal.reason is Reason.MALFORMED
     assert refusal.detail.startswith(detail)
@@ -71,11 +71,11 @@ def test_malformed(body: str, detail: str) -> None:
         pytest.param(json.dumps({str(i): i for i in range(5000)}), id="5000 fields"),
     ],
 )
-def test_strange_objects_are_invalid_like_others(body: str) -> None:
+def test_unusual_objects_are_invalid(body: str) -> None:
     assert refused(body).reason is Reason.INVALID
 
 
-def test_of_two_equal_names_the_last_counts() -> None:
+def test_last_of_two_equal_names_counts() -> None:
     body = json.dumps(request()).replace('"id"', '"id": "first", "id"', 1)
     assert parse(body).request.id == "order-981"
 
@@ -87,20 +87,20 @@ def sized(size: int) -> Json:
     return content
 
 
-def test_a_request_may_have_64_kib_as_compact_json() -> None:
+def test_request_may_have_64_kib_as_compact_json() -> None:
     parse(json.dumps(sized(MAX_REQUEST_BYTES), indent=8))
     refusal = refused(json.dumps(sized(MAX_REQUEST_BYTES + 1)))
     assert refusal.reason is Reason.MALFORMED
     assert refusal.detail == "the request is larger than 64 KiB"
 
 
-def test_bytes_count_and_not_characters() -> None:
+def test_request_size_is_counted_in_bytes() -> None:
     content = request(metadata={"a": "é" * (MAX_REQUEST_BYTES // 2)})
     refusal = refused(json.dumps(content, ensure_ascii=False))
     assert refusal.detail == "the request is larger than 64 KiB"
 
 
-def test_a_body_may_have_256_kib() -> None:
+def test_body_may_have_256_kib() -> None:
     body = json.dumps(request())
     parse(body + " " * (MAX_BODY_BYTES - len(body)))
     assert refused(body + " " * (MAX_BODY_BYTES - len(body) + 1)).reason is Reason.MALFORMED
@@ -137,13 +137,13 @@ type Wrapper = Callable[[object], Json]
 
 @pytest.mark.parametrize("outer", WRAPPERS)
 @pytest.mark.parametrize("inner", [*WRAPPERS, None])
-def test_wrappers_are_taken_off(outer: Wrapper, inner: Wrapper | None) -> None:
+def test_wrappers_are_removed(outer: Wrapper, inner: Wrapper | None) -> None:
     content = request(metadata={"café": "ção"})
     wrapped = outer(inner(content) if inner else content)
     assert parse(json.dumps(wrapped)) == parse(json.dumps(content))
 
 
-def test_at_most_three_wrappers() -> None:
+def test_at_most_three_wrappers_are_removed() -> None:
     three = sns(event_bridge(cloud_event(request())))
     parse(json.dumps(three))
     refusal = refused(json.dumps(event_bridge(three)))
@@ -152,7 +152,7 @@ def test_at_most_three_wrappers() -> None:
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_an_invalid_request_in_a_wrapper_is_invalid(wrapper: Wrapper) -> None:
+def test_invalid_request_in_a_wrapper_is_invalid(wrapper: Wrapper) -> None:
     refusal = refused(json.dumps(wrapper(request(metadata=1))))
     assert refusal.reason is Reason.INVALID
     assert refusal.notification_id == "order-981"
@@ -251,7 +251,7 @@ def test_an_invalid_request_in_a_wrapper_is_invalid(wrapper: Wrapper) -> None:
         ),
     ],
 )
-def test_a_broken_wrapper_is_malformed_and_says_what_is_wrong(wrapped: Json, detail: str) -> None:
+def test_broken_wrapper_is_malformed_and_the_detail_says_why(wrapped: Json, detail: str) -> None:
     refusal = refused(json.dumps(wrapped))
     assert refusal.reason is Reason.MALFORMED
     assert refusal.detail == detail
@@ -290,13 +290,13 @@ def judged(body: str) -> InvalidRequest | None:
     return refusal
 
 
-def test_the_rich_request_is_valid() -> None:
+def test_rich_request_is_valid() -> None:
     assert judged(json.dumps(RICH)) is None
 
 
 @given(st.text(alphabet=st.characters()))
 @example("\udfff")
-def test_any_text_is_judged(body: str) -> None:
+def test_any_text_is_parsed_or_refused(body: str) -> None:
     judged(body)
 
 
@@ -310,7 +310,7 @@ JSON_VALUES = st.recursive(
 
 
 @given(JSON_VALUES)
-def test_any_json_is_judged(value: object) -> None:
+def test_any_json_is_parsed_or_refused(value: object) -> None:
     judged(json.dumps(value))
 
 
@@ -335,14 +335,14 @@ def replaced(path: tuple[str | int, ...], value: object) -> object:
 
 
 @given(st.sampled_from(places(RICH)), JSON_VALUES)
-def test_any_json_anywhere_in_a_request_is_judged(
+def test_any_json_anywhere_in_a_request_is_parsed_or_refused(
     path: tuple[str | int, ...], value: object
 ) -> None:
     judged(json.dumps(replaced(path, value)))
 
 
 @given(st.sampled_from(WRAPPERS), JSON_VALUES)
-def test_any_json_in_a_wrapper_is_judged(wrapper: Wrapper, value: object) -> None:
+def test_any_json_in_a_wrapper_is_parsed_or_refused(wrapper: Wrapper, value: object) -> None:
     judged(json.dumps(wrapper(value)))
 
 
@@ -351,7 +351,7 @@ CANARY = "Zuleica 98765 4321"
 
 @pytest.mark.parametrize("value", [CANARY, [CANARY], {CANARY: CANARY}, {"type": CANARY}])
 @pytest.mark.parametrize("path", places(RICH), ids=str)
-def test_no_error_holds_a_value(path: tuple[str | int, ...], value: object) -> None:
+def test_errors_hold_no_value_of_the_request(path: tuple[str | int, ...], value: object) -> None:
     refusal = judged(json.dumps(replaced(path, value)))
     if refusal is not None:
         told = f"{refusal.detail} {refusal.fields} {refusal.notification_id} {refusal.template}"

@@ -28,7 +28,7 @@ PACKAGE = Path(__file__).parents[3] / "layers" / "notifier"
         pytest.param("+351 912 345 678", "+351912345678", id="Portugal"),
     ],
 )
-def test_numbers_come_out_in_e164(written: str, e164: str) -> None:
+def test_phone_numbers_are_normalised_to_e164(written: str, e164: str) -> None:
     assert normalise(written) == e164
 
 
@@ -61,7 +61,7 @@ def test_numbers_come_out_in_e164(written: str, e164: str) -> None:
         ("+49 00 6662", "has a 0 too many after the country code"),
     ],
 )
-def test_impossible_numbers_are_refused_in_one_clear_line(written: str, problem: str) -> None:
+def test_impossible_numbers_are_refused_in_one_line(written: str, problem: str) -> None:
     with pytest.raises(ValueError, match=problem.replace("+", r"\+")) as refused:
         normalise(written)
     assert "\n" not in str(refused.value)
@@ -83,7 +83,7 @@ def normalised_or_none(text: str) -> str | None:
 
 
 @given(NUMBERS | st.text("+0123456789 -()", max_size=20) | st.text(max_size=20))
-def test_normalising_twice_changes_nothing(text: str) -> None:
+def test_normalising_a_number_twice_changes_nothing(text: str) -> None:
     once = normalised_or_none(text)
     if once is not None:
         assert normalise(once) == once
@@ -93,7 +93,7 @@ def test_normalising_twice_changes_nothing(text: str) -> None:
 
 
 @given(NUMBERS)
-def test_a_refusal_never_holds_the_number(number: str) -> None:
+def test_refusal_never_holds_the_number(number: str) -> None:
     problem = ""
     try:
         normalise(number)
@@ -105,19 +105,19 @@ def test_a_refusal_never_holds_the_number(number: str) -> None:
 @pytest.mark.parametrize(
     ("number", "masked"), [("+5531999998888", "…8888"), ("+55", "…55"), ("", "…")]
 )
-def test_the_mask_shows_the_last_four_digits(number: str, masked: str) -> None:
+def test_mask_shows_the_last_four_digits(number: str, masked: str) -> None:
     assert mask(number) == masked
 
 
 @given(st.text())
-def test_the_mask_never_shows_more_than_four_characters(text: str) -> None:
+def test_mask_never_shows_more_than_four_characters(text: str) -> None:
     masked = mask(text)
     assert masked.startswith("…")
     assert len(masked) <= 5
     assert all(character.isdigit() for character in masked[1:])
 
 
-def test_importing_it_loads_no_geography() -> None:
+def test_importing_phone_loads_no_geography() -> None:
     loaded = subprocess.run(
         [sys.executable, "-c", "import sys, notifier.contract.phone; print(*sys.modules)"],
         env={"PYTHONPATH": str(PACKAGE)},

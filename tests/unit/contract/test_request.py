@@ -37,7 +37,7 @@ def parsed(content: object) -> NotificationRequest:
     return parse(json.dumps(content)).request
 
 
-def test_the_smallest_request() -> None:
+def test_smallest_request_gets_the_defaults() -> None:
     assert parsed(request()) == NotificationRequest(
         id="order-981",
         to="+5531999998888",
@@ -57,7 +57,7 @@ def test_the_smallest_request() -> None:
     )
 
 
-def test_the_whole_request() -> None:
+def test_whole_request_is_read() -> None:
     content = with_template(
         namespace="a1b2_c3-d4",
         header={"type": "image", "link": LINK},
@@ -113,7 +113,7 @@ def header(**fields: Any) -> Json:
     ],
     ids=lambda value: value["type"] if isinstance(value, dict) else "",
 )
-def test_headers(sent: Json, header: object) -> None:
+def test_headers_are_read(sent: Json, header: object) -> None:
     assert parsed(with_template(header=sent)).template.header == header
 
 
@@ -166,7 +166,7 @@ def test_headers(sent: Json, header: object) -> None:
         pytest.param(request(valid_until="2001-01-01T00:00:00Z"), id="past, which is not invalid"),
     ],
 )
-def test_accepted(content: Json) -> None:
+def test_valid_request_is_accepted(content: Json) -> None:
     parsed(content)
 
 
@@ -187,18 +187,18 @@ def test_accepted(content: Json) -> None:
     ],
     ids=lambda link: link[:40],
 )
-def test_links_that_may_be_sent(link: str) -> None:
+def test_allowed_links_are_accepted(link: str) -> None:
     header = parsed(with_template(header={"type": "video", "link": link})).template.header
     assert header == HeaderVideo(type="video", link=link)
 
 
-def test_null_is_left_out() -> None:
+def test_null_fields_are_left_out() -> None:
     full = request(bot=None, valid_until=None, if_unknown=None, metadata=None)
     full["template"] |= dict.fromkeys(("namespace", "header", "body", "buttons", "components"))
     assert parsed(full) == parsed(request())
 
 
-def test_a_request_cannot_be_changed() -> None:
+def test_request_cannot_be_changed() -> None:
     frozen = parsed(request())
     with pytest.raises(ValidationError):
         frozen.to = "+5531900000000"  # type: ignore[misc]
@@ -492,7 +492,7 @@ INVALID: list[tuple[str, Json, dict[str, str]]] = [
 @pytest.mark.parametrize(
     ("content", "fields"), [pytest.param(*case, id=name) for name, *case in INVALID]
 )
-def test_every_broken_field_is_named_with_what_would_be_right(
+def test_every_broken_field_is_named_with_the_expected_value(
     content: Json, fields: dict[str, str]
 ) -> None:
     assert broken_fields(content) == fields
@@ -541,12 +541,12 @@ BLANKS = "must not hold spaces, backslashes or control characters: encode them"
     ids=lambda value: str(value)[:40],
 )
 @pytest.mark.parametrize("kind", ["image", "video", "document"])
-def test_links_that_may_not_be_sent(kind: str, link: object, problem: str) -> None:
+def test_refused_links_name_the_problem(kind: str, link: object, problem: str) -> None:
     fields = {"type": kind, "link": link} | ({"filename": "a"} if kind == "document" else {})
     assert broken_fields(with_template(header=fields)) == {"template.header.link": problem}
 
 
-def test_the_summary_is_one_line_with_the_first_three() -> None:
+def test_summary_is_one_line_with_the_first_three_fields() -> None:
     refusal = refused(json.dumps(with_template(body=["a\nb"] * 5)))
     assert refusal.detail == (
         "template.body[0]: must not hold a newline; template.body[1]: must not hold a newline; "
@@ -555,7 +555,7 @@ def test_the_summary_is_one_line_with_the_first_three() -> None:
     assert str(refusal) == refusal.detail
 
 
-def test_at_most_twenty_broken_fields_are_listed_and_all_counted() -> None:
+def test_at_most_twenty_broken_fields_are_listed_and_all_are_counted() -> None:
     refusal = refused(json.dumps(with_template(body=[""] * 1000)))
     assert len(refusal.fields) == 20
     assert refusal.detail.endswith("; and 997 more")
@@ -576,9 +576,7 @@ def test_at_most_twenty_broken_fields_are_listed_and_all_counted() -> None:
         ("[key]", ""),
     ],
 )
-def test_what_a_producer_put_in_a_names_place_stays_out_of_the_errors(
-    name: str, shown: str
-) -> None:
+def test_unknown_names_from_a_producer_stay_out_of_the_errors(name: str, shown: str) -> None:
     (field,) = broken_fields(request(metadata={name: 1}))
     assert field == f"metadata.{shown}".rstrip(".")
 
@@ -605,7 +603,7 @@ def test_what_a_producer_put_in_a_names_place_stays_out_of_the_errors(
         ([], (None, None, None)),
     ],
 )
-def test_id_bot_and_template_are_known_where_they_are_readable(
+def test_id_bot_and_template_of_an_invalid_request_are_known_if_readable(
     content: object, known: tuple[str | None, ...]
 ) -> None:
     refusal = refused(json.dumps(content))
@@ -615,7 +613,7 @@ def test_id_bot_and_template_are_known_where_they_are_readable(
 # --- Hash and keys --------------------------------------------------------------------------------
 
 
-def test_the_hash_is_of_the_content_whatever_its_order_and_white_space() -> None:
+def test_content_hash_ignores_order_and_white_space() -> None:
     content = request(metadata={"a": "é", "b": "1"})
     shuffled = dict(reversed(content.items())) | {"metadata": {"b": "1", "a": "é"}}
     plain = parse(json.dumps(content)).content_hash
@@ -623,7 +621,7 @@ def test_the_hash_is_of_the_content_whatever_its_order_and_white_space() -> None
 
 
 @pytest.mark.parametrize("correlation_id", ["checkout-7f3a", "00-4bf92f35-01", None])
-def test_the_correlation_id_is_no_content(correlation_id: str | None) -> None:
+def test_correlation_id_is_not_part_of_the_content_hash(correlation_id: str | None) -> None:
     parsed = parse(json.dumps(request(correlation_id=correlation_id)))
 
     assert parsed.request.correlation_id == correlation_id
@@ -639,7 +637,7 @@ def test_other_content_has_another_hash(other: Json) -> None:
     assert parse(json.dumps(other)).content_hash != parse(json.dumps(request())).content_hash
 
 
-def test_the_hash_of_a_sample_never_changes() -> None:
+def test_content_hash_of_a_sample_never_changes() -> None:
     """A release with another hash would call every repetition a conflict; hence the `1:`."""
     body = (EVENTS / "01-text.json").read_text(encoding="utf-8")
     assert parse(body).content_hash == (
@@ -647,11 +645,11 @@ def test_the_hash_of_a_sample_never_changes() -> None:
     )
 
 
-def test_the_ledger_key_never_changes() -> None:
+def test_ledger_key_never_changes() -> None:
     assert ledger_key("default", "order-981-shipped") == "02a8c4fb-7dc7-5ca5-a2d4-50bebc023756"
 
 
-def test_keys_are_uuids_and_differ_by_bot_and_id() -> None:
+def test_ledger_keys_are_uuids_and_differ_by_bot_and_id() -> None:
     keys = {ledger_key(bot, name) for bot in ("a", "a-b") for name in ("1", "2", "a", "a-b")}
     assert len(keys) == 8
     assert all(str(UUID(key)) == key for key in keys)

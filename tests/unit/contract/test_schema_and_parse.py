@@ -278,7 +278,7 @@ def compared(content: Json) -> list[str | None]:
 
 
 @pytest.mark.parametrize("share", range(SHARES))
-def test_mutated_requests_meet_one_verdict(share: int) -> None:
+def test_schema_and_parse_agree_on_mutated_requests(share: int) -> None:
     mutator = Mutator(SEED + share)
     seen: Counter[str | None] = Counter()
     for _ in range(MUTATIONS // SHARES):
@@ -292,7 +292,7 @@ def test_mutated_requests_meet_one_verdict(share: int) -> None:
     assert min(seen["both accept"], seen["both refuse"]) > MUTATIONS // SHARES // 5
 
 
-def test_the_readme_names_every_difference() -> None:
+def test_contract_readme_names_every_difference() -> None:
     section = README.partition("## Check before publishing")[2].partition("\n## ")[0]
     words = " ".join(section.split())
     assert [name for name in (*INVALID, *MALFORMED) if name not in words] == []

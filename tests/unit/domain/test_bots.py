@@ -36,7 +36,7 @@ def the_problem(**entry: Any) -> str:
     return bot.problem
 
 
-def test_a_bot_as_the_deploy_describes_it() -> None:
+def test_documented_bot_is_read() -> None:
     bot = the_bot(
         base_url="https://acme.http.msging.net",
         namespace="acme_namespace",
@@ -52,7 +52,7 @@ def test_a_bot_as_the_deploy_describes_it() -> None:
     assert bot.commands_per_second == 48
 
 
-def test_a_key_alone_is_enough() -> None:
+def test_key_alone_is_a_valid_bot() -> None:
     bot = the_bot()
 
     assert bot.base_url == "https://http.msging.net"
@@ -71,12 +71,12 @@ def test_a_key_alone_is_enough() -> None:
         f"KEY  {KEY}",
     ],
 )
-def test_a_key_has_one_prefix_however_it_was_pasted(pasted: str) -> None:
+def test_pasted_key_gets_exactly_one_prefix(pasted: str) -> None:
     assert the_bot(key=pasted).key == KEY
 
 
 @given(st.text(min_size=1, max_size=40), st.text(min_size=1, max_size=40))
-def test_every_identifier_and_secret_make_a_key(identifier: str, secret: str) -> None:
+def test_any_identifier_and_secret_make_a_key(identifier: str, secret: str) -> None:
     if ":" in identifier or any("\ud800" <= letter <= "\udfff" for letter in identifier + secret):
         return
     key = base64.b64encode(f"{identifier}:{secret}".encode()).decode()
@@ -85,7 +85,7 @@ def test_every_identifier_and_secret_make_a_key(identifier: str, secret: str) ->
     assert the_bot(key=f"Key {key}").key == f"Key {key}"
 
 
-def test_the_deploy_s_placeholder_is_refused_by_name() -> None:
+def test_placeholder_of_the_deploy_is_refused_by_name() -> None:
     bot = parse_bots(PLACEHOLDER)["default"]
 
     assert isinstance(bot, InvalidBot)
@@ -97,7 +97,7 @@ def test_the_deploy_s_placeholder_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("placeholder", ["REPLACE_ME", "Key REPLACE_ME", " key REPLACE_ME "])
-def test_the_placeholder_is_recognised_in_every_form(placeholder: str) -> None:
+def test_placeholder_is_recognised_in_every_form(placeholder: str) -> None:
     assert "is still the placeholder" in the_problem(key=placeholder)
 
 
@@ -113,7 +113,7 @@ def test_the_placeholder_is_recognised_in_every_form(placeholder: str) -> None:
         (7, "key"),
     ],
 )
-def test_a_key_that_cannot_work_is_told_so(key: Any, problem: str) -> None:
+def test_invalid_key_is_refused_with_its_problem(key: Any, problem: str) -> None:
     assert problem in the_problem(key=key)
 
 
@@ -149,7 +149,7 @@ def test_a_key_that_cannot_work_is_told_so(key: Any, problem: str) -> None:
     ],
     ids=str,
 )
-def test_a_wrong_entry_names_its_member(entry: dict[str, Any]) -> None:
+def test_invalid_entry_names_its_member(entry: dict[str, Any]) -> None:
     (member,) = entry
 
     assert f"{member}:" in the_problem(**entry)
@@ -167,18 +167,18 @@ def test_a_wrong_entry_names_its_member(entry: dict[str, Any]) -> None:
         "http://host.docker.internal:4567",
     ],
 )
-def test_base_urls_that_are_in_use(url: str) -> None:
+def test_base_urls_in_use_are_accepted(url: str) -> None:
     assert the_bot(base_url=url).base_url == url
 
 
 @pytest.mark.parametrize("number", ["nan", "inf"])
 @pytest.mark.parametrize("member", ["messages_per_second", "commands_per_second"])
-def test_a_plan_is_a_finite_number(member: str, number: str) -> None:
+def test_plan_must_be_a_finite_number(member: str, number: str) -> None:
     assert member in the_problem(**{member: float(number)})
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a b", "ção", "x" * 65, "a:b", "default\n"])
-def test_a_name_that_no_request_can_use_is_told_so(name: str) -> None:
+def test_bot_name_that_no_request_can_use_is_refused(name: str) -> None:
     (bot,) = parse_bots(json.dumps({name: {"key": KEY}})).values()
 
     assert isinstance(bot, InvalidBot)
@@ -186,7 +186,7 @@ def test_a_name_that_no_request_can_use_is_told_so(name: str) -> None:
 
 
 @pytest.mark.parametrize("entry", [None, "Key abc", 7, [], True])
-def test_an_entry_that_is_no_object_is_told_so(entry: Any) -> None:
+def test_entry_that_is_not_an_object_is_refused(entry: Any) -> None:
     bot = parse_bots(json.dumps({"default": entry}))["default"]
 
     assert bot == InvalidBot(
@@ -194,7 +194,7 @@ def test_an_entry_that_is_no_object_is_told_so(entry: Any) -> None:
     )
 
 
-def test_a_broken_bot_does_no_harm_to_the_others() -> None:
+def test_invalid_bot_does_not_affect_the_others() -> None:
     bots = parse_bots(json.dumps({"good": {"key": KEY}, "bad": {"key": "REPLACE_ME"}, "ugly": 7}))
 
     assert isinstance(bots["good"], Bot)
@@ -203,14 +203,14 @@ def test_a_broken_bot_does_no_harm_to_the_others() -> None:
 
 
 @pytest.mark.parametrize("secret", ["", "REPLACE_ME", "[]", "null", "7", '"text"', "{", '{"a":}'])
-def test_a_secret_that_is_no_json_object_cannot_be_used(secret: str) -> None:
+def test_secret_that_is_not_a_json_object_is_refused(secret: str) -> None:
     with pytest.raises(BotsSecretError, match="is not a JSON object") as error:
         parse_bots(secret)
 
     assert secret not in str(error.value) or len(secret) < 5
 
 
-def test_no_secret_of_the_secret_is_ever_shown() -> None:
+def test_problems_never_show_a_part_of_the_secret() -> None:
     good = KEY.removeprefix("Key ")
     broken = good[:-4]
     bots = parse_bots(

@@ -11,7 +11,7 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from notifier.domain.failures import Failure, Reason, Rejected, Throttled, Transient, crash_facts
 
 
-def test_a_refusal_by_aws_is_told_by_operation_and_code_without_its_message() -> None:
+def test_aws_error_is_logged_by_operation_and_code_without_its_message() -> None:
     with pytest.raises(ClientError) as raised:
         raise ClientError(
             {"Error": {"Code": "AccessDeniedException", "Message": "+5531999998888 may not"}},
@@ -25,7 +25,7 @@ def test_a_refusal_by_aws_is_told_by_operation_and_code_without_its_message() ->
     assert "5531999998888" not in json.dumps(facts)
 
 
-def test_any_other_crash_is_told_by_its_type_and_place() -> None:
+def test_unexpected_error_is_logged_by_type_and_place() -> None:
     with pytest.raises(ValueError) as raised:  # noqa: PT011 - its message is what must not show
         raise ValueError("+5531999998888")
     facts = crash_facts(raised.value)
@@ -42,7 +42,7 @@ def test_any_other_crash_is_told_by_its_type_and_place() -> None:
         partial(Rejected, Reason.REJECTED, "slowly", code=34),
     ],
 )
-def test_every_failure_has_its_sentence_and_its_code(fail: Callable[[], Failure]) -> None:
+def test_every_failure_has_its_sentence_and_code(fail: Callable[[], Failure]) -> None:
     failure = fail()
 
     assert (str(failure), failure.detail, failure.code) == ("slowly", "slowly", 34)

@@ -22,7 +22,7 @@ ENDS = {
 }
 
 
-def test_the_statuses_are_those_that_upstream_knows() -> None:
+def test_statuses_are_those_of_the_contract() -> None:
     assert [status.value for status in Status] == [
         "claimed",
         "sending",
@@ -40,7 +40,7 @@ def test_the_statuses_are_those_that_upstream_knows() -> None:
     ]
 
 
-def test_a_status_is_on_its_way_or_with_blip_or_over() -> None:
+def test_status_is_in_progress_or_with_blip_or_final() -> None:
     on_its_way = {Status.CLAIMED, Status.SENDING, Status.RETRYING, Status.UNKNOWN}
 
     assert set(Status) == on_its_way | SENT_OR_LATER | UNDELIVERED | {Status.CANCELLED}
@@ -49,18 +49,18 @@ def test_a_status_is_on_its_way_or_with_blip_or_over() -> None:
     assert not SENT_OR_LATER & UNDELIVERED
 
 
-def test_every_reason_has_an_end() -> None:
+def test_every_reason_has_a_final_status() -> None:
     assert {reason.value: final_status(reason).value for reason in Reason} == ENDS
 
 
-def test_what_ended_for_a_reason_is_something_to_redrive() -> None:
+def test_every_failed_status_can_be_redriven() -> None:
     assert {final_status(reason) for reason in Reason} <= UNDELIVERED
 
 
 RECEIPTS = (Status.ACCEPTED, Status.DISPATCHED, Status.RECEIVED, Status.CONSUMED)
 
 
-def test_receipts_replace_what_comes_before_them_only() -> None:
+def test_receipts_replace_only_earlier_statuses() -> None:
     on_its_way = {Status.CLAIMED, Status.SENDING, Status.RETRYING, Status.UNKNOWN}
 
     assert set(before(Status.SENT)) == on_its_way
@@ -71,13 +71,13 @@ def test_receipts_replace_what_comes_before_them_only() -> None:
     assert set(before(Status.CONSUMED)) == set(Status) - {Status.CONSUMED}
 
 
-def test_a_failure_replaces_everything_but_the_delivery_and_another_end() -> None:
+def test_failure_replaces_everything_but_a_delivery_and_another_final_status() -> None:
     assert set(before(Status.FAILED)) == (
         set(Status) - UNDELIVERED - {Status.CANCELLED, Status.RECEIVED, Status.CONSUMED}
     )
 
 
-def test_receipts_end_in_the_same_status_in_whatever_order_they_come() -> None:
+def test_receipts_end_in_the_same_status_in_any_order() -> None:
     for order in permutations((Status.SENT, *RECEIPTS)):
         standing = Status.SENDING
         for status in order:
@@ -87,7 +87,7 @@ def test_receipts_end_in_the_same_status_in_whatever_order_they_come() -> None:
         assert standing is Status.CONSUMED, order
 
 
-def test_the_latest_of_several_reports_is_the_one_that_goes_furthest() -> None:
+def test_latest_of_several_reports_is_the_furthest() -> None:
     class Report:
         def __init__(self, status: Status) -> None:
             self.status = status

@@ -95,7 +95,7 @@ def filled(memory: Memory) -> list[Request]:
     return [*waiting, sent]
 
 
-def test_a_dry_run_finds_everything_and_changes_nothing(memory: Memory) -> None:
+def test_dry_run_finds_everything_and_changes_nothing(memory: Memory) -> None:
     filled(memory)
     before = memory.everything()
 
@@ -108,7 +108,7 @@ def test_a_dry_run_finds_everything_and_changes_nothing(memory: Memory) -> None:
     assert len(memory.world.dead_letters.receive(1)) == 2
 
 
-def test_everything_is_erased_but_that_it_must_not_be_sent(memory: Memory) -> None:
+def test_everything_but_the_block_is_erased(memory: Memory) -> None:
     requests = filled(memory)
 
     report = memory.run()
@@ -130,7 +130,7 @@ def test_everything_is_erased_but_that_it_must_not_be_sent(memory: Memory) -> No
         }  # fmt: skip
 
 
-def test_it_may_be_repeated(memory: Memory) -> None:
+def test_erasure_may_be_repeated(memory: Memory) -> None:
     filled(memory)
     memory.run()
     before = memory.everything()
@@ -146,9 +146,7 @@ def test_it_may_be_repeated(memory: Memory) -> None:
     [(Transient("503"),), (Unknown("time-out"),), ()],
     ids=["retrying", "unknown", "sent"],
 )
-def test_a_copy_that_is_still_on_the_queue_is_not_sent(
-    memory: Memory, failures: tuple[Failure, ...]
-) -> None:
+def test_copy_still_on_the_queue_is_not_sent(memory: Memory, failures: tuple[Failure, ...]) -> None:
     request, world = a_request(), memory.world
     world.blip.before_send = raises(*failures)
     world.sandbox().deliver(request)
@@ -168,7 +166,7 @@ def test_a_copy_that_is_still_on_the_queue_is_not_sent(
     assert world.dead_letters.letters == []
 
 
-def test_a_request_that_nobody_has_taken_up_yet_is_not_sent(memory: Memory) -> None:
+def test_unclaimed_request_is_not_sent(memory: Memory) -> None:
     world, request = memory.world, a_request()
     on_the_queue = world.queued(request)
     sandbox = world.sandbox()
@@ -190,7 +188,7 @@ def test_a_request_that_nobody_has_taken_up_yet_is_not_sent(memory: Memory) -> N
     assert [each.outcome for each in results] == [Outcome.CANCELLED, Outcome.SENT]
 
 
-def test_who_comes_back_later_is_sent_to_again(memory: Memory) -> None:
+def test_later_request_is_sent_again(memory: Memory) -> None:
     world = memory.world
     world.sandbox().deliver(a_request())
     memory.run()
@@ -204,7 +202,7 @@ def test_who_comes_back_later_is_sent_to_again(memory: Memory) -> None:
     assert world.blip.look_ups == [PHONE, PHONE]
 
 
-def test_a_sandbox_in_the_middle_of_it_sends_nothing(memory: Memory) -> None:
+def test_sandbox_during_a_send_sends_nothing(memory: Memory) -> None:
     world, request = memory.world, a_request()
 
     def forget(_: Bot) -> None:
@@ -220,7 +218,7 @@ def test_a_sandbox_in_the_middle_of_it_sends_nothing(memory: Memory) -> None:
 
 
 @pytest.mark.parametrize("status", [Status.ACCEPTED, Status.RECEIVED, Status.FAILED])
-def test_a_receipt_of_what_was_forgotten_writes_nothing(memory: Memory, status: Status) -> None:
+def test_receipt_of_an_erased_notification_writes_nothing(memory: Memory, status: Status) -> None:
     world, request = memory.world, a_request()
     sandbox = world.sandbox()
     sandbox.deliver(request)
@@ -236,7 +234,7 @@ def test_a_receipt_of_what_was_forgotten_writes_nothing(memory: Memory, status: 
     assert world.events.told == []
 
 
-def test_somebody_else_with_the_same_last_digits_is_left_alone(memory: Memory) -> None:
+def test_other_number_with_the_same_last_digits_is_kept(memory: Memory) -> None:
     request = a_request(to=SAME_DIGITS)
     memory.world.sandbox().deliver(request)
     before = memory.world.entry(request)
@@ -248,7 +246,7 @@ def test_somebody_else_with_the_same_last_digits_is_left_alone(memory: Memory) -
 
 
 @pytest.mark.parametrize("at", ["before the lease", "while BLiP is asked", "when it is stored"])
-def test_who_is_forgotten_while_they_are_looked_up_leaves_no_identity(
+def test_recipient_erased_during_a_look_up_leaves_no_identity(
     memory: Memory, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     request, sandbox = a_request(), memory.world.sandbox()
@@ -282,7 +280,7 @@ def test_who_is_forgotten_while_they_are_looked_up_leaves_no_identity(
     assert sandbox.identities.get(("default", PHONE)) is None
 
 
-def test_what_was_delivered_is_told_as_possible_and_stays(memory: Memory) -> None:
+def test_delivered_notification_is_reported_as_possible_and_kept(memory: Memory) -> None:
     request, sandbox = a_request(), memory.world.sandbox()
     sandbox.deliver(request)
     key = memory.world.entry(request)["key"]
@@ -313,20 +311,20 @@ def test_what_was_delivered_is_told_as_possible_and_stays(memory: Memory) -> Non
         '{"id": "cut-off", "to": "+55 31 99999-88 88", "templ',
     ],
 )
-def test_the_number_is_found_however_it_is_written(memory: Memory, body: str) -> None:
+def test_number_is_found_in_every_notation(memory: Memory, body: str) -> None:
     letter(memory.world.dead_letters, body)
 
     assert memory.run().erased["dead_letters"] == 1
     assert memory.world.dead_letters.letters == []
 
 
-def test_what_sqs_has_moved_is_found_too(memory: Memory) -> None:
+def test_dead_letter_moved_by_sqs_is_found(memory: Memory) -> None:
     memory.world.dead_letters.moved(json.dumps(a_request()))
 
     assert memory.run().erased["dead_letters"] == 1
 
 
-def test_what_cannot_be_deleted_is_not_said_to_be_erased(
+def test_dead_letter_that_cannot_be_deleted_is_not_reported_as_erased(
     memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     letter(memory.world.dead_letters, json.dumps(a_request()))
@@ -357,7 +355,7 @@ def in_steps(memory: Memory, **order: Any) -> tuple[int, dict[str, int]]:
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
-def test_what_one_run_has_no_time_for_the_next_one_does(
+def test_next_run_continues_after_a_run_out_of_time(
     memory: Memory, monkeypatch: pytest.MonkeyPatch, dry_run: bool
 ) -> None:
     filled(memory)
@@ -385,7 +383,7 @@ def test_what_one_run_has_no_time_for_the_next_one_does(
         assert PHONE.removeprefix("+") not in memory.everything()
 
 
-def test_a_run_that_dies_anywhere_is_run_again(memory: Memory) -> None:
+def test_run_that_is_killed_anywhere_can_be_repeated(memory: Memory) -> None:
     """Each call out may be the last one, before it or after it had its effect."""
     calls = 0
     dies_at = 0
@@ -449,7 +447,7 @@ def test_a_run_that_dies_anywhere_is_run_again(memory: Memory) -> None:
         ({"to": PHONE, "continue_from": PHONE}, "continue_from: String should match pattern"),
     ],
 )
-def test_what_cannot_be_understood_is_named_without_the_number(event: Any, problem: str) -> None:
+def test_invalid_order_is_refused_without_the_number(event: Any, problem: str) -> None:
     with pytest.raises(OrderError) as error:
         read_order(event)
 
@@ -457,7 +455,7 @@ def test_what_cannot_be_understood_is_named_without_the_number(event: Any, probl
     assert "9999" not in str(error.value)
 
 
-def test_nothing_is_erased_unless_that_is_asked_for() -> None:
+def test_nothing_is_erased_without_the_explicit_option() -> None:
     assert read_order({"to": "+55 31 99999-8888"}) == Order(to=PHONE, dry_run=True)
 
 

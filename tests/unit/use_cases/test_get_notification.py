@@ -38,7 +38,7 @@ def asked() -> Asked:
     return Asked(World())
 
 
-def test_what_is_known_is_told(asked: Asked) -> None:
+def test_known_notification_is_returned(asked: Asked) -> None:
     request = a_request(metadata={"order": "981"})
     asked.world.sandbox().deliver(request)
 
@@ -49,7 +49,7 @@ def test_what_is_known_is_told(asked: Asked) -> None:
         asked.notifications.get("clinic", request["id"])
 
 
-def test_what_waits_is_cancelled_and_upstream_hears_of_it(asked: Asked) -> None:
+def test_waiting_notification_is_cancelled_and_published(asked: Asked) -> None:
     request = a_request(metadata={"order": "981"}, correlation_id="trace-1")
     asked.world.blip.before_send = raises(Transient("503"))
     asked.world.sandbox().deliver(request)
@@ -68,7 +68,7 @@ def test_what_waits_is_cancelled_and_upstream_hears_of_it(asked: Asked) -> None:
     assert asked.world.blip.taken == []
 
 
-def test_what_is_cancelled_in_advance_is_told_when_its_request_comes(asked: Asked) -> None:
+def test_cancellation_in_advance_is_published_when_its_request_arrives(asked: Asked) -> None:
     request = a_request(metadata={"order": "981"})
     assert asked.cancel(request) is Status.CANCELLED
     assert asked.world.events.told == []
@@ -94,7 +94,9 @@ def test_what_is_cancelled_in_advance_is_told_when_its_request_comes(asked: Aske
         (Status.SENDING, "it is being sent; ask again in a minute"),
     ],
 )
-def test_what_cannot_be_taken_back_is_left_alone(asked: Asked, status: Status, why: str) -> None:
+def test_notification_that_cannot_be_cancelled_is_unchanged(
+    asked: Asked, status: Status, why: str
+) -> None:
     request = a_request(id="order-1")
     asked.world.sandbox().deliver(request)
     item = asked.world.ledger_table.items[ledger_key("default", "order-1")]
@@ -130,7 +132,7 @@ def test_every_answer_is_logged_with_id_and_bot(
     ]
 
 
-def test_where_no_notification_has_the_id_what_was_refused_under_it_is_told(asked: Asked) -> None:
+def test_refusals_are_returned_if_no_notification_has_the_id(asked: Asked) -> None:
     world, good = asked.world, a_request(id="order-1")
     world.sandbox().deliver({"id": "order-1", "correlation_id": "trace-1"})
     world.clock.advance(1)
@@ -159,7 +161,7 @@ def refuse(world: World, *messages: str, **changes: Any) -> None:
         world.clock.advance(1)
 
 
-def test_of_what_was_refused_the_last_refusal_is_told_and_when_the_others_were(
+def test_last_refusal_is_returned_with_the_times_of_the_others(
     asked: Asked,
 ) -> None:
     began = asked.world.clock.now()
@@ -188,7 +190,7 @@ def test_of_what_was_refused_the_last_refusal_is_told_and_when_the_others_were(
         asked.notifications.get("clinic", "order-1")
 
 
-def test_a_refusal_that_comes_between_is_not_lost(
+def test_refusal_written_at_the_same_time_is_not_lost(
     asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The list is full, and another sandbox refuses one between reading it and writing it."""
@@ -217,7 +219,7 @@ def test_a_refusal_that_comes_between_is_not_lost(
     assert len(world.events.told) == 13
 
 
-def test_what_was_refused_can_still_be_cancelled_in_advance(asked: Asked) -> None:
+def test_refused_id_can_still_be_cancelled_in_advance(asked: Asked) -> None:
     good = a_request(id="order-1")
     asked.world.sandbox().deliver(good | {"to": "123"})
 

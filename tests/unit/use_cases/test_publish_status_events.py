@@ -69,7 +69,7 @@ def at(milliseconds: int) -> float:
 
 
 @pytest.mark.parametrize("status", sorted(PUBLISHABLE - {Status.SENT}))
-def test_an_event_has_its_entrys_words_and_time(status: Status) -> None:
+def test_event_has_the_names_and_time_of_its_timeline_entry(status: Status) -> None:
     reason = Reason.REJECTED if status in {"failed", "rejected", "expired"} else None
     item = an_item(["sent", 1, 1500, None], [status, 1, 2750, reason])
 
@@ -91,7 +91,7 @@ def test_an_event_has_its_entrys_words_and_time(status: Status) -> None:
 
 
 @pytest.mark.parametrize("status", ["claimed", "sending", "retrying", "unknown"])
-def test_what_is_under_way_is_no_event(status: str) -> None:
+def test_notification_in_progress_is_no_event(status: str) -> None:
     assert stands_for(an_item([status, 1, 5, None])) == []
     assert stands_for(an_item()) == []
     assert stands_for({}) == []
@@ -104,7 +104,7 @@ def test_what_is_under_way_is_no_event(status: str) -> None:
         ["failed", 1, 2000, "undelivered"],
     ],
 )
-def test_what_overtakes_the_answer_to_the_send_shows_that_it_was_sent(
+def test_receipt_before_the_send_s_answer_shows_that_it_was_sent(
     overtaking: list[Any],
 ) -> None:
     later = ["consumed", 1, 3000, None]
@@ -118,16 +118,18 @@ def test_what_overtakes_the_answer_to_the_send_shows_that_it_was_sent(
 
 @pytest.mark.parametrize("reason", sorted(set(Reason) - {Reason.UNDELIVERED}))
 @pytest.mark.parametrize("status", ["failed", "rejected", "expired"])
-def test_a_dead_letter_of_ours_shows_nothing(status: str, reason: Reason) -> None:
+def test_dead_letter_of_this_stack_does_not_show_that_it_was_sent(
+    status: str, reason: Reason
+) -> None:
     """It may have been sent, or surely was not: only BLiP can tell."""
     assert stands_for(an_item([status, 1, 2000, reason])) == [(status, 1, 2.0, reason)]
 
 
-def test_what_is_cancelled_was_not_sent() -> None:
+def test_cancelled_notification_was_not_sent() -> None:
     assert stands_for(an_item(["cancelled", 1, 2000, None])) == [("cancelled", 1, 2.0, None)]
 
 
-def test_that_it_was_sent_is_shown_once_for_each_generation() -> None:
+def test_sent_is_published_once_for_each_generation() -> None:
     item = an_item(
         ["accepted", 1, 1000, None],
         ["dispatched", 1, 2000, None],
@@ -140,26 +142,26 @@ def test_that_it_was_sent_is_shown_once_for_each_generation() -> None:
     assert sent == [("sent", 1, 1.0, None), ("sent", 2, 4.0, None)]
 
 
-def test_sent_is_not_shown_again_after_it() -> None:
+def test_sent_is_not_published_again_after_it() -> None:
     item = an_item(["sent", 1, 1000, None], ["received", 1, 2000, None])
 
     assert stands_for(item) == [("sent", 1, 1.0, None), ("received", 1, 2.0, None)]
 
 
-def test_what_was_put_back_has_been_sent_and_has_not_ended() -> None:
+def test_rate_limited_notification_was_sent_and_is_not_final() -> None:
     assert stands_for(an_item(["failed", 1, 2000, None])) == [("sent", 1, 2.0, None)]
     assert stands_for(an_item(["sent", 1, 1000, None], ["failed", 1, 2000, None])) == [
         ("sent", 1, 1.0, None)
     ]
 
 
-def test_what_is_late_is_no_event() -> None:
+def test_late_receipt_is_no_event() -> None:
     late = [["accepted", 1, 3000, None], ["received", 1, 4000, None]]
 
     assert stands_for(an_item(["sent", 2, 1000, None], late=late)) == [("sent", 2, 1.0, None)]
 
 
-def test_what_was_cancelled_before_its_request_came_waits_for_it() -> None:
+def test_cancellation_in_advance_is_no_event_before_its_request() -> None:
     item = an_item(["cancelled", 0, 2000, None], generation=0)
     del item["template"]
 
@@ -170,7 +172,7 @@ def test_what_was_cancelled_before_its_request_came_waits_for_it() -> None:
     assert stands_for(received) == [("sent", 1, 3.0, None), ("received", 1, 3.0, None)]
 
 
-def test_what_was_forgotten_stands_for_nothing() -> None:
+def test_erased_notification_is_no_event() -> None:
     tombstone = {
         "key": KEY,
         "status": "cancelled",
@@ -183,7 +185,7 @@ def test_what_was_forgotten_stands_for_nothing() -> None:
     assert stands_for(tombstone) == []
 
 
-def test_a_request_without_metadata_and_correlation_id_has_neither() -> None:
+def test_event_without_metadata_and_correlation_id_has_neither() -> None:
     item = an_item(["sent", 1, 1000, None])
     del item["metadata"], item["correlation_id"]
 
@@ -192,7 +194,7 @@ def test_a_request_without_metadata_and_correlation_id_has_neither() -> None:
     assert (event.metadata, event.correlation_id) == ({}, None)
 
 
-def test_a_refusal_is_an_event_of_no_generation_under_the_key_that_its_id_names() -> None:
+def test_refusal_is_an_event_without_a_generation_under_its_own_key() -> None:
     item = {
         "key": f"{KEY}:refused",
         "id": "order-1",
@@ -232,7 +234,7 @@ def write(before: Item, after: Item, number: int = 7) -> LedgerWrite:
     return ledger_write(stream_record(KEY, number, before, after))
 
 
-def test_a_write_adds_what_its_new_image_stands_for_and_its_old_one_does_not() -> None:
+def test_write_adds_the_events_that_its_old_image_lacks() -> None:
     before = an_item(["sent", 1, 1000, None])
     after = an_item(["sent", 1, 1000, None], ["received", 1, 2000, None])
 
@@ -244,7 +246,7 @@ def test_a_write_adds_what_its_new_image_stands_for_and_its_old_one_does_not() -
     assert write(after, {}) == LedgerWrite(KEY, "7")  # swept, at the end of its time
 
 
-def test_a_redrive_publishes_nothing_of_the_generation_before() -> None:
+def test_redrive_publishes_nothing_of_the_generation_before() -> None:
     before = an_item(["rejected", 1, 1000, "rejected"], reason="rejected")
     again = before | {"status": "claimed", "correlation_id": "trace-2", "generation": 2}
     sent = again | {"timeline": [*before["timeline"], ["sent", 2, 2000, None]]}
@@ -254,7 +256,7 @@ def test_a_redrive_publishes_nothing_of_the_generation_before() -> None:
     assert (event.status, event.generation) == ("sent", 2)
 
 
-def test_the_same_again_at_another_time_is_another_entry() -> None:
+def test_same_status_at_another_time_is_another_event() -> None:
     before = an_item(["sent", 1, 1000, None], ["failed", 1, 2000, "undelivered"])
     after = an_item(*before["timeline"], ["failed", 1, 3000, "undelivered"])
 
@@ -263,7 +265,7 @@ def test_the_same_again_at_another_time_is_another_entry() -> None:
     assert event.time == 3.0
 
 
-def test_what_comes_from_a_backup_was_published_in_its_own_time() -> None:
+def test_restored_item_publishes_no_event() -> None:
     restored = an_item(["sent", 1, 1000, None], restored_at=5000)
     again = restored | {"restored_at": 6000}
     later = restored | {"timeline": [["sent", 1, 1000, None], ["received", 1, 7000, None]]}
@@ -286,28 +288,28 @@ def test_what_comes_from_a_backup_was_published_in_its_own_time() -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_understood_is_a_problem_and_no_crash(broken: Item) -> None:
+def test_unreadable_item_is_a_problem_and_not_a_crash(broken: Item) -> None:
     found = write({}, an_item() | broken)
 
     assert (found.key, found.sequence_number, found.events) == (KEY, "7", ())
     assert found.problem in {"ValueError", "TypeError"}
 
 
-def test_an_item_without_its_id_is_a_problem() -> None:
+def test_item_without_its_id_is_a_problem() -> None:
     item = an_item(["sent", 1, 1000, None])
     del item["id"]
 
     assert write({}, item).problem == "KeyError"
 
 
-def test_an_image_that_is_no_item_is_a_problem() -> None:
+def test_image_that_is_not_an_item_is_a_problem() -> None:
     record = stream_record(KEY, 7, {}, an_item())
     record["dynamodb"]["NewImage"]["status"] = {"X": "what is that?"}
 
     assert ledger_write(record).problem == "TypeError"
 
 
-def test_every_status_is_let_through_or_stays_here() -> None:
+def test_every_status_is_published_or_internal() -> None:
     assert set(Status) - {"claimed", "sending", "retrying", "unknown"} == PUBLISHABLE
     assert set(Status) - ALL_PUBLISHED == set(Status) - PUBLISHABLE
     assert {Status.ACCEPTED, Status.DISPATCHED} == ALL_PUBLISHED - DEFAULT_PUBLISHED
@@ -317,7 +319,7 @@ def test_every_status_is_let_through_or_stays_here() -> None:
 # --- What upstream hears of whole stories ---------------------------------------------------------
 
 
-def test_of_a_receipt_that_overtakes_the_answer(world: World) -> None:
+def test_receipt_before_the_send_s_answer_is_published_in_order(world: World) -> None:
     world.know(REQUEST["to"])
     sandbox = world.sandbox()
 
@@ -331,9 +333,7 @@ def test_of_a_receipt_that_overtakes_the_answer(world: World) -> None:
 
 
 @pytest.mark.parametrize("every", [True, False])
-def test_of_accepted_and_dispatched_only_those_hear_who_want_to(
-    world: World, *, every: bool
-) -> None:
+def test_accepted_and_dispatched_are_published_only_if_wanted(world: World, *, every: bool) -> None:
     if every:
         world.published = ALL_PUBLISHED
     sandbox = world.sandbox()
@@ -346,7 +346,7 @@ def test_of_accepted_and_dispatched_only_those_hear_who_want_to(
     assert heard(world) == [(status, 1, None) for status in statuses]
 
 
-def test_of_a_rate_limit_only_the_second_end(world: World) -> None:
+def test_rate_limit_publishes_only_the_second_failure(world: World) -> None:
     sandbox = world.sandbox()
     sandbox.deliver(REQUEST)
     later = Receipt(KEY, 1, Status.FAILED, FailureKind.RATE_LIMITED, 131056)
@@ -359,7 +359,7 @@ def test_of_a_rate_limit_only_the_second_end(world: World) -> None:
     assert heard(world) == [("sent", 1, None), ("sent", 2, None), ("failed", 2, "undelivered")]
 
 
-def test_of_a_rate_limit_that_overtakes_the_answer_that_it_was_sent(world: World) -> None:
+def test_rate_limit_before_the_send_s_answer_publishes_that_it_was_sent(world: World) -> None:
     world.know(REQUEST["to"])
     sandbox = world.sandbox()
 
@@ -373,7 +373,7 @@ def test_of_a_rate_limit_that_overtakes_the_answer_that_it_was_sent(world: World
     assert heard(world) == [("sent", 1, None)]
 
 
-def test_of_what_waits_or_is_under_way_nothing(world: World) -> None:
+def test_waiting_or_sending_notification_publishes_nothing(world: World) -> None:
     world.blip.before_send = raises(Transient("busy"), Throttled("slowly"))
     for _ in range(2):
         world.sandbox().deliver(REQUEST)
@@ -382,7 +382,7 @@ def test_of_what_waits_or_is_under_way_nothing(world: World) -> None:
     assert heard(world) == []
 
 
-def test_of_an_id_that_comes_again_after_its_time_a_new_story(world: World) -> None:
+def test_reused_id_publishes_its_own_events(world: World) -> None:
     world.blip.before_send = raises(Rejected(Reason.REJECTED, "no", code=21))
     world.sandbox().deliver(REQUEST)
     world.clock.advance(46 * 86_400)
@@ -394,7 +394,7 @@ def test_of_an_id_that_comes_again_after_its_time_a_new_story(world: World) -> N
     assert [status for status, *_ in world.entry(REQUEST)["timeline"]] == ["sent"]
 
 
-def test_of_a_cancellation_in_advance_once_when_its_request_comes(world: World) -> None:
+def test_cancellation_in_advance_is_published_once_when_its_request_arrives(world: World) -> None:
     ledger = WholeLedger(world.ledger_table, world.clock.now)
     ledger.cancel("default", "order-1")
     cancelled_at = world.clock.now()
@@ -409,7 +409,7 @@ def test_of_a_cancellation_in_advance_once_when_its_request_comes(world: World) 
     assert (event.metadata, event.correlation_id) == ({"order": "981"}, "trace-1")
 
 
-def test_of_a_cancellation_in_advance_that_was_forgotten_nothing(world: World) -> None:
+def test_erased_cancellation_in_advance_is_never_published(world: World) -> None:
     ledger = WholeLedger(world.ledger_table, world.clock.now)
     ledger.cancel("default", "order-1")
     ledger.erase(KEY)
@@ -481,7 +481,7 @@ def many(count: int) -> list[LedgerWrite]:
     return [sent(f"order-{number}", number) for number in range(count)]
 
 
-def test_ten_go_with_one_call_in_their_order(bus: Bus) -> None:
+def test_ten_events_are_one_call_in_order(bus: Bus) -> None:
     assert bus.publish(many(23)) is None
 
     assert [len(call) for call in bus.calls] == [10, 10, 3]
@@ -489,7 +489,7 @@ def test_ten_go_with_one_call_in_their_order(bus: Bus) -> None:
     assert bus.world.clock.slept == []
 
 
-def test_a_batch_without_events_needs_no_call(bus: Bus) -> None:
+def test_batch_without_events_makes_no_call(bus: Bus) -> None:
     assert bus.publish([]) is None
     assert bus.publish([LedgerWrite("a", "1"), LedgerWrite("b", "2")]) is None
     assert (
@@ -500,7 +500,7 @@ def test_a_batch_without_events_needs_no_call(bus: Bus) -> None:
     assert bus.calls == []
 
 
-def test_of_one_notification_no_call_has_two(bus: Bus) -> None:
+def test_call_has_at_most_one_event_of_a_notification(bus: Bus) -> None:
     """EventBridge may take the later of two, and refuse the earlier."""
     writes = [sent("a", 1, Status.RECEIVED), sent("b", 2), sent("a", 3, Status.CONSUMED)]
     writes[2] = replace(writes[2], events=writes[2].events[1:])
@@ -512,7 +512,7 @@ def test_of_one_notification_no_call_has_two(bus: Bus) -> None:
     assert of_a == [Status.SENT, Status.RECEIVED, Status.CONSUMED]
 
 
-def test_what_the_bus_does_not_take_now_is_repeated_before_what_comes_after_it(bus: Bus) -> None:
+def test_throttled_event_is_repeated_before_later_ones(bus: Bus) -> None:
     bus.fails(Publication.NOT_NOW, "a", times=2)
     writes = [sent("a", 1, Status.RECEIVED), sent("b", 2)]
 
@@ -524,7 +524,7 @@ def test_what_the_bus_does_not_take_now_is_repeated_before_what_comes_after_it(b
     assert bus.world.clock.slept == [0.2, 0.5]
 
 
-def test_a_bus_that_takes_nothing_is_asked_six_times(bus: Bus) -> None:
+def test_bus_that_takes_nothing_is_called_six_times(bus: Bus) -> None:
     names = [f"order-{number}" for number in range(12)]
     bus.fails(Publication.NOT_NOW, *names)
 
@@ -536,7 +536,7 @@ def test_a_bus_that_takes_nothing_is_asked_six_times(bus: Bus) -> None:
     assert bus.world.meter.counts == {}
 
 
-def test_each_wait_is_at_random_up_to_its_longest(bus: Bus) -> None:
+def test_each_wait_for_the_bus_is_random_up_to_its_limit(bus: Bus) -> None:
     bus.fails(Publication.NOT_NOW, "a")
     asked: list[tuple[float, float]] = []
 
@@ -550,7 +550,7 @@ def test_each_wait_is_at_random_up_to_its_longest(bus: Bus) -> None:
     assert bus.world.clock.slept == [0.1, 0.25, 0.5, 1.0, 2.0]
 
 
-def test_a_batch_comes_again_from_the_first_that_is_not_published(bus: Bus) -> None:
+def test_batch_returns_from_the_first_unpublished_record(bus: Bus) -> None:
     bus.fails(Publication.NOT_NOW, "order-3", "order-17")
 
     assert bus.publish(many(23)) == "3"
@@ -559,7 +559,7 @@ def test_a_batch_comes_again_from_the_first_that_is_not_published(bus: Bus) -> N
     assert len(bus.taken) == 21
 
 
-def test_what_is_published_of_a_write_does_not_hide_what_is_not(bus: Bus) -> None:
+def test_published_event_of_a_write_does_not_hide_an_unpublished_one(bus: Bus) -> None:
     bus.world.events.outcome = lambda event: (
         Publication.NOT_NOW if event.status is Status.RECEIVED else Publication.TAKEN
     )
@@ -568,7 +568,7 @@ def test_what_is_published_of_a_write_does_not_hide_what_is_not(bus: Bus) -> Non
 
 
 @pytest.mark.parametrize(("seconds", "calls"), [(20.1, 1), (20.3, 2), (20.65, 2), (20.75, 3)])
-def test_it_does_not_begin_a_call_that_the_sandbox_might_not_live_to_see_answered(
+def test_no_call_starts_that_the_sandbox_might_not_outlive(
     bus: Bus, seconds: float, calls: int
 ) -> None:
     bus.fails(Publication.NOT_NOW, "a")
@@ -578,7 +578,7 @@ def test_it_does_not_begin_a_call_that_the_sandbox_might_not_live_to_see_answere
     assert len(bus.calls) == calls
 
 
-def test_what_the_bus_refuses_for_its_own_sake_goes_to_the_queue_and_on_it_goes(
+def test_event_that_the_bus_refuses_is_set_aside_and_the_batch_continues(
     bus: Bus, caplog: pytest.LogCaptureFixture
 ) -> None:
     bus.fails(Publication.REFUSED, "b")
@@ -603,7 +603,7 @@ def test_what_the_bus_refuses_for_its_own_sake_goes_to_the_queue_and_on_it_goes(
     )
 
 
-def test_what_cannot_be_understood_goes_to_the_queue_and_on_it_goes(bus: Bus) -> None:
+def test_unreadable_record_is_set_aside_and_the_batch_continues(bus: Bus) -> None:
     writes = [sent("a", 1), LedgerWrite("key of b", "2", problem="ValueError"), sent("c", 3)]
 
     assert bus.publish(writes) is None
@@ -613,7 +613,7 @@ def test_what_cannot_be_understood_goes_to_the_queue_and_on_it_goes(bus: Bus) ->
     assert bus.world.meter.counts == {"status_event_unpublished": 1}
 
 
-def test_a_queue_that_does_not_answer_stops_the_batch_before_what_it_should_keep(
+def test_queue_that_does_not_answer_stops_the_batch_before_its_record(
     bus: Bus,
 ) -> None:
     bus.world.unpublished.down = True
@@ -627,7 +627,7 @@ def test_a_queue_that_does_not_answer_stops_the_batch_before_what_it_should_keep
     assert bus.world.unpublished.kept == [("key of b", "2", "ValueError")]
 
 
-def test_a_refused_event_is_not_lost_while_the_queue_does_not_answer(bus: Bus) -> None:
+def test_refused_event_is_not_lost_while_the_queue_does_not_answer(bus: Bus) -> None:
     bus.fails(Publication.REFUSED, "b")
     bus.world.unpublished.down = True
 
@@ -639,7 +639,7 @@ def test_a_refused_event_is_not_lost_while_the_queue_does_not_answer(bus: Bus) -
     assert bus.world.unpublished.kept[-1] == ("key of b", "2", "the event bus refuses it")
 
 
-def test_how_long_it_took_is_measured_of_what_was_published(bus: Bus) -> None:
+def test_delay_is_measured_for_published_events_only(bus: Bus) -> None:
     bus.fails(Publication.REFUSED, "b")
 
     bus.publish([sent("a", 1), sent("b", 2)])
@@ -648,7 +648,7 @@ def test_how_long_it_took_is_measured_of_what_was_published(bus: Bus) -> None:
 
 
 @pytest.mark.parametrize("every", [True, False])
-def test_only_what_is_wanted_is_published(bus: Bus, *, every: bool) -> None:
+def test_only_wanted_statuses_are_published(bus: Bus, *, every: bool) -> None:
     bus.world.published = ALL_PUBLISHED if every else DEFAULT_PUBLISHED
     write = sent("a", 1, *sorted(PUBLISHABLE - {Status.SENT}))
 
@@ -679,7 +679,7 @@ def taken(bus: Bus) -> list[tuple[str, int, str]]:
     downs=st.lists(st.booleans(), max_size=6),
     seconds=st.sampled_from([20.5, 23, 60]),
 )
-def test_whatever_the_bus_and_the_queue_answer_nothing_is_lost_or_out_of_order(
+def test_no_answer_of_bus_or_queue_loses_or_reorders_an_event(
     shard: list[tuple[str, list[Status], str]],
     answers: list[Publication],
     downs: list[bool],

@@ -153,7 +153,7 @@ def test_each_receipt_moves_the_status_forward() -> None:
     assert case.item["metadata"] == {"order": "1"}
 
 
-def test_how_long_it_took_to_reach_the_phone_is_measured_once() -> None:
+def test_time_to_the_phone_is_measured_once() -> None:
     case = Case(correlation_id="checkout-1")
 
     for status in ("accepted", "received", "received", "consumed"):
@@ -164,7 +164,7 @@ def test_how_long_it_took_to_reach_the_phone_is_measured_once() -> None:
 
 
 @pytest.mark.parametrize("reported", list(permutations(ORDER)), ids="-".join)
-def test_any_order_ends_the_same(reported: tuple[str, ...]) -> None:
+def test_receipts_in_any_order_end_in_the_same_status(reported: tuple[str, ...]) -> None:
     case = Case()
 
     effects = [case.record(status) for status in reported]
@@ -176,7 +176,7 @@ def test_any_order_ends_the_same(reported: tuple[str, ...]) -> None:
 
 
 @given(st.lists(st.sampled_from([*ORDER, "failed"]), min_size=1, max_size=10))
-def test_any_order_and_repetition_ends_the_same(reported: list[str]) -> None:
+def test_receipts_in_any_order_and_repetition_end_in_the_same_status(reported: list[str]) -> None:
     case = Case()
 
     for status in reported:
@@ -244,7 +244,7 @@ def test_received_cancels_a_generation_that_waits_on_the_queue() -> None:
 
 
 @pytest.mark.parametrize("status", ["retrying", "claimed"])
-def test_received_cancels_a_generation_that_was_begun(status: str) -> None:
+def test_received_cancels_a_generation_that_was_started(status: str) -> None:
     case = Case()
     case.record("failed", 131049)
     item = case.item | {"status": status, "generation": 2, "token": "t", "lease_until": 1}
@@ -260,7 +260,7 @@ def test_received_cancels_a_generation_that_was_begun(status: str) -> None:
     assert case.told[-1] == ("received", 1, None)
 
 
-def test_what_an_older_generation_did_is_kept_and_is_no_event() -> None:
+def test_receipt_of_an_older_generation_is_kept_and_not_published() -> None:
     case = Case()
     case.record("failed", 131049)
     assert case.send(generation=1) == "sent"
@@ -284,7 +284,7 @@ def test_what_an_older_generation_did_is_kept_and_is_no_event() -> None:
     assert case.told == [*told, ("received", 2, None)]
 
 
-def test_a_receipt_may_come_before_the_answer_to_the_send() -> None:
+def test_receipt_may_arrive_before_the_send_s_answer() -> None:
     case = Case()
     case.request["id"] = "order-2"
     case.body = json.dumps(case.request)
@@ -303,7 +303,7 @@ def test_a_receipt_may_come_before_the_answer_to_the_send() -> None:
     assert "token" not in case.item
 
 
-def test_effects_are_named_as_they_are_counted() -> None:
+def test_receipt_outcomes_are_named_as_they_are_counted() -> None:
     assert [effect.value for effect in ReceiptOutcome] == [
         "receipt_recorded",
         "receipt_repeated",
@@ -321,7 +321,7 @@ RATE_CODES = [code for codes in LATER.values() for code in codes]
 
 
 @pytest.mark.parametrize("code", RATE_CODES)
-def test_a_rate_limit_makes_one_next_generation_after_a_while(code: int) -> None:
+def test_rate_limit_enqueues_one_next_generation_after_a_delay(code: int) -> None:
     case = Case()
 
     assert case.record("failed", code) is ReceiptOutcome.POSTPONED
@@ -350,7 +350,7 @@ def test_a_rate_limit_makes_one_next_generation_after_a_while(code: int) -> None
     assert case.told == [("failed", 2, "undelivered")]
 
 
-def test_the_wait_is_at_random_and_within_what_sqs_can_do() -> None:
+def test_delay_after_a_rate_limit_is_random_and_within_the_limit_of_sqs() -> None:
     asked: list[tuple[float, float]] = []
 
     def uniform(low: float, high: float) -> float:
@@ -364,7 +364,7 @@ def test_the_wait_is_at_random_and_within_what_sqs_can_do() -> None:
     assert case.world.requests.put_backs[0][2] == 900
 
 
-def test_a_redrive_may_meet_a_rate_limit_once_more() -> None:
+def test_redrive_may_be_rate_limited_once_more() -> None:
     case = Case()
     for generation in (1, 2):
         case.record("failed", 131056, generation=generation)
@@ -375,7 +375,7 @@ def test_a_redrive_may_meet_a_rate_limit_once_more() -> None:
     assert [generation for _, generation, _ in case.world.requests.put_backs] == [1, 3]
 
 
-def test_a_redrive_that_meets_a_rate_limit_says_how_often_it_was_put_back() -> None:
+def test_redrive_that_is_rate_limited_keeps_its_count() -> None:
     case = Case()
     case.record("failed", 131049)
     case.sandbox.deliver(replace(case.world.queued(case.body, generation=1), redrives=3))
@@ -385,7 +385,7 @@ def test_a_redrive_that_meets_a_rate_limit_says_how_often_it_was_put_back() -> N
     assert case.world.requests.put_back_redrives == [3]
 
 
-def test_a_redrive_after_another_failure_may_meet_a_rate_limit() -> None:
+def test_redrive_after_another_failure_may_be_rate_limited() -> None:
     case = Case()
     case.record("failed", 131049)
     case.send(generation=1)
@@ -431,7 +431,7 @@ def test_every_other_failure_is_a_dead_letter(code: int | None) -> None:
 
 
 @pytest.mark.parametrize("code", [*TABLE, None])
-def test_only_who_cannot_be_reached_is_forgotten(code: int | None) -> None:
+def test_only_an_unreachable_recipient_is_invalidated(code: int | None) -> None:
     unreachable = code in {33, 42, 83, 1013, 1026, 131026, 131062}
     case = Case()
     assert "address" in case.world.identities_table.get(f"default/{PHONE}")
@@ -443,7 +443,7 @@ def test_only_who_cannot_be_reached_is_forgotten(code: int | None) -> None:
     assert ("good_until" in identity) == (not unreachable)
 
 
-def test_a_dead_letter_is_logged_with_what_finds_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_dead_letter_is_logged_with_its_identifiers(caplog: pytest.LogCaptureFixture) -> None:
     case = Case(correlation_id="trace-1")
     case.record("failed", 131026)
 
@@ -459,7 +459,7 @@ def test_a_dead_letter_is_logged_with_what_finds_it(caplog: pytest.LogCaptureFix
     assert vars(line).items() >= facts.items()
 
 
-def test_upstream_hears_of_the_end_with_all_that_it_may_ask_for() -> None:
+def test_final_status_is_published_with_all_its_fields() -> None:
     case = Case(correlation_id="trace-1")
     case.record("failed", 131026)
 
@@ -476,7 +476,7 @@ def test_upstream_hears_of_the_end_with_all_that_it_may_ask_for() -> None:
     )
 
 
-def test_who_is_forgotten_is_found_inside_a_wrapper() -> None:
+def test_wrapped_request_s_recipient_is_invalidated() -> None:
     case = Case()
     wrapped = {"specversion": "1.0", "id": "x", "source": "/s", "type": "t", "data": a_request()}
     case.request = wrapped["data"]  # type: ignore[assignment] # it is a request
@@ -491,7 +491,7 @@ def test_who_is_forgotten_is_found_inside_a_wrapper() -> None:
 
 
 @pytest.mark.parametrize("code", [*TABLE, None])
-def test_only_what_speaks_for_the_number_opens_the_breaker(code: int | None) -> None:
+def test_only_failures_about_the_number_open_the_breaker(code: int | None) -> None:
     number_down = code in {368, 402, 1031, 131031, 131042}
     case = Case()
 
@@ -506,7 +506,7 @@ TROUBLE = [code for code, follows in TABLE.items() if follows is FailureKind.SPO
 
 
 @pytest.mark.parametrize("code", TROUBLE)
-def test_sporadic_failure_goes_out_once_more_and_is_a_dead_letter_the_second_time(
+def test_sporadic_failure_is_sent_again_once_and_then_becomes_a_dead_letter(
     code: int,
 ) -> None:
     case = Case()
@@ -540,13 +540,13 @@ def test_five_different_sporadic_failures_within_minutes_open_the_breaker() -> N
     assert "number_down_at" in case.bot
 
 
-def test_sporadic_failures_far_apart_open_nothing() -> None:
+def test_sporadic_failures_far_apart_do_not_open_the_breaker() -> None:
     case = Case()
 
     assert not in_trouble(case, *"abcdefghijkl", every=460)
 
 
-def test_sporadic_failure_of_an_old_message_counts_for_nothing() -> None:
+def test_sporadic_failure_of_an_old_message_is_not_counted() -> None:
     case = Case()
     in_trouble(case, "a", "b", "c", "d")
     case.world.clock.advance(3601)
@@ -556,7 +556,7 @@ def test_sporadic_failure_of_an_old_message_counts_for_nothing() -> None:
     assert "broken" not in case.bot
 
 
-def test_request_that_the_contract_no_longer_takes_is_a_dead_letter_all_the_same() -> None:
+def test_request_that_the_contract_no_longer_accepts_is_a_dead_letter() -> None:
     case = Case()
     case.item["request"] = "{}"
     case.world.ledger_table.items[KEY]["request"] = "{}"
@@ -566,7 +566,7 @@ def test_request_that_the_contract_no_longer_takes_is_a_dead_letter_all_the_same
     assert case.world.dead_letters.letters[0].body == "{}"
 
 
-def test_what_whatsapp_said_of_an_old_message_says_nothing_of_the_number_now() -> None:
+def test_failure_of_an_old_message_does_not_open_the_breaker() -> None:
     case = Case()
     case.world.clock.advance(3601)
 
@@ -594,7 +594,7 @@ def event_id(event: StatusEvent) -> object:
         ("failed", 86),
     ],
 )
-def test_a_crash_anywhere_repeats_the_effects_and_loses_none(status: str, code: int | None) -> None:
+def test_crash_anywhere_repeats_the_effects_and_loses_none(status: str, code: int | None) -> None:
     about = a_receipt(status, code)
     calm = Case()
     calm.receipts.record(about)
@@ -629,7 +629,7 @@ def test_a_crash_anywhere_repeats_the_effects_and_loses_none(status: str, code: 
     assert seen >= 2
 
 
-def test_a_notification_that_the_ledger_does_not_hold_is_foreign() -> None:
+def test_receipt_without_a_ledger_entry_is_foreign() -> None:
     case = Case()
     key = ledger_key("default", "somebody else's")
 
@@ -640,7 +640,7 @@ def test_a_notification_that_the_ledger_does_not_hold_is_foreign() -> None:
     assert case.told == []
 
 
-def test_upstream_hears_of_accepted_and_dispatched_if_it_wants_to() -> None:
+def test_accepted_and_dispatched_are_published_if_wanted() -> None:
     case = Case()
     case.world.published = ALL_PUBLISHED
 
@@ -651,7 +651,7 @@ def test_upstream_hears_of_accepted_and_dispatched_if_it_wants_to() -> None:
     assert case.item["status"] == "received"
 
 
-def test_an_event_has_the_producers_words_and_no_number() -> None:
+def test_event_has_the_producer_s_fields_and_no_phone_number() -> None:
     case = Case()
     case.record("received")
 
@@ -671,7 +671,7 @@ def test_an_event_has_the_producers_words_and_no_number() -> None:
     }
 
 
-def test_an_event_has_one_id_however_often_it_is_told() -> None:
+def test_event_keeps_its_id_when_published_again() -> None:
     event = StatusEvent(KEY, "order-1", "default", Status.FAILED, 1, 1.0, Reason.UNDELIVERED, {})
 
     # Upstream systems keep these: the same today and with every later release.

@@ -84,11 +84,11 @@ def visible(world: World) -> int:
 # --- list -----------------------------------------------------------------------------------------
 
 
-def test_nothing_lies_there(world: World) -> None:
+def test_empty_queue_lists_nothing(world: World) -> None:
     assert run(world, "list") == {"scanned": 0, "in_flight": 0, "more": False, "groups": []}
 
 
-def test_letters_are_counted_by_reason_bot_and_template(world: World) -> None:
+def test_dead_letters_are_counted_by_reason_bot_and_template(world: World) -> None:
     put(world, Reason.UNDELIVERED)
     world.clock.advance(HOUR)
     for _ in range(23):
@@ -116,7 +116,7 @@ def test_letters_are_counted_by_reason_bot_and_template(world: World) -> None:
     assert (answer["scanned"], answer["more"]) == (28, False)
 
 
-def test_what_was_looked_at_can_be_seen_again(world: World) -> None:
+def test_listed_dead_letters_are_visible_again(world: World) -> None:
     for _ in range(35):
         put(world)
 
@@ -124,7 +124,7 @@ def test_what_was_looked_at_can_be_seen_again(world: World) -> None:
     assert run(world, "list") | {"in_flight": 0} == run(world, "list")
 
 
-def test_each_letter_is_told_if_asked_for_and_not_its_body(world: World) -> None:
+def test_each_dead_letter_is_listed_on_request_without_its_body(world: World) -> None:
     told = {"detail": "No such template.", "code": 132_001, "redrives": 2}
     body = put(world, failure=told, generation=3)
 
@@ -145,7 +145,7 @@ def test_each_letter_is_told_if_asked_for_and_not_its_body(world: World) -> None
     }
 
 
-def test_letters_are_told_in_the_order_in_which_they_failed(world: World) -> None:
+def test_dead_letters_are_listed_in_the_order_of_their_failures(world: World) -> None:
     for number in range(12):
         put(world, id=f"order-{number:02}")
         world.clock.advance(1)
@@ -157,7 +157,7 @@ def test_letters_are_told_in_the_order_in_which_they_failed(world: World) -> Non
     assert [letter["id"] for letter in letters] == [f"order-{number:02}" for number in range(12)]
 
 
-def test_what_somebody_else_is_looking_at_is_told(world: World) -> None:
+def test_dead_letters_in_flight_are_counted(world: World) -> None:
     for _ in range(12):
         put(world)
     world.dead_letters.receive(60)
@@ -167,7 +167,7 @@ def test_what_somebody_else_is_looking_at_is_told(world: World) -> None:
     assert (answer["scanned"], answer["in_flight"]) == (2, 10)
 
 
-def test_a_letter_that_comes_twice_counts_once(
+def test_dead_letter_received_twice_counts_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SQS may deliver again what is hidden."""
@@ -191,7 +191,7 @@ def test_a_letter_that_comes_twice_counts_once(
 # --- redrive --------------------------------------------------------------------------------------
 
 
-def test_a_dry_run_tells_what_would_go_and_changes_nothing(world: World) -> None:
+def test_dry_run_reports_what_would_be_redriven_and_changes_nothing(world: World) -> None:
     put(world, Reason.UNDELIVERED)
     put(world, Reason.MALFORMED)
 
@@ -202,7 +202,7 @@ def test_a_dry_run_tells_what_would_go_and_changes_nothing(world: World) -> None
     assert visible(world) == 2
 
 
-def test_a_letter_is_put_back_as_it_came_and_taken_off(world: World) -> None:
+def test_dead_letter_is_redriven_unchanged_and_deleted(world: World) -> None:
     body = put(world, generation=2, failure={"redrives": 1})
 
     answer = execute(world)
@@ -213,7 +213,7 @@ def test_a_letter_is_put_back_as_it_came_and_taken_off(world: World) -> None:
     assert world.dead_letters.letters == []
 
 
-def test_what_sqs_itself_has_moved_goes_too(world: World) -> None:
+def test_dead_letter_moved_by_sqs_is_redriven(world: World) -> None:
     body = put(world, None)
 
     assert outcomes(execute(world)) == {("redriven", "receives_exhausted"): 1}
@@ -240,7 +240,7 @@ def wrapped(body: dict[str, Any], how: str) -> str:
 
 @pytest.mark.parametrize("how", ["bare", "sns", "eventbridge", "cloudevents"])
 @pytest.mark.parametrize(("seconds", "outcome"), [(0, "refused"), (0.001, "redriven")])
-def test_what_has_expired_since_is_refused(
+def test_expired_request_is_not_redriven(
     world: World, how: str, seconds: float, outcome: str
 ) -> None:
     body = a_request(valid_until=valid_until(world, HOUR + seconds))
@@ -270,7 +270,7 @@ def test_what_has_expired_since_is_refused(
         (Reason.ID_CONFLICT, "its id belongs to another content: give it an id of its own"),
     ],
 )
-def test_what_cannot_succeed_is_refused_unless_forced(
+def test_request_that_cannot_succeed_is_redriven_only_with_force(
     world: World, reason: Reason, why: str
 ) -> None:
     put(world, reason)
@@ -285,7 +285,7 @@ def test_what_cannot_succeed_is_refused_unless_forced(
 
 
 @pytest.mark.parametrize("reason", [None, Reason.UNDELIVERED])
-def test_what_the_contract_of_today_does_not_take_is_refused(
+def test_request_that_the_contract_no_longer_accepts_is_not_redriven(
     world: World, reason: Reason | None
 ) -> None:
     put(world, reason, to="+551")
@@ -300,7 +300,7 @@ def test_what_the_contract_of_today_does_not_take_is_refused(
     "reason",
     sorted({*Reason} - {Reason.MALFORMED, Reason.INVALID, Reason.EXPIRED} - {Reason.ID_CONFLICT}),
 )
-def test_everything_else_goes(world: World, reason: Reason) -> None:
+def test_every_other_reason_is_redriven(world: World, reason: Reason) -> None:
     put(world, reason)
 
     assert outcomes(execute(world)) == {("redriven", reason): 1}
@@ -322,7 +322,7 @@ def test_everything_else_goes(world: World, reason: Reason) -> None:
         ({"reasons": ["expired"]}, ""),
     ],
 )
-def test_filters(world: World, order: dict[str, Any], chosen: str) -> None:
+def test_filters_select_dead_letters(world: World, order: dict[str, Any], chosen: str) -> None:
     other = {"name": "other", "language": "pt_BR"}
     for letter_id, reason, changes in (
         ("a", Reason.UNDELIVERED, {}),
@@ -345,7 +345,7 @@ def test_filters(world: World, order: dict[str, Any], chosen: str) -> None:
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
-def test_no_more_than_the_limit_go(world: World, dry_run: bool) -> None:
+def test_at_most_limit_dead_letters_are_redriven(world: World, dry_run: bool) -> None:
     for _ in range(25):
         put(world, Reason.MALFORMED)
         put(world)
@@ -359,7 +359,7 @@ def test_no_more_than_the_limit_go(world: World, dry_run: bool) -> None:
     assert run(world, "list")["scanned"] == 50 - len(world.requests.redriven)
 
 
-def test_what_sqs_does_not_take_stays(world: World) -> None:
+def test_dead_letter_that_sqs_does_not_accept_stays(world: World) -> None:
     put(world, id="good")
     put(world, id="bad")
     world.requests.refuses = lambda body: '"bad"' in body
@@ -371,7 +371,7 @@ def test_what_sqs_does_not_take_stays(world: World) -> None:
     assert visible(world) == 1
 
 
-def test_what_fails_again_at_once_goes_round_only_once(
+def test_request_that_fails_again_at_once_is_redriven_only_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(15):
@@ -442,7 +442,7 @@ def failed_for_good(world: World, count: int, **changes: Any) -> list[dict[str, 
 
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("point", range(9))
-def test_wherever_a_redrive_dies_each_letter_is_sent_once(point: int, after: bool) -> None:
+def test_redrive_that_dies_anywhere_sends_each_request_once(point: int, after: bool) -> None:
     world = World()
     unknown = failed_for_good(world, 12, bot="unknown")
     expired = failed_for_good(world, 3, valid_until=valid_until(world, -1))
@@ -471,7 +471,7 @@ def test_wherever_a_redrive_dies_each_letter_is_sent_once(point: int, after: boo
     assert visible(world) == len(expired)
 
 
-def test_the_points_above_are_all_there_are() -> None:
+def test_points_of_death_are_all_covered() -> None:
     """Two receives, two sends and two deletions, and what is at the beginning and at the end."""
     world = World()
     failed_for_good(world, 12, bot="unknown")
@@ -503,7 +503,7 @@ def slowly(world: World, monkeypatch: pytest.MonkeyPatch, seconds: float) -> Non
     monkeypatch.setattr(world.dead_letters, "receive", slow)
 
 
-def test_a_run_sees_each_letter_once_however_long_it_takes(
+def test_run_sees_each_dead_letter_once_however_long_it_takes(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(400):
@@ -517,7 +517,7 @@ def test_a_run_sees_each_letter_once_however_long_it_takes(
     assert world.dead_letters.depth() == (400, 0)
 
 
-def test_a_run_is_over_when_it_has_looked_at_what_there_was(
+def test_run_ends_with_the_dead_letters_of_its_start(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What SQS moves there meanwhile seems to be as old as its request."""
@@ -542,7 +542,7 @@ def test_a_run_is_over_when_it_has_looked_at_what_there_was(
     assert 30 <= run(world, "list")["scanned"] <= 30 + 10 * redrive.MAX_THREADS
 
 
-def test_a_run_that_was_killed_gives_its_letters_back_by_itself(
+def test_killed_run_returns_its_dead_letters_when_their_visibility_ends(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(30):
@@ -561,7 +561,7 @@ def test_a_run_that_was_killed_gives_its_letters_back_by_itself(
     assert run(world, "list")["scanned"] == 30
 
 
-def test_an_error_ends_the_run_and_gives_the_letters_back(
+def test_error_ends_the_run_and_returns_its_dead_letters(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(30):
@@ -580,7 +580,7 @@ def test_an_error_ends_the_run_and_gives_the_letters_back(
     assert world.dead_letters.depth() == (30, 0)
 
 
-def test_no_more_is_held_than_sqs_hides_at_a_time(
+def test_run_holds_at_most_as_many_dead_letters_as_sqs_keeps_in_flight(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redrive, "MAX_HELD", 50)
@@ -597,7 +597,7 @@ def test_no_more_is_held_than_sqs_hides_at_a_time(
     assert (answer["more"], len(world.requests.redriven)) == (False, 600)
 
 
-def test_progress_is_told(world: World) -> None:
+def test_progress_is_reported(world: World) -> None:
     for _ in range(25):
         put(world)
     told: list[tuple[int, int]] = []

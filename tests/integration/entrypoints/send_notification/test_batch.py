@@ -38,7 +38,7 @@ def set_plan(stack: Stack, **plan: Any) -> None:
     stack.aws.put_bots({"default": {"base_url": stack.blip.url, "key": stack.blip.key} | plan})
 
 
-def test_ten_new_recipients_are_looked_up_side_by_side_and_written_to_side_by_side(
+def test_ten_new_recipients_are_looked_up_and_sent_to_concurrently(
     stack: Stack,
 ) -> None:
     set_plan(stack, messages_per_second=1000, commands_per_second=1000)
@@ -89,7 +89,7 @@ def last_slot(stack: Stack) -> float:
     return max(float(item[f"next_{plan}_at"]["N"]) for plan in ("messages", "commands")) / 1e6
 
 
-def test_what_a_batch_of_ten_known_recipients_costs(stack: Stack) -> None:
+def test_batch_of_ten_known_recipients_makes_the_expected_calls(stack: Stack) -> None:
     """Per notification a claim and a settling; the rest per batch."""
     assert cost_of_ten(stack, known=True) == {
         "BatchGetItem": 1,
@@ -98,7 +98,7 @@ def test_what_a_batch_of_ten_known_recipients_costs(stack: Stack) -> None:
     }
 
 
-def test_what_a_batch_of_ten_new_recipients_costs(stack: Stack) -> None:
+def test_batch_of_ten_new_recipients_makes_the_expected_calls(stack: Stack) -> None:
     """Per notification also the start of its send, and the look-up's lease and its end."""
     cost = cost_of_ten(stack, known=False)
 
@@ -108,7 +108,9 @@ def test_what_a_batch_of_ten_new_recipients_costs(stack: Stack) -> None:
     assert 2 <= reserved <= 6
 
 
-def test_a_look_up_that_hangs_delays_nobody(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unanswered_look_up_delays_no_other_request(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sending, "CALL_SECONDS", 5)
     know(stack, *map(phone, range(4)))
     stack.blip.add_fault(path="lookups", to=PHONE, hang=True)
@@ -128,7 +130,7 @@ def test_a_look_up_that_hangs_delays_nobody(stack: Stack, monkeypatch: pytest.Mo
     assert len(stack.aws.dead_letters()) == 1
 
 
-def test_a_status_of_a_newer_release_is_left_alone(stack: Stack) -> None:
+def test_status_of_a_newer_release_is_left_alone(stack: Stack) -> None:
     """During a canary, and after a rollback, two releases share the ledger."""
     body = a_request(id="order-1")
     stack.deliver(body)
@@ -150,7 +152,7 @@ def test_a_status_of_a_newer_release_is_left_alone(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("step", ["start_sending", "mark_sent"])
-def test_a_crash_in_one_thread_hurts_one_record(
+def test_crash_in_one_thread_affects_one_record(
     stack: Stack, monkeypatch: pytest.MonkeyPatch, step: str, log: io.StringIO
 ) -> None:
     original = getattr(DynamoDbLedger, step)
@@ -179,7 +181,7 @@ def test_a_crash_in_one_thread_hurts_one_record(
     assert "delivery crashed" in log.getvalue()
 
 
-def test_lambda_hears_of_a_batch_that_crashed_as_a_whole(
+def test_crash_of_the_whole_batch_is_an_error_of_the_function(
     stack: Stack, monkeypatch: pytest.MonkeyPatch, log: io.StringIO
 ) -> None:
     """It counts no error for records in the answer, and a canary would stay."""
@@ -222,7 +224,7 @@ def test_several_sandboxes_together_keep_to_the_plan(stack: Stack) -> None:
     assert stack.blip.statistics()["highest_per_second"]["simulated"]["messages"] <= 23
 
 
-def test_over_the_plan_everything_of_the_bot_stops(stack: Stack, clock: MachineClock) -> None:
+def test_throttling_stops_the_bot_in_every_sandbox(stack: Stack, clock: MachineClock) -> None:
     set_plan(stack, messages_per_second=5)
     know(stack, *map(phone, range(5)))
     stack.blip.add_fault(path="messages", status=429, code=34)
@@ -257,7 +259,7 @@ def test_over_the_plan_everything_of_the_bot_stops(stack: Stack, clock: MachineC
 # --- The handler ----------------------------------------------------------------------------------
 
 
-def test_the_handler_logs_and_counts_and_keeps_to_itself_what_is_personal(
+def test_handler_logs_and_counts_without_personal_data(
     stack: Stack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = stack.aws.settings

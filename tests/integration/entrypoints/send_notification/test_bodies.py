@@ -215,7 +215,7 @@ def good_ones() -> list[str]:
     ]
 
 
-def test_a_corpus_of_nasty_bodies(unhurried: Stack) -> None:
+def test_corpus_of_malformed_bodies_ends_in_dead_letters_or_sends(unhurried: Stack) -> None:
     corpus = [*NO_JSON, *NO_REQUEST, *good_ones()]
     assert len(set(corpus)) == len(corpus)
     for start in range(0, len(corpus), 10):
@@ -224,7 +224,7 @@ def test_a_corpus_of_nasty_bodies(unhurried: Stack) -> None:
     assert len(unhurried.blip.inbox()) == len(good_ones())
 
 
-def test_the_corpus_is_refused_for_what_it_is(unhurried: Stack) -> None:
+def test_corpus_is_refused_with_the_right_reason(unhurried: Stack) -> None:
     """What is no JSON object is malformed; what is one is read to the end."""
     for body in ("nul", "[]", '{"a": NaN}', "[" * 100_000):
         unhurried.deliver(body)
@@ -245,7 +245,7 @@ def test_the_corpus_is_refused_for_what_it_is(unhurried: Stack) -> None:
     ],
     ids=str,
 )
-def test_nasty_attributes(unhurried: Stack, attribute: dict[str, str]) -> None:
+def test_unusual_attributes_are_ignored(unhurried: Stack, attribute: dict[str, str]) -> None:
     handle(unhurried, [a_body(), "not JSON"], generation=attribute, redrives=attribute, x=attribute)
 
 
@@ -305,5 +305,5 @@ BODIES = st.one_of(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(bodies=st.lists(BODIES, min_size=1, max_size=10))
-def test_any_bodies_at_all(unhurried: Stack, bodies: list[str]) -> None:
+def test_any_bodies_end_in_dead_letters_or_sends(unhurried: Stack, bodies: list[str]) -> None:
     handle(unhurried, bodies)

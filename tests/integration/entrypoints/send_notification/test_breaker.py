@@ -80,7 +80,7 @@ def break_it(stack: Stack, why: str = "a test") -> None:
     ],
     ids=str,
 )
-def test_five_different_notifications_in_a_row_open_it(stack: Stack, fault: Json) -> None:
+def test_five_different_notifications_in_a_row_open_the_breaker(stack: Stack, fault: Json) -> None:
     stack.blip.add_fault(**fault)
 
     for _ in range(4):
@@ -93,7 +93,7 @@ def test_five_different_notifications_in_a_row_open_it(stack: Stack, fault: Json
     assert bot_item(stack)["broken"] == "5 notifications in a row had no definite answer"
 
 
-def test_they_may_come_in_one_batch_and_to_several_sandboxes(stack: Stack) -> None:
+def test_failures_in_one_batch_and_in_several_sandboxes_open_the_breaker(stack: Stack) -> None:
     stack.blip.add_fault(path="messages", status=503)
 
     stack.handle(batch(stack, 2), function=stack.sandbox())
@@ -104,7 +104,7 @@ def test_they_may_come_in_one_batch_and_to_several_sandboxes(stack: Stack) -> No
     assert is_open(stack)
 
 
-def test_the_same_notification_five_times_does_not_open_it(
+def test_one_notification_failing_five_times_does_not_open_the_breaker(
     stack: Stack, clock: MachineClock
 ) -> None:
     stack.blip.add_fault(path="messages", status=400, code=51)
@@ -123,7 +123,7 @@ def test_the_same_notification_five_times_does_not_open_it(
     [{}, {"path": "messages", "status": 400, "code": 21}, {"path": "lookups", "failure": 67}],
     ids=["202", "rejected", "not a phone number"],
 )
-def test_a_definite_answer_in_between_starts_anew(stack: Stack, answer: Json) -> None:
+def test_definite_answer_in_between_resets_the_count(stack: Stack, answer: Json) -> None:
     for _ in range(2):
         stack.blip.add_fault(path="messages", status=503)
         for _ in range(4):
@@ -139,7 +139,7 @@ def test_a_definite_answer_in_between_starts_anew(stack: Stack, answer: Json) ->
         assert "failing" not in bot_item(stack)
 
 
-def test_what_never_reached_blip_is_no_answer(stack: Stack) -> None:
+def test_call_that_never_reached_blip_does_not_reset_the_count(stack: Stack) -> None:
     nobody, somebody = "+5531977777777", "+5531966666666"
     stack.blip.add_fault(path="lookups", failure=67, to=nobody)
     sent = a_request(to=somebody)
@@ -156,7 +156,7 @@ def test_what_never_reached_blip_is_no_answer(stack: Stack) -> None:
     assert is_open(stack)
 
 
-def test_the_plan_is_no_failure(stack: Stack, clock: MachineClock) -> None:
+def test_throttling_is_not_counted_as_a_failure(stack: Stack, clock: MachineClock) -> None:
     stack.blip.add_fault(path="messages", status=429)
 
     for _ in range(6):
@@ -168,7 +168,7 @@ def test_the_plan_is_no_failure(stack: Stack, clock: MachineClock) -> None:
     assert {item["attempts"] for item in stack.aws.ledger()} == {"0"}
 
 
-def test_another_bot_goes_on(stack: Stack) -> None:
+def test_open_breaker_does_not_stop_another_bot(stack: Stack) -> None:
     other = Bot(name="other")
     stack.blip.put_bot(other)
     bot = {"base_url": stack.blip.url, "key": stack.blip.key}
@@ -185,7 +185,9 @@ def test_another_bot_goes_on(stack: Stack) -> None:
 # --- While it is open -----------------------------------------------------------------------------
 
 
-def test_nothing_is_claimed_looked_up_or_sent(stack: Stack, clock: MachineClock) -> None:
+def test_open_breaker_prevents_every_claim_look_up_and_send(
+    stack: Stack, clock: MachineClock
+) -> None:
     break_it(stack)
     stack.blip.add_fault(path="ping", status=503)
     records = batch(stack, 10)
@@ -204,7 +206,7 @@ def test_nothing_is_claimed_looked_up_or_sent(stack: Stack, clock: MachineClock)
     assert sum(clock.slept) < 1
 
 
-def test_an_outage_costs_no_attempts_and_no_dead_letters(stack: Stack, clock: MachineClock) -> None:
+def test_outage_costs_no_attempts_and_no_dead_letters(stack: Stack, clock: MachineClock) -> None:
     records = batch(stack, 6)
     with stack.blip.unreachable():
         assert len(stack.handle(records)) == 6
@@ -225,7 +227,7 @@ def test_an_outage_costs_no_attempts_and_no_dead_letters(stack: Stack, clock: Ma
     assert stack.aws.dead_letters() == []
 
 
-def test_a_batch_that_can_do_something_does_not_hold_still(
+def test_batch_with_a_request_that_can_proceed_does_not_hold_still(
     stack: Stack, clock: MachineClock
 ) -> None:
     other = Bot(name="other")
@@ -249,7 +251,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("full")
-def test_there_is_no_holding_still_beyond_the_deadline(stack: Stack, clock: MachineClock) -> None:
+def test_batch_does_not_hold_still_beyond_the_deadline(stack: Stack, clock: MachineClock) -> None:
     break_it(stack)
     stack.blip.add_fault(path="ping", status=503)
 
@@ -265,7 +267,7 @@ def test_there_is_no_holding_still_beyond_the_deadline(stack: Stack, clock: Mach
 
 @pytest.mark.usefixtures("full")
 @pytest.mark.parametrize("fault", [{"status": 503}, {"drop": True}, {"failure": 61}], ids=str)
-def test_there_is_one_probe_every_30_seconds_over_all_sandboxes(
+def test_all_sandboxes_together_probe_every_30_seconds(
     stack: Stack, clock: MachineClock, fault: Json
 ) -> None:
     break_it(stack)
@@ -286,7 +288,7 @@ def test_there_is_one_probe_every_30_seconds_over_all_sandboxes(
     assert is_open(stack)
 
 
-def test_a_sandbox_that_ends_while_it_probes_delays_the_next_by_30_seconds(
+def test_sandbox_that_dies_during_a_probe_delays_the_next_by_30_seconds(
     stack: Stack, clock: MachineClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_it(stack)
@@ -307,7 +309,7 @@ def test_a_sandbox_that_ends_while_it_probes_delays_the_next_by_30_seconds(
     assert stack.handle(records) == []
 
 
-def test_answered_it_lets_exactly_one_through(stack: Stack) -> None:
+def test_answered_probe_lets_exactly_one_notification_through(stack: Stack) -> None:
     break_it(stack)
     stack.blip.add_fault(path="messages", status=400, code=51)
 
@@ -319,7 +321,7 @@ def test_answered_it_lets_exactly_one_through(stack: Stack) -> None:
     assert sum(600 <= wait <= 900 for wait in waits(stack)) == 4
 
 
-def test_one_that_waits_for_the_same_person_is_not_let_through(stack: Stack) -> None:
+def test_second_notification_of_the_probed_recipient_is_not_let_through(stack: Stack) -> None:
     break_it(stack)
     stack.blip.add_fault(path="messages", status=503)
 
@@ -329,7 +331,7 @@ def test_one_that_waits_for_the_same_person_is_not_let_through(stack: Stack) -> 
 
 
 @pytest.mark.parametrize("code", [62, 63, 67])
-def test_a_bot_that_knows_no_ping_is_there_all_the_same(stack: Stack, code: int) -> None:
+def test_ping_refused_as_unsupported_is_an_answer(stack: Stack, code: int) -> None:
     break_it(stack)
     stack.blip.add_fault(path="ping", failure=code)
 
@@ -351,7 +353,9 @@ def test_a_bot_that_knows_no_ping_is_there_all_the_same(stack: Stack, code: int)
     ],
     ids=str,
 )
-def test_only_a_definite_answer_closes_it(stack: Stack, answer: Json, closes: bool) -> None:
+def test_only_a_definite_answer_closes_the_breaker(
+    stack: Stack, answer: Json, closes: bool
+) -> None:
     break_it(stack)
     if answer:
         stack.blip.add_fault(**answer)
@@ -366,7 +370,7 @@ def test_only_a_definite_answer_closes_it(stack: Stack, answer: Json, closes: bo
         assert stack.handle(batch(stack, 5)) == []
 
 
-def test_a_number_known_to_be_none_does_not_close_it(stack: Stack) -> None:
+def test_cached_not_a_phone_number_does_not_close_the_breaker(stack: Stack) -> None:
     nobody = "+5531977777777"
     stack.blip.add_fault(path="lookups", failure=67, to=nobody)
     assert stack.deliver(a_request(to=nobody)) == []
@@ -393,7 +397,7 @@ def test_a_number_known_to_be_none_does_not_close_it(stack: Stack) -> None:
     ],
     ids=str,
 )
-def test_a_misconfigured_bot_opens_it_at_once_and_loses_nothing(
+def test_misconfigured_bot_opens_the_breaker_at_once_and_loses_nothing(
     stack: Stack, clock: MachineClock, fault: Json
 ) -> None:
     stack.blip.add_fault(**fault)
@@ -426,7 +430,7 @@ def test_a_misconfigured_bot_opens_it_at_once_and_loses_nothing(
     ],
     ids=str,
 )
-def test_notification_that_alone_is_refused_is_given_up_and_harms_no_other(
+def test_single_refused_notification_becomes_a_dead_letter_and_affects_no_other(
     stack: Stack, clock: MachineClock, fault: Json
 ) -> None:
     stack.aws.overrides["max_attempts"] = 3
@@ -448,7 +452,7 @@ def test_notification_that_alone_is_refused_is_given_up_and_harms_no_other(
 
 
 @pytest.mark.parametrize("code", [42, 83, 87])
-def test_code_of_a_403_makes_it_a_dead_letter_at_once(stack: Stack, code: int) -> None:
+def test_code_of_a_403_makes_a_dead_letter_at_once(stack: Stack, code: int) -> None:
     stack.blip.add_fault(path="messages", status=403, code=code)
 
     assert stack.handle(batch(stack)) == []
@@ -457,7 +461,7 @@ def test_code_of_a_403_makes_it_a_dead_letter_at_once(stack: Stack, code: int) -
     assert not is_open(stack)
 
 
-def test_bot_without_a_channel_opens_it_and_loses_nothing(
+def test_bot_without_a_channel_opens_the_breaker_and_loses_nothing(
     stack: Stack, clock: MachineClock
 ) -> None:
     stack.blip.add_fault(path="lookups", failure=81)
@@ -472,7 +476,7 @@ def test_bot_without_a_channel_opens_it_and_loses_nothing(
     assert {item["attempts"] for item in stack.aws.ledger()} == {"1"}
 
 
-def test_a_wrong_key_stops_the_rest_of_its_batch(stack: Stack) -> None:
+def test_wrong_key_stops_the_rest_of_its_batch(stack: Stack) -> None:
     stack.blip.put_bot(Bot(key=NEW_KEY))
 
     assert len(stack.handle(batch(stack, 10))) == 10
@@ -486,7 +490,7 @@ def test_a_wrong_key_stops_the_rest_of_its_batch(stack: Stack) -> None:
     assert stack.blip.inbox() == []
 
 
-def test_a_rotated_key_is_picked_up_without_a_deploy(stack: Stack, clock: MachineClock) -> None:
+def test_rotated_key_is_fetched_without_a_deploy(stack: Stack, clock: MachineClock) -> None:
     assert stack.blip.key == OLD_KEY
     assert stack.handle(batch(stack)) == []
     stack.blip.put_bot(Bot(key=NEW_KEY))
@@ -505,7 +509,7 @@ def test_a_rotated_key_is_picked_up_without_a_deploy(stack: Stack, clock: Machin
     assert stack.aws.dead_letters() == []
 
 
-def test_a_key_that_was_rotated_in_time_stops_nothing(stack: Stack, clock: MachineClock) -> None:
+def test_key_rotated_in_time_stops_nothing(stack: Stack, clock: MachineClock) -> None:
     assert stack.handle(batch(stack)) == []
     stack.aws.put_bots({"default": {"base_url": stack.blip.url, "key": NEW_KEY}})
     stack.blip.put_bot(Bot(key=NEW_KEY))
@@ -521,7 +525,7 @@ def test_a_key_that_was_rotated_in_time_stops_nothing(stack: Stack, clock: Machi
 
 
 @pytest.mark.parametrize("code", [131_031, 131_042, 368])
-def test_receipts_that_speak_for_the_number_open_it(
+def test_receipts_about_the_number_open_the_breaker(
     stack: Stack, receipts: ReceiptsStack, code: int
 ) -> None:
     request = a_request()
@@ -543,7 +547,7 @@ def number_is_down(stack: Stack, receipts: ReceiptsStack, request: Json) -> None
     stack.blip.clear()
 
 
-def test_a_number_that_is_down_is_tried_every_ten_minutes_until_no_receipt_contradicts(
+def test_number_that_is_down_is_tried_every_ten_minutes_until_no_receipt_fails(
     stack: Stack, receipts: ReceiptsStack, clock: MachineClock
 ) -> None:
     """BLiP answers pings and 202 all the while."""
@@ -572,7 +576,7 @@ def test_a_number_that_is_down_is_tried_every_ten_minutes_until_no_receipt_contr
     assert not bot_item(stack).keys() & {"number_down_at", "tried_at", "broken"}
 
 
-def test_an_operator_who_has_fixed_it_need_not_wait(stack: Stack, receipts: ReceiptsStack) -> None:
+def test_resume_by_an_operator_takes_effect_at_once(stack: Stack, receipts: ReceiptsStack) -> None:
     request = a_request()
     assert stack.deliver(request) == []
     number_is_down(stack, receipts, request)
@@ -585,7 +589,9 @@ def test_an_operator_who_has_fixed_it_need_not_wait(stack: Stack, receipts: Rece
 
 
 @pytest.mark.parametrize("code", [131_026, 131_056, 132_001])
-def test_other_receipts_do_not(stack: Stack, receipts: ReceiptsStack, code: int) -> None:
+def test_other_failed_receipts_do_not_open_the_breaker(
+    stack: Stack, receipts: ReceiptsStack, code: int
+) -> None:
     for _ in range(6):
         request = a_request()
         assert stack.deliver(request) == []

@@ -48,7 +48,7 @@ def the_letter(stack: Stack, body: str, reason: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "body", ["{", "Olá, Maria!", "[1]", "\ufeff{}", '{"Type": "Notification"}']
 )
-def test_malformed(stack: Stack, body: str) -> None:
+def test_malformed_body_is_a_dead_letter(stack: Stack, body: str) -> None:
     assert stack.deliver(body) == []
 
     letter = the_letter(stack, body, "malformed")
@@ -70,7 +70,7 @@ def assert_refused(stack: Stack, notification_id: str, reason: str) -> None:
     assert int(item["expires_at"]) == pytest.approx(time.time() + 14 * 86_400, abs=60)
 
 
-def test_invalid(stack: Stack) -> None:
+def test_invalid_request_is_a_dead_letter(stack: Stack) -> None:
     body = json.dumps(a_request(to="31 99999-8888", id="order-1"), indent=3) + "\n"
 
     assert stack.deliver(body) == []
@@ -85,7 +85,7 @@ def test_invalid(stack: Stack) -> None:
     assert stack.blip.requests == []
 
 
-def test_invalid_in_everything_and_at_length(stack: Stack) -> None:
+def test_invalid_request_with_many_long_fields_is_a_dead_letter(stack: Stack) -> None:
     names = [f"{'ção' * 40}_{number}" for number in range(30)]
     body = json.dumps(
         {"template": {"body": dict.fromkeys(names, "")}} | dict.fromkeys(names, MARIA)
@@ -103,7 +103,7 @@ def assert_ended(stack: Stack, body: dict[str, Any], status: str) -> None:
     assert "token" not in item
 
 
-def test_unknown_bot(stack: Stack) -> None:
+def test_unknown_bot_is_a_dead_letter(stack: Stack) -> None:
     body = a_request(bot="clinic")
 
     assert stack.deliver(body) == []
@@ -113,7 +113,7 @@ def test_unknown_bot(stack: Stack) -> None:
     assert_ended(stack, body, "rejected")
 
 
-def test_id_conflict(stack: Stack) -> None:
+def test_id_conflict_is_a_dead_letter(stack: Stack) -> None:
     body = a_request()
     other = body | {"to": phone(1)}
 
@@ -129,9 +129,7 @@ def test_id_conflict(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("reason", ["invalid", "id_conflict"])
-def test_the_same_message_is_refused_once_and_the_same_body_again_twice(
-    stack: Stack, reason: str
-) -> None:
+def test_message_is_refused_once_however_often_it_is_received(stack: Stack, reason: str) -> None:
     """SQS may show a message twice; what a producer publishes twice is wrong twice."""
     body = a_request()
     if reason == "id_conflict":
@@ -151,7 +149,7 @@ def test_the_same_message_is_refused_once_and_the_same_body_again_twice(
     assert ids == [records[0]["messageId"], "another"]
 
 
-def test_expired(stack: Stack) -> None:
+def test_expired_request_is_a_dead_letter(stack: Stack) -> None:
     body = a_request(valid_until="2020-01-01T00:00:00-03:00")
 
     assert stack.deliver(body) == []
@@ -162,7 +160,7 @@ def test_expired(stack: Stack) -> None:
     assert stack.blip.requests == []
 
 
-def test_not_a_phone_number(stack: Stack) -> None:
+def test_not_a_phone_number_is_a_dead_letter(stack: Stack) -> None:
     body = a_request(to="+5531900000061")
 
     assert stack.deliver(body) == []
@@ -176,7 +174,7 @@ def test_not_a_phone_number(stack: Stack) -> None:
     assert stack.blip.statistics()["kinds"] == {"lookups": 1}
 
 
-def test_rejected(stack: Stack) -> None:
+def test_rejected_message_is_a_dead_letter(stack: Stack) -> None:
     body = a_request(to="+5531900000031")
     stack.blip.add_fault(path="messages", status=400, code=21)
 
@@ -190,7 +188,7 @@ def test_rejected(stack: Stack) -> None:
     assert_ended(stack, body, "rejected")
 
 
-def test_retries_exhausted(stack: Stack) -> None:
+def test_exhausted_retries_end_in_a_dead_letter(stack: Stack) -> None:
     stack.aws.overrides["max_attempts"] = 3
     stack.blip.add_fault(path="messages", status=400, code=51)
     body = a_request()
@@ -209,7 +207,7 @@ def test_retries_exhausted(stack: Stack) -> None:
     assert_ended(stack, body, "failed")
 
 
-def test_waited_too_long(stack: Stack) -> None:
+def test_request_that_waited_too_long_is_a_dead_letter(stack: Stack) -> None:
     body = a_request()
     stack.publish(body)
     (record,) = stack.receive()
@@ -223,7 +221,7 @@ def test_waited_too_long(stack: Stack) -> None:
     assert stack.blip.requests == []
 
 
-def test_the_longest_body_that_the_queue_takes(stack: Stack) -> None:
+def test_longest_body_of_the_queue_is_a_dead_letter(stack: Stack) -> None:
     body = "x" * 262_144
 
     assert stack.deliver(body) == []
@@ -231,7 +229,7 @@ def test_the_longest_body_that_the_queue_takes(stack: Stack) -> None:
     the_letter(stack, body, "malformed")
 
 
-def test_a_redrive_is_the_next_generation(stack: Stack) -> None:
+def test_redrive_is_the_next_generation(stack: Stack) -> None:
     body = a_request()
     stack.blip.add_fault(path="messages", status=400, code=21, times=1)
     stack.deliver(body)

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("no_holding_still")
 # --- What arrives ---------------------------------------------------------------------------------
 
 
-def test_a_request_becomes_one_message_at_blip(stack: Stack) -> None:
+def test_request_becomes_one_message_at_blip(stack: Stack) -> None:
     body = a_request()
 
     assert stack.deliver(body) == []
@@ -41,7 +41,7 @@ def test_a_request_becomes_one_message_at_blip(stack: Stack) -> None:
     assert stack.aws.dead_letters() == []
 
 
-def test_the_six_requests_of_blip_s_document(stack: Stack) -> None:
+def test_documented_requests_are_sent_as_in_the_document(stack: Stack) -> None:
     """Five sends, and the look-up before each of them."""
     namespace = PLACEHOLDERS["{{NAMESPACE}}"]
     stack.aws.put_bots(
@@ -69,7 +69,7 @@ def test_the_six_requests_of_blip_s_document(stack: Stack) -> None:
         assert ours == theirs | {"uri": theirs["uri"].replace(PHONE, to)}
 
 
-def test_all_kinds_of_content_arrive_as_whatsapp_wants_them(stack: Stack) -> None:
+def test_every_kind_of_content_arrives_as_whatsapp_expects(stack: Stack) -> None:
     """The samples of events/: the simulator fails by receipt what WhatsApp would refuse."""
     samples = sorted(Path("events").glob("[01]*.json"))
     assert len(samples) > 5
@@ -87,7 +87,7 @@ def test_all_kinds_of_content_arrive_as_whatsapp_wants_them(stack: Stack) -> Non
 # --- Once -----------------------------------------------------------------------------------------
 
 
-def test_the_same_request_five_times_in_one_batch(stack: Stack) -> None:
+def test_same_request_five_times_in_one_batch_is_sent_once(stack: Stack) -> None:
     body = a_request()
 
     assert stack.deliver(*[body] * 5) == []
@@ -96,7 +96,7 @@ def test_the_same_request_five_times_in_one_batch(stack: Stack) -> None:
     assert stack.blip.statistics()["lookups"] == {PHONE: 1}
 
 
-def test_the_same_request_in_five_batches(stack: Stack) -> None:
+def test_same_request_in_five_batches_is_sent_once(stack: Stack) -> None:
     body = a_request()
     for _ in range(5):
         assert stack.deliver(body) == []
@@ -104,7 +104,7 @@ def test_the_same_request_in_five_batches(stack: Stack) -> None:
     assert len(stack.blip.inbox()) == 1
 
 
-def test_the_same_request_in_five_sandboxes_at_once(stack: Stack) -> None:
+def test_same_request_in_five_sandboxes_at_once_is_sent_once(stack: Stack) -> None:
     stack.blip.configure(latency_seconds=0.1)
     body = a_request()
     stack.publish(*[body] * 5)
@@ -139,7 +139,7 @@ def test_twenty_requests_for_one_number_in_several_sandboxes_are_one_look_up(
     assert len({message["id"] for message in stack.blip.inbox()}) == 20 == len(stack.blip.inbox())
 
 
-def test_a_claim_that_is_lost_during_the_look_up_sends_nothing(stack: Stack) -> None:
+def test_claim_lost_during_the_look_up_sends_nothing(stack: Stack) -> None:
     # Long enough for the claim to be lost meanwhile.
     stack.blip.add_fault(path="lookups", latency_seconds=2)
     body = a_request()
@@ -174,7 +174,7 @@ def test_a_claim_that_is_lost_during_the_look_up_sends_nothing(stack: Stack) -> 
         "not JSON",
     ],
 )
-def test_a_bot_without_a_key_lets_its_requests_wait(
+def test_requests_of_a_bot_without_a_key_wait(
     stack: Stack, secret: str, clock: MachineClock
 ) -> None:
     good = {"default": {"base_url": stack.blip.url, "key": stack.blip.key}}
@@ -197,7 +197,7 @@ def test_a_bot_without_a_key_lets_its_requests_wait(
     assert len(stack.blip.inbox()) == 3
 
 
-def test_a_wrong_key_stops_the_bot_until_it_is_rotated(
+def test_wrong_key_stops_the_bot_until_it_is_rotated(
     stack: Stack, clock: MachineClock, log: io.StringIO
 ) -> None:
     old = Bot(name="simulated", key="c2ltdWxhdGVkOm9sZA==")
@@ -240,9 +240,7 @@ def test_a_wrong_key_stops_the_bot_until_it_is_rotated(
     assert stack.aws.dead_letters() == []
 
 
-def test_a_key_that_was_rotated_in_time_costs_nobody_anything(
-    stack: Stack, clock: MachineClock
-) -> None:
+def test_key_rotated_in_time_delays_no_request(stack: Stack, clock: MachineClock) -> None:
     assert stack.deliver(a_request(to=phone(9))) == []
     rotated = Bot(name="simulated", key="c2ltdWxhdGVkOm5ldw==")
     stack.blip.put_bot(rotated)
@@ -257,7 +255,7 @@ def test_a_key_that_was_rotated_in_time_costs_nobody_anything(
 # --- Time -----------------------------------------------------------------------------------------
 
 
-def test_with_little_time_left_everything_comes_back_at_once(stack: Stack) -> None:
+def test_little_time_left_returns_the_whole_batch_at_once(stack: Stack) -> None:
     bodies = [a_request(to=phone(number)) for number in range(5)]
 
     assert len(stack.deliver(*bodies, seconds=5)) == 5
@@ -270,7 +268,9 @@ def test_with_little_time_left_everything_comes_back_at_once(stack: Stack) -> No
     assert len(stack.blip.inbox()) == 5
 
 
-def test_what_may_have_gone_out_waits(stack: Stack, clock: MachineClock) -> None:
+def test_possibly_sent_request_waits_for_its_reconciliation(
+    stack: Stack, clock: MachineClock
+) -> None:
     """An answer that got lost: not sent again before it is known whether it went out."""
     stack.blip.add_fault(path="messages", drop=True, accept=True, times=1)
     body = a_request()

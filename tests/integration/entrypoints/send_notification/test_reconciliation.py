@@ -124,7 +124,7 @@ def told(receipts: ReceiptsStack) -> list[tuple[str, str | None]]:
 
 
 @pytest.mark.parametrize("fault", LOST.values(), ids=LOST)
-def test_what_blip_has_is_not_sent_again(
+def test_message_in_the_history_is_not_sent_again(
     stack: Stack, receipts: ReceiptsStack, clock: MachineClock, fault: Json
 ) -> None:
     case = lost(stack, fault, accept=True)
@@ -153,7 +153,7 @@ def test_what_blip_has_is_not_sent_again(
     assert case.posts == [case.key]
 
 
-def test_upstream_hears_that_it_was_sent(
+def test_message_found_in_the_history_is_published_as_sent(
     stack: Stack, receipts: ReceiptsStack, clock: MachineClock
 ) -> None:
     stack.blip.configure(receipts={"delays": {"received": None, "consumed": None}})
@@ -167,7 +167,7 @@ def test_upstream_hears_that_it_was_sent(
 
 
 @pytest.mark.parametrize("every", [True, False])
-def test_a_receipt_that_the_history_holds_is_told_as_one_that_was_pushed(
+def test_receipt_found_in_the_history_is_published_like_a_pushed_one(
     stack: Stack, receipts: ReceiptsStack, clock: MachineClock, *, every: bool
 ) -> None:
     receipts.all_receipts = every
@@ -180,7 +180,7 @@ def test_a_receipt_that_the_history_holds_is_told_as_one_that_was_pushed(
     assert (("dispatched", None) in told(receipts)) == every
 
 
-def test_what_failed_at_whatsapp_is_found_out(
+def test_failure_found_in_the_history_is_recorded(
     stack: Stack, receipts: ReceiptsStack, clock: MachineClock
 ) -> None:
     stack.blip.put_templates()
@@ -196,7 +196,7 @@ def test_what_failed_at_whatsapp_is_found_out(
     assert case.posts == [case.key]
 
 
-def test_a_bot_without_a_webhook_is_asked_on(
+def test_message_of_a_polled_bot_is_polled_further(
     stack: Stack, receipts: ReceiptsStack, clock: MachineClock
 ) -> None:
     bot = {"base_url": stack.blip.url, "key": stack.blip.key, "receipts": "history"}
@@ -219,7 +219,7 @@ def test_a_bot_without_a_webhook_is_asked_on(
     [({"drop": True}, "empty"), ({"status": 504}, "failure"), ({"hang": True}, "empty")],
     ids=["dropped", "504", "no answer"],
 )
-def test_what_blip_does_not_have_is_sent_once_more_under_the_same_id(
+def test_message_missing_from_the_history_is_sent_once_more_with_the_same_id(
     stack: Stack, receipts: ReceiptsStack, clock: MachineClock, fault: Json, answer: str
 ) -> None:
     stack.blip.configure(unknown_history=answer)
@@ -240,7 +240,7 @@ def test_what_blip_does_not_have_is_sent_once_more_under_the_same_id(
     assert stack.aws.dead_letters() == []
 
 
-def test_it_is_given_up_if_the_producer_wants_that(
+def test_if_unknown_fail_ends_in_a_dead_letter(
     stack: Stack, receipts: ReceiptsStack, clock: MachineClock
 ) -> None:
     case = lost(stack, accept=False, if_unknown="fail")
@@ -260,7 +260,7 @@ def test_it_is_given_up_if_the_producer_wants_that(
     assert stack.aws.dead_letters() == []
 
 
-def test_a_second_denial_is_the_last(
+def test_second_empty_history_is_final(
     stack: Stack, receipts: ReceiptsStack, clock: MachineClock
 ) -> None:
     case = lost(stack, accept=False)
@@ -283,7 +283,7 @@ def test_a_second_denial_is_the_last(
     assert told(receipts) == [("failed", "outcome_unknown")]
 
 
-def test_a_redrive_may_be_resent_anew(stack: Stack, clock: MachineClock) -> None:
+def test_redrive_may_be_resent_again(stack: Stack, clock: MachineClock) -> None:
     case = lost(stack, accept=False)
     for generation in (1, 2):
         stack.blip.add_fault(path="messages", drop=True, times=2)
@@ -303,9 +303,7 @@ def test_a_redrive_may_be_resent_anew(stack: Stack, clock: MachineClock) -> None
     assert (case.status, case.item["generation"]) == ("sent", "3")
 
 
-def test_history_is_believed_when_it_shows_a_message_that_was_sent_later(
-    stack: Stack, clock: MachineClock
-) -> None:
+def test_history_counts_after_it_shows_a_later_message(stack: Stack, clock: MachineClock) -> None:
     stack.blip.add_fault(path="messages", drop=True, accept=False, times=1)
     case = Case(stack)
     case.deliver()
@@ -329,7 +327,9 @@ def test_history_is_believed_when_it_shows_a_message_that_was_sent_later(
 
 
 @pytest.mark.parametrize("fault", NO_ANSWERS.values(), ids=NO_ANSWERS)
-def test_a_question_that_fails_is_no_answer(stack: Stack, clock: MachineClock, fault: Json) -> None:
+def test_failed_history_query_decides_nothing(
+    stack: Stack, clock: MachineClock, fault: Json
+) -> None:
     case = lost(stack, accept=False)
     stack.blip.add_fault(path="history", **fault)
     clock.advance(WINDOW + 2)
@@ -349,7 +349,7 @@ def test_a_question_that_fails_is_no_answer(stack: Stack, clock: MachineClock, f
     assert case.status == "retrying"
 
 
-def test_events_of_another_message_are_no_answer(
+def test_events_of_another_message_decide_nothing(
     stack: Stack, clock: MachineClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = lost(stack, accept=False)
@@ -365,7 +365,7 @@ def test_events_of_another_message_are_no_answer(
     assert len(stack.aws.ledger()) == 1
 
 
-def test_over_the_plan_nobody_asks_on(stack: Stack, clock: MachineClock) -> None:
+def test_throttling_stops_further_history_queries(stack: Stack, clock: MachineClock) -> None:
     case = lost(stack, accept=True)
     stack.blip.add_fault(path="history", status=429, times=1)
     clock.advance(WINDOW + 2)
@@ -382,7 +382,7 @@ def test_over_the_plan_nobody_asks_on(stack: Stack, clock: MachineClock) -> None
     assert case.status == "consumed"
 
 
-def test_a_bot_that_is_gone_settles_nothing(stack: Stack, clock: MachineClock) -> None:
+def test_bot_missing_from_the_secret_decides_nothing(stack: Stack, clock: MachineClock) -> None:
     case = lost(stack, accept=True)
     bots = {"default": {"base_url": stack.blip.url, "key": stack.blip.key}}
     stack.aws.put_bots({"other": bots["default"]})
@@ -398,7 +398,7 @@ def test_a_bot_that_is_gone_settles_nothing(stack: Stack, clock: MachineClock) -
 
 
 @pytest.mark.parametrize("policy", ["resend", "fail"])
-def test_what_blip_has_forgotten_nobody_can_deny(
+def test_message_forgotten_by_the_history_is_given_up(
     stack: Stack, receipts: ReceiptsStack, clock: MachineClock, policy: str
 ) -> None:
     case = lost(stack, accept=False, if_unknown=policy)
@@ -422,7 +422,7 @@ def test_what_blip_has_forgotten_nobody_can_deny(
 
 
 @pytest.mark.parametrize("event", ["accepted", "dispatched", "received", "consumed"])
-def test_a_receipt_settles_it_first(
+def test_receipt_before_the_query_settles_the_outcome(
     stack: Stack, receipts: ReceiptsStack, clock: MachineClock, event: str
 ) -> None:
     case = lost(stack, accept=True)
@@ -440,7 +440,7 @@ def test_a_receipt_settles_it_first(
     assert told(receipts) == [("sent", None), *known]
 
 
-def test_a_failed_receipt_settles_it_first(
+def test_failed_receipt_before_the_query_settles_the_outcome(
     stack: Stack, receipts: ReceiptsStack, clock: MachineClock
 ) -> None:
     case = lost(stack, accept=True)
@@ -455,7 +455,7 @@ def test_a_failed_receipt_settles_it_first(
     assert case.posts == [case.key]
 
 
-def test_a_receipt_after_the_denial_holds_the_second_send_back(
+def test_receipt_after_an_empty_history_prevents_the_second_send(
     stack: Stack, receipts: ReceiptsStack, clock: MachineClock
 ) -> None:
     case = lost(stack, accept=False)
@@ -470,7 +470,7 @@ def test_a_receipt_after_the_denial_holds_the_second_send_back(
 
 
 @pytest.mark.parametrize("event", ["accepted", "received"])
-def test_a_receipt_between_the_question_and_its_answer_stands(
+def test_receipt_during_the_query_is_kept(
     stack: Stack,
     receipts: ReceiptsStack,
     clock: MachineClock,
@@ -500,7 +500,7 @@ def test_a_receipt_between_the_question_and_its_answer_stands(
 
 
 @pytest.mark.parametrize("went_out", [True, False])
-def test_what_was_being_sent_when_its_sandbox_ended_is_an_unknown(
+def test_sandbox_killed_during_a_send_leaves_an_unknown_outcome(
     stack: Stack, clock: MachineClock, monkeypatch: pytest.MonkeyPatch, went_out: bool
 ) -> None:
     blip: Any = stack.sandbox()._delivery._blip
@@ -540,7 +540,7 @@ def test_what_was_being_sent_when_its_sandbox_ended_is_an_unknown(
     assert len(case.posts) == went_out
 
 
-def test_a_sandbox_that_ends_while_it_asks_costs_only_time(
+def test_sandbox_killed_during_a_query_costs_only_time(
     stack: Stack, clock: MachineClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = lost(stack, accept=False)
@@ -565,7 +565,7 @@ def test_a_sandbox_that_ends_while_it_asks_costs_only_time(
     assert case.item["in_flight_until"] == in_flight_until
 
 
-def test_one_sandbox_asks_at_a_time(
+def test_one_sandbox_at_a_time_queries_the_history(
     stack: Stack, clock: MachineClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = lost(stack, accept=False)
@@ -586,7 +586,7 @@ def test_one_sandbox_asks_at_a_time(
     assert case.item["denials"] == "1"
 
 
-def test_who_comes_second_with_the_same_question_goes_again(
+def test_second_sandbox_with_the_same_query_returns_the_request(
     stack: Stack, clock: MachineClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = lost(stack, accept=False)
@@ -620,7 +620,7 @@ def valid_for(seconds: float, clock: MachineClock) -> str:
     return datetime.fromtimestamp(clock.now() + seconds, UTC).isoformat()
 
 
-def test_what_went_out_in_time_is_not_expired(
+def test_message_sent_in_time_is_not_expired(
     stack: Stack, receipts: ReceiptsStack, clock: MachineClock
 ) -> None:
     case = lost(stack, accept=True, valid_until=valid_for(MINUTE, clock))
@@ -637,7 +637,7 @@ def test_what_went_out_in_time_is_not_expired(
 
 
 @pytest.mark.parametrize("policy", ["resend", "fail"])
-def test_what_never_went_out_is_expired_only_after_the_denial(
+def test_unsent_request_expires_only_after_the_history_was_queried(
     stack: Stack, receipts: ReceiptsStack, clock: MachineClock, policy: str
 ) -> None:
     case = lost(stack, accept=False, valid_until=valid_for(MINUTE, clock), if_unknown=policy)
@@ -654,7 +654,7 @@ def test_what_never_went_out_is_expired_only_after_the_denial(
     assert case.posts == [case.key]
 
 
-def test_a_resend_is_not_sent_after_its_time(stack: Stack, clock: MachineClock) -> None:
+def test_expired_request_is_not_resent(stack: Stack, clock: MachineClock) -> None:
     case = lost(stack, accept=False, valid_until=valid_for(WINDOW + MINUTE, clock))
     clock.advance(WINDOW + 2)
     assert case.deliver() == 0

@@ -18,7 +18,7 @@ from tests.unit.use_cases.send_notification.helpers import DAY, at, fail, outcom
 # --- Time and slots -------------------------------------------------------------------------------
 
 
-def test_with_too_little_time_left_nothing_is_claimed_and_all_comes_back_at_once(
+def test_too_little_time_claims_nothing_and_returns_the_whole_batch_at_once(
     world: World,
 ) -> None:
     bodies = [a_request() for _ in range(5)]
@@ -30,13 +30,13 @@ def test_with_too_little_time_left_nothing_is_claimed_and_all_comes_back_at_once
     assert world.blip.look_ups == []
 
 
-def test_what_is_broken_is_a_dead_letter_also_with_little_time_left(world: World) -> None:
+def test_invalid_request_is_a_dead_letter_even_with_little_time_left(world: World) -> None:
     (result,) = world.sandbox().deliver("not JSON", seconds=1)
 
     assert outcome(result) == "dead_letter"
 
 
-def test_slow_neighbours_leave_no_send_that_could_be_cut_off(world: World) -> None:
+def test_slow_requests_start_no_send_that_could_be_cut_off(world: World) -> None:
     """Ten seconds per call, one after the other: what no longer fits comes back at once."""
     for number in range(6):
         world.know(f"+551198888770{number}")
@@ -51,7 +51,7 @@ def test_slow_neighbours_leave_no_send_that_could_be_cut_off(world: World) -> No
     assert world.clock.now() - world.blip.sent[-1].at <= 12
 
 
-def test_a_batch_keeps_to_the_plan(world: World) -> None:
+def test_batch_keeps_to_the_plan(world: World) -> None:
     world.bots = {"default": {"key": KEY, "messages_per_second": 20}}
     bodies = [a_request(to=f"+551198888{n:04}") for n in range(30)]
     for body in bodies:
@@ -69,7 +69,7 @@ def test_a_batch_keeps_to_the_plan(world: World) -> None:
 
 
 @pytest.mark.parametrize("answered_in", [0.02, 0.04, 0.1, 0.7])
-def test_slots_whose_reservation_takes_long_let_everybody_send_and_not_at_once(
+def test_slow_reservation_lets_all_requests_send_but_not_at_once(
     world: World, answered_in: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.bots = {"default": {"key": KEY, "messages_per_second": 20}}
@@ -104,7 +104,7 @@ def test_look_ups_keep_to_the_commands_plan(world: World) -> None:
     assert max(sum(first <= at < first + 1 for at in times) for first in times) <= 5
 
 
-def test_the_look_ups_of_a_batch_reserve_together_and_so_do_the_sends_after_them(
+def test_look_ups_of_a_batch_share_one_reservation_and_so_do_its_sends(
     world: World,
 ) -> None:
     sandbox = world.sandbox()
@@ -117,7 +117,7 @@ def test_the_look_ups_of_a_batch_reserve_together_and_so_do_the_sends_after_them
     ]
 
 
-def test_a_bot_without_a_slot_soon_lets_its_requests_wait_unclaimed(world: World) -> None:
+def test_bot_without_a_slot_soon_leaves_its_requests_unclaimed(world: World) -> None:
     world.bots = {"default": {"key": KEY, "messages_per_second": 1}}
     bodies = [a_request(to=f"+551198888{n:04}") for n in range(8)]
     for body in bodies:
@@ -139,7 +139,7 @@ def test_a_bot_without_a_slot_soon_lets_its_requests_wait_unclaimed(world: World
 
 @pytest.mark.parametrize("in_flight", [0, 79_999, 80_000, 109_999, 110_000])
 @pytest.mark.parametrize("reason", ["paused", "penalty", "broken"])
-def test_bot_that_is_still_leaves_room_in_flight_for_others(
+def test_stopped_bot_leaves_room_in_flight_for_other_bots(
     world: World, reason: str, in_flight: int
 ) -> None:
     sandbox = world.sandbox()
@@ -164,7 +164,9 @@ def test_bot_that_is_still_leaves_room_in_flight_for_others(
     )
 
 
-def test_all_sandboxes_together_look_through_no_more_than_2000_a_second(world: World) -> None:
+def test_all_sandboxes_together_receive_at_most_2000_waiting_requests_a_second(
+    world: World,
+) -> None:
     sandbox = world.sandbox(maximum_concurrency=100)
     sandbox.bot_states.pause("default")
 
@@ -174,7 +176,7 @@ def test_all_sandboxes_together_look_through_no_more_than_2000_a_second(world: W
     assert world.clock.slept[1:] == [pytest.approx(0.02)]
 
 
-def test_batch_that_could_do_something_does_not_hold_still(world: World) -> None:
+def test_batch_with_a_request_that_can_proceed_does_not_hold_still(world: World) -> None:
     world.bots["other"] = world.bots["default"]
     sandbox = world.sandbox()
     sandbox.bot_states.pause("default")
@@ -190,7 +192,7 @@ def test_batch_that_could_do_something_does_not_hold_still(world: World) -> None
     ("age", "valid_for", "least"),
     [(60, None, 5), (6000, None, 100), (6 * DAY, None, 3600), (6000, 100, 10), (6000, 5000, 100)],
 )
-def test_every_wait_is_a_sixtieth_of_the_age_at_least(
+def test_every_wait_is_at_least_a_sixtieth_of_the_age(
     world: World, age: float, valid_for: float | None, least: float
 ) -> None:
     fail(world, "before_send", lambda: Transient("busy"))
@@ -203,7 +205,7 @@ def test_every_wait_is_a_sixtieth_of_the_age_at_least(
     assert result.retry_in == pytest.approx(least, abs=0.1)
 
 
-def test_how_old_is_what_has_to_come_back_is_measured(world: World) -> None:
+def test_age_of_each_returned_request_is_measured(world: World) -> None:
     sandbox = world.sandbox()
     sandbox.bot_states.pause("default")
 
@@ -212,7 +214,7 @@ def test_how_old_is_what_has_to_come_back_is_measured(world: World) -> None:
     assert sorted(world.meter.times["oldest_request"]) == pytest.approx([60, 3600], abs=5)
 
 
-def test_a_batch_that_has_little_time_left_holds_still_until_a_second_before_its_end(
+def test_batch_with_little_time_left_holds_still_until_a_second_before_its_end(
     world: World,
 ) -> None:
     world.identities_table.items["bot:default"] = {"broken": "no answer"}

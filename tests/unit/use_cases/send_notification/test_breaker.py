@@ -36,7 +36,7 @@ from tests.unit.use_cases.send_notification.helpers import (
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(("retry_after", "seconds"), [(None, 120), (17.0, 17)])
-def test_a_throttled_bot_is_shut_for_everybody(
+def test_throttled_bot_cools_down_in_every_sandbox(
     world: World, stage: str, retry_after: float | None, seconds: float
 ) -> None:
     fail(world, stage, lambda: Throttled("slowly", code=34, retry_after_seconds=retry_after))
@@ -66,7 +66,7 @@ def test_a_throttled_bot_is_shut_for_everybody(
     assert {outcome(v) for v in world.sandbox().deliver(later, *bodies)} == {"sent"}
 
 
-def test_a_throttled_bot_does_not_stop_the_others(world: World) -> None:
+def test_throttled_bot_does_not_stop_the_others(world: World) -> None:
     world.bots["clinic"] = {"key": OTHER_KEY}
 
     def refuse(bot: Bot) -> None:
@@ -79,7 +79,7 @@ def test_a_throttled_bot_does_not_stop_the_others(world: World) -> None:
     assert (outcome(first), outcome(second)) == ("throttled", "sent")
 
 
-def test_waiting_for_a_penalty_is_no_attempt(world: World) -> None:
+def test_waiting_for_a_cooldown_is_not_an_attempt(world: World) -> None:
     fail(world, "before_send", lambda: Throttled("slowly"))
     body = a_request()
 
@@ -102,7 +102,7 @@ def wrong_key(bot: Bot) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_rotated_key_is_picked_up_on_the_way(world: World, stage: str) -> None:
+def test_rotated_key_is_fetched_during_a_batch(world: World, stage: str) -> None:
     sandbox = world.sandbox()
     sandbox.secrets.bots()
     world.bots = {"default": {"key": OTHER_KEY}}
@@ -118,7 +118,7 @@ def test_a_rotated_key_is_picked_up_on_the_way(world: World, stage: str) -> None
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_wrong_key_stops_the_bot_and_its_requests_wait(world: World, stage: str) -> None:
+def test_wrong_key_stops_the_bot_and_its_requests_wait(world: World, stage: str) -> None:
     setattr(world.blip, stage, wrong_key)
     world.blip.before_ping = wrong_key
     sandbox = world.sandbox(uniform=min)
@@ -153,7 +153,7 @@ def test_a_wrong_key_stops_the_bot_and_its_requests_wait(world: World, stage: st
     assert len(world.blip.taken) == 5
 
 
-def test_a_secret_that_breaks_when_it_is_needed_most_stops_the_bot(world: World) -> None:
+def test_unreadable_secret_after_a_refused_key_stops_the_bot(world: World) -> None:
     """The key was refused: that nothing went out is certain, whatever the secret holds now."""
     world.know(PHONE)
     sandbox = world.sandbox()
@@ -182,7 +182,7 @@ def test_a_secret_that_breaks_when_it_is_needed_most_stops_the_bot(world: World)
     ],
     ids=str,
 )
-def test_a_bot_that_cannot_be_used_lets_its_requests_wait(world: World, bots: Any) -> None:
+def test_invalid_bot_makes_its_requests_wait(world: World, bots: Any) -> None:
     world.bots = bots
     body = a_request()
 
@@ -198,7 +198,7 @@ def test_a_bot_that_cannot_be_used_lets_its_requests_wait(world: World, bots: An
     assert outcome(world.sandbox().deliver(body)[0]) == "sent"
 
 
-def test_a_bot_that_cannot_be_used_does_no_harm_to_the_others(world: World) -> None:
+def test_invalid_bot_does_not_affect_other_bots(world: World) -> None:
     world.bots = {"default": {"key": "REPLACE_ME"}, "clinic": {"key": KEY}}
 
     first, second = world.sandbox().deliver(a_request(), a_request(bot="clinic"))
@@ -207,7 +207,7 @@ def test_a_bot_that_cannot_be_used_does_no_harm_to_the_others(world: World) -> N
     assert outcome(second) == "sent"
 
 
-def test_a_batch_that_can_do_nothing_holds_still_for_a_moment(world: World) -> None:
+def test_batch_that_cannot_proceed_holds_still_for_a_moment(world: World) -> None:
     """SQS allows 120,000 in flight."""
     world.bots = {"default": {"key": "REPLACE_ME"}}
     world.in_flight = 110_000
@@ -229,7 +229,7 @@ def five_failures(world: World, failure: Callable[[], Failure]) -> None:
 
 
 @pytest.mark.parametrize("failure", [Transient, Unknown])
-def test_five_notifications_in_a_row_without_an_answer_stop_the_bot(
+def test_five_notifications_in_a_row_without_an_answer_open_the_breaker(
     world: World, failure: type[Failure]
 ) -> None:
     five_failures(world, lambda: failure("nothing"))
@@ -244,7 +244,7 @@ def test_five_notifications_in_a_row_without_an_answer_stop_the_bot(
     assert (len(world.blip.look_ups), len(world.blip.sent)) == (asked[0] + 1, asked[1] + 2)
 
 
-def test_while_the_probe_is_not_answered_nothing_is_claimed_looked_up_or_sent(
+def test_unanswered_probe_prevents_every_claim_look_up_and_send(
     world: World,
 ) -> None:
     five_failures(world, lambda: Transient("nothing"))
@@ -262,7 +262,7 @@ def test_while_the_probe_is_not_answered_nothing_is_claimed_looked_up_or_sent(
     assert all(world.entry(body) == {} for body in bodies)
 
 
-def test_a_secret_that_breaks_while_the_bot_is_probed_leaves_the_breaker_open(
+def test_unreadable_secret_during_a_probe_leaves_the_breaker_open(
     world: World,
 ) -> None:
     five_failures(world, lambda: Transient("nothing"))
@@ -278,7 +278,7 @@ def test_a_secret_that_breaks_while_the_bot_is_probed_leaves_the_breaker_open(
     assert world.blip.pings == 1
 
 
-def test_one_notification_goes_through_with_a_probe(world: World) -> None:
+def test_successful_probe_lets_one_notification_through(world: World) -> None:
     five_failures(world, lambda: Transient("nothing"))
     bodies = [a_request(to=f"+55119777766{n:02}") for n in range(4)]
 
@@ -288,7 +288,7 @@ def test_one_notification_goes_through_with_a_probe(world: World) -> None:
     assert {outcome(v) for v in world.sandbox().deliver(*bodies)} == {"sent", "duplicate"}
 
 
-def test_what_was_under_way_when_the_breaker_opened_does_not_close_it(world: World) -> None:
+def test_notification_from_before_the_breaker_opened_does_not_close_it(world: World) -> None:
     fail(world, "before_send", lambda: Transient("nothing"))
     world.sandbox().deliver(a_request())  # so that an answer is worth a write
     sandbox = world.sandbox()
@@ -301,7 +301,7 @@ def test_what_was_under_way_when_the_breaker_opened_does_not_close_it(world: Wor
     assert (item["broken"], "tried_at" in item) == ("payment", False)
 
 
-def test_a_probe_that_crashes_hurts_its_bot_only(
+def test_crashing_probe_affects_only_its_own_bot(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.bots = {name: {"key": KEY} for name in ("default", "clinic")}
@@ -319,7 +319,7 @@ def test_a_probe_that_crashes_hurts_its_bot_only(
     assert world.blip.pings == 0
 
 
-def test_a_refusal_is_no_sign_that_a_number_delivers_again(world: World) -> None:
+def test_refusal_does_not_close_the_breaker_of_a_number_that_is_down(world: World) -> None:
     world.blip.before_look_up = always(lambda: Rejected(Reason.NOT_A_PHONE_NUMBER, "no", code=61))
     sandbox = world.sandbox()
     sandbox.bot_states.number_down("default", "payment")
@@ -333,7 +333,7 @@ def test_a_refusal_is_no_sign_that_a_number_delivers_again(world: World) -> None
     assert (item["broken"], "tried_at" in item) == ("payment", False)
 
 
-def test_nobody_is_looked_up_while_a_number_is_down(
+def test_no_recipient_is_looked_up_while_the_number_is_down(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch may have read the bot's item before."""
@@ -352,7 +352,7 @@ def test_nobody_is_looked_up_while_a_number_is_down(
     assert (world.blip.look_ups, world.blip.sent) == ([], [])
 
 
-def test_bots_that_hang_keep_no_other_waiting(world: World) -> None:
+def test_bots_that_do_not_answer_delay_no_other_bot(world: World) -> None:
     names = ("hangs", "hangs-too", "clinic")
     world.bots = {name: {"key": KEY} for name in names}
     sent = Event()
@@ -375,7 +375,7 @@ def test_bots_that_hang_keep_no_other_waiting(world: World) -> None:
     assert waited == [True, True]
 
 
-def test_a_paused_bot_sends_nothing_until_it_is_resumed(world: World) -> None:
+def test_paused_bot_sends_nothing_until_it_is_resumed(world: World) -> None:
     world.bots = {name: {"key": KEY} for name in ("default", "clinic")}
     sandbox = world.sandbox()
     sandbox.bot_states.pause("default")
@@ -394,7 +394,7 @@ def test_a_paused_bot_sends_nothing_until_it_is_resumed(world: World) -> None:
     assert world.entry(body)["attempts"] == 1
 
 
-def test_what_is_paused_in_the_middle_of_a_batch_goes_no_further(world: World) -> None:
+def test_bot_paused_during_a_batch_sends_nothing_more(world: World) -> None:
     sandbox = world.sandbox()
     world.blip.before_look_up = lambda _: sandbox.bot_states.pause("default")
     body = a_request()
@@ -406,7 +406,7 @@ def test_what_is_paused_in_the_middle_of_a_batch_goes_no_further(world: World) -
     assert world.entry(body)["status"] == "retrying"
 
 
-def test_one_notification_that_fails_five_times_stops_nobody(world: World) -> None:
+def test_one_notification_that_fails_five_times_stops_no_bot(world: World) -> None:
     fail(world, "before_send", lambda: Transient("nothing"))
     body = a_request()
     for _ in range(6):
@@ -414,7 +414,7 @@ def test_one_notification_that_fails_five_times_stops_nobody(world: World) -> No
         assert outcome(result) == "retrying"
 
 
-def test_an_answer_in_between_starts_the_count_anew(world: World) -> None:
+def test_answer_in_between_resets_the_count_of_failures(world: World) -> None:
     for _ in range(3):
         fail(world, "before_send", lambda: Transient("nothing"))
         for _ in range(4):
@@ -434,7 +434,7 @@ def test_an_answer_in_between_starts_the_count_anew(world: World) -> None:
         ("before_send", Rejected(Reason.REJECTED, "no", code=21)),
     ],
 )
-def test_a_refusal_is_an_answer_too(world: World, stage: str, answer: Failure) -> None:
+def test_refusal_counts_as_an_answer(world: World, stage: str, answer: Failure) -> None:
     world.identities_table.items["bot:default"] = {"failing": {"a", "b", "c", "d"}}
     fail(world, stage, lambda: answer)
 
@@ -443,7 +443,7 @@ def test_a_refusal_is_an_answer_too(world: World, stage: str, answer: Failure) -
     assert "failing" not in world.identities_table.get("bot:default")
 
 
-def test_a_number_that_is_remembered_to_be_none_is_no_answer(world: World) -> None:
+def test_cached_not_a_phone_number_does_not_count_as_an_answer(world: World) -> None:
     fail(world, "before_look_up", lambda: Rejected(Reason.NOT_A_PHONE_NUMBER, "no", code=61))
     world.sandbox().deliver(a_request())
     world.identities_table.items["bot:default"] = {"failing": {"a", "b", "c", "d"}}
@@ -453,7 +453,7 @@ def test_a_number_that_is_remembered_to_be_none_is_no_answer(world: World) -> No
     assert len(world.identities_table.get("bot:default")["failing"]) == 4
 
 
-def test_a_crash_hides_no_answer_that_another_notification_got(world: World) -> None:
+def test_crash_does_not_discard_the_answer_of_another_notification(world: World) -> None:
     world.identities_table.items["bot:default"] = {"failing": {"a", "b", "c", "d"}}
     world.blip.before_send = raises(RuntimeError("nobody foresaw it"))
 
@@ -466,7 +466,7 @@ def test_a_crash_hides_no_answer_that_another_notification_got(world: World) -> 
 # --- The probe ------------------------------------------------------------------------------------
 
 
-def test_a_throttled_probe_shuts_the_bot_for_everybody(world: World) -> None:
+def test_throttled_probe_starts_a_cooldown_in_every_sandbox(world: World) -> None:
     sandbox = world.sandbox()
     sandbox.bot_states.open_breaker("default", "no answer")
     world.blip.before_ping = always(lambda: Throttled("too fast", retry_after_seconds=90))
@@ -481,7 +481,9 @@ def test_a_throttled_probe_shuts_the_bot_for_everybody(world: World) -> None:
 
 
 @pytest.mark.parametrize(("seconds", "pings"), [(11.9, 0), (12.1, 1)])
-def test_no_probe_starts_that_cannot_end(world: World, seconds: float, pings: int) -> None:
+def test_probe_that_could_not_end_in_time_is_not_started(
+    world: World, seconds: float, pings: int
+) -> None:
     world.identities_table.items["bot:default"] = {"broken": "no answer"}
     world.blip.before_ping = always(lambda: Transient("busy"))
 
@@ -506,7 +508,7 @@ def refuse(world: World, *phones: str, failure: Callable[[], Failure] | None = N
     world.blip.before_send = strike
 
 
-def test_notification_that_is_refused_while_the_bot_answers_costs_it_an_attempt(
+def test_notification_refused_while_the_bot_answers_costs_an_attempt(
     world: World,
 ) -> None:
     refuse(world, PHONE)
@@ -519,7 +521,7 @@ def test_notification_that_is_refused_while_the_bot_answers_costs_it_an_attempt(
     assert "broken" not in world.identities_table.get("bot:default")
 
 
-def test_notification_that_is_always_refused_is_given_up(world: World) -> None:
+def test_notification_that_is_always_refused_becomes_a_dead_letter(world: World) -> None:
     refuse(world, PHONE)
     body = a_request()
 
@@ -561,7 +563,7 @@ def test_later_refusals_of_the_same_notifications_do_not_open_the_breaker(world:
     assert "broken" not in world.identities_table.get("bot:default")
 
 
-def test_probe_that_is_refused_costs_no_attempt_and_leaves_the_breaker_open(world: World) -> None:
+def test_refused_probe_costs_no_attempt_and_leaves_the_breaker_open(world: World) -> None:
     sandbox = world.sandbox()
     sandbox.bot_states.open_breaker("default", "no answer")
     refuse(world, PHONE)
@@ -579,7 +581,7 @@ def test_probe_that_is_refused_costs_no_attempt_and_leaves_the_breaker_open(worl
     ("age", "worked_before", "attempts"),
     [(DAY + 1, DAY - 10, 1), (DAY - 1, 10, 0), (DAY + 1, DAY + 10, 0), (DAY + 1, None, 0)],
 )
-def test_probe_that_is_refused_costs_an_old_notification_of_a_bot_that_worked_an_attempt(
+def test_refused_probe_costs_an_old_notification_of_a_working_bot_an_attempt(
     world: World, age: float, worked_before: float | None, attempts: int
 ) -> None:
     """Where only such notifications are left, nothing else would end them."""
@@ -600,7 +602,7 @@ def test_probe_that_is_refused_costs_an_old_notification_of_a_bot_that_worked_an
     assert "broken" in world.identities_table.get("bot:default")
 
 
-def test_refusals_of_one_batch_ping_once(world: World) -> None:
+def test_refusals_of_one_batch_cause_one_ping(world: World) -> None:
     phones = [f"+55119888877{number:02}" for number in range(6)]
     refuse(world, *phones)
 
@@ -610,7 +612,7 @@ def test_refusals_of_one_batch_ping_once(world: World) -> None:
     assert world.blip.pings == 1
 
 
-def test_throttled_ping_after_a_refusal_is_a_penalty(world: World) -> None:
+def test_throttled_ping_after_a_refusal_starts_a_cooldown(world: World) -> None:
     """401 with LIME's 34 says both."""
     refuse(world, PHONE)
     world.blip.before_ping = always(lambda: Throttled("too fast"))
@@ -622,7 +624,7 @@ def test_throttled_ping_after_a_refusal_is_a_penalty(world: World) -> None:
     assert world.entry(body)["attempts"] == 0
 
 
-def test_refusal_with_too_little_time_for_a_ping_comes_back_at_once(world: World) -> None:
+def test_refusal_with_too_little_time_for_a_ping_returns_at_once(world: World) -> None:
     world.know(PHONE)
     refuse(world, PHONE)
     body = a_request()
@@ -641,7 +643,7 @@ def test_refusal_with_too_little_time_for_a_ping_comes_back_at_once(world: World
 # --- The share of the plan ------------------------------------------------------------------------
 
 
-def test_first_throttling_of_a_penalty_lowers_the_share_and_the_others_do_not(
+def test_only_the_first_throttling_of_a_cooldown_lowers_the_share(
     world: World,
 ) -> None:
     sandbox = world.sandbox()
@@ -661,7 +663,7 @@ def test_first_throttling_of_a_penalty_lowers_the_share_and_the_others_do_not(
     assert world.meter.counts["cooldown_began"] == 1
 
 
-def test_throttled_look_up_lowers_the_share_of_the_commands(world: World) -> None:
+def test_throttled_look_up_lowers_the_share_of_the_commands_plan(world: World) -> None:
     world.blip.before_look_up = always(lambda: Throttled("too fast"))
 
     world.sandbox().deliver(a_request())
@@ -671,7 +673,7 @@ def test_throttled_look_up_lowers_the_share_of_the_commands(world: World) -> Non
     assert "messages_share" not in item
 
 
-def test_share_never_falls_below_a_tenth_and_climbs_from_what_was_left(world: World) -> None:
+def test_share_never_falls_below_a_tenth_and_grows_from_its_last_value(world: World) -> None:
     bot_states, bot = world.sandbox().bot_states, Bot(name="default", key=KEY)
     shares = []
     for _ in range(15):
@@ -685,7 +687,7 @@ def test_share_never_falls_below_a_tenth_and_climbs_from_what_was_left(world: Wo
     assert bot_states.state("default").share("messages", bot.share, world.clock.now()) > 0.12
 
 
-def test_slots_are_spaced_by_the_share_that_is_in_force(world: World) -> None:
+def test_slots_are_spaced_by_the_current_share(world: World) -> None:
     world.know(PHONE)
     world.know(OTHER_PHONE)
     now = round(1000 * world.clock.now())
@@ -705,7 +707,7 @@ def test_slots_are_spaced_by_the_share_that_is_in_force(world: World) -> None:
 # --- A bot that is missing from the secret --------------------------------------------------------
 
 
-def test_bot_that_worked_and_vanished_from_the_secret_is_waited_for(world: World) -> None:
+def test_requests_wait_for_a_working_bot_that_is_missing_from_the_secret(world: World) -> None:
     world.sandbox().deliver(a_request())
     bots, world.bots = world.bots, {}
     body = a_request()
@@ -720,7 +722,7 @@ def test_bot_that_worked_and_vanished_from_the_secret_is_waited_for(world: World
     assert outcome(world.sandbox().deliver(a_request())[0]) == "misconfigured"
 
 
-def test_bot_that_stays_away_is_an_unknown_bot_after_a_quarter_of_an_hour(world: World) -> None:
+def test_bot_missing_for_a_quarter_of_an_hour_is_unknown(world: World) -> None:
     world.sandbox().deliver(a_request())
     world.bots = {}
     world.sandbox().deliver(a_request())

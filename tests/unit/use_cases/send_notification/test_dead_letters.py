@@ -40,7 +40,7 @@ from tests.unit.use_cases.send_notification.helpers import (
         ('{"id": "a/b", "to": "+55"}', "invalid"),
     ],
 )
-def test_what_cannot_be_understood_is_a_dead_letter(world: World, body: str, reason: str) -> None:
+def test_invalid_body_is_a_dead_letter(world: World, body: str, reason: str) -> None:
     (result,) = world.sandbox().deliver(body)
 
     assert (outcome(result), result.retry_in) == ("dead_letter", None)
@@ -52,7 +52,7 @@ def test_what_cannot_be_understood_is_a_dead_letter(world: World, body: str, rea
     assert world.ledger_table.items == {}
 
 
-def test_an_invalid_request_with_a_readable_id_is_told_to_upstream(world: World) -> None:
+def test_invalid_request_with_a_readable_id_is_published(world: World) -> None:
     world.sandbox().deliver({"id": "order-1", "to": PHONE})
 
     (event,) = world.events.told
@@ -63,7 +63,7 @@ def test_an_invalid_request_with_a_readable_id_is_told_to_upstream(world: World)
     assert [field["field"] for field in letter.failure["fields"]] == ["template"]
 
 
-def test_a_broken_request_does_no_harm_to_its_neighbours(world: World) -> None:
+def test_invalid_request_does_not_affect_other_requests(world: World) -> None:
     good = [a_request(to=f"+55119888877{n:02}") for n in range(4)]
 
     results = world.sandbox().deliver("x", good[0], "{}", good[1], good[2], "[]", good[3])
@@ -74,7 +74,7 @@ def test_a_broken_request_does_no_harm_to_its_neighbours(world: World) -> None:
     ]
 
 
-def test_too_late_is_a_dead_letter(world: World) -> None:
+def test_expired_request_is_a_dead_letter(world: World) -> None:
     body = a_request(valid_until=at(world.clock.now()))
 
     (result,) = world.sandbox().deliver(body)
@@ -87,7 +87,7 @@ def test_too_late_is_a_dead_letter(world: World) -> None:
     assert (event.status, event.reason) == (Status.EXPIRED, Reason.EXPIRED)
 
 
-def test_too_late_stays_too_late_after_a_redrive(world: World) -> None:
+def test_expired_request_stays_expired_after_a_redrive(world: World) -> None:
     body = a_request(valid_until=at(world.clock.now()))
     world.sandbox().deliver(body)
 
@@ -97,7 +97,7 @@ def test_too_late_stays_too_late_after_a_redrive(world: World) -> None:
     assert world.blip.sent == []
 
 
-def test_what_gets_too_late_while_it_waits_for_its_slot_is_not_sent(world: World) -> None:
+def test_request_that_expires_while_it_waits_for_its_slot_is_not_sent(world: World) -> None:
     world.bots = {"default": {"key": KEY, "messages_per_second": 1}}
     world.know(PHONE)
     world.know(OTHER_PHONE)
@@ -110,7 +110,7 @@ def test_what_gets_too_late_while_it_waits_for_its_slot_is_not_sent(world: World
     assert [sent.message_id for sent in world.blip.sent] == [key_of(in_time)]
 
 
-def test_what_lay_on_the_queue_for_a_week_is_a_dead_letter(world: World) -> None:
+def test_request_that_waited_a_week_is_a_dead_letter(world: World) -> None:
     """SQS deletes after two weeks, silently."""
     week = 7 * DAY
     young, old = world.queued(a_request(), age=week - 1), world.queued(a_request(), age=week)
@@ -123,9 +123,7 @@ def test_what_lay_on_the_queue_for_a_week_is_a_dead_letter(world: World) -> None
 
 
 @pytest.mark.parametrize("allowed", [("+5511",), (OTHER_PHONE, "+1")])
-def test_a_stage_writes_to_nobody_who_is_not_allowed(
-    world: World, allowed: tuple[str, ...]
-) -> None:
+def test_stage_sends_only_to_allowed_recipients(world: World, allowed: tuple[str, ...]) -> None:
     stage = world.sandbox(allowed_recipients=allowed)
     world.know(PHONE)
     stranger, looked_up = a_request(), a_request(to="+5531999990000")
@@ -142,7 +140,7 @@ def test_a_stage_writes_to_nobody_who_is_not_allowed(
     assert world.entry(stranger)["status"] == "rejected"
 
 
-def test_after_a_restoration_of_the_ledger_older_requests_are_sent_by_nobody_but_an_operator(
+def test_requests_from_before_a_ledger_restoration_are_sent_only_by_a_redrive(
     world: World,
 ) -> None:
     sandbox = world.sandbox(ledger_restored_at=world.clock.now() - 60)
@@ -159,9 +157,7 @@ def test_after_a_restoration_of_the_ledger_older_requests_are_sent_by_nobody_but
 
 
 @pytest.mark.parametrize("still", ["paused", "broken", "misconfigured"])
-def test_what_waits_for_a_bot_that_does_not_work_does_not_wait_for_ever(
-    world: World, still: str
-) -> None:
+def test_requests_do_not_wait_for_ever_for_a_stopped_bot(world: World, still: str) -> None:
     """SQS deletes silently what is 14 days old."""
     sandbox = world.sandbox()
     world.blip.before_ping = always(lambda: Transient("nothing"))
@@ -185,7 +181,7 @@ def test_what_waits_for_a_bot_that_does_not_work_does_not_wait_for_ever(
     assert (world.blip.look_ups, world.blip.sent) == ([], [])
 
 
-def test_letters_are_not_repeated_while_a_table_cannot_be_read(
+def test_dead_letters_are_not_repeated_while_a_table_cannot_be_read(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sandbox = world.sandbox()
@@ -201,7 +197,7 @@ def test_letters_are_not_repeated_while_a_table_cannot_be_read(
     assert ends(world) == []
 
 
-def test_a_redriven_conflict_does_not_take_the_others_place(world: World) -> None:
+def test_redriven_conflict_does_not_replace_the_first_request(world: World) -> None:
     first, other = a_request(id="order-1"), a_request(id="order-1", to=OTHER_PHONE)
     world.blip.before_send = raises(Rejected(Reason.REJECTED, "no", code=21))
     sandbox = world.sandbox()
@@ -216,7 +212,7 @@ def test_a_redriven_conflict_does_not_take_the_others_place(world: World) -> Non
     assert [outcome(result) for result in (*again, *sent)] == ["dead_letter", "sent"]
 
 
-def test_a_key_that_stays_wrong_is_told_as_such(world: World) -> None:
+def test_key_that_stays_wrong_is_named_as_the_reason(world: World) -> None:
     sandbox = world.sandbox()
     sandbox.bot_states.open_breaker("default", "a wrong key")
     world.blip.before_ping = always(lambda: Misconfigured("HTTP 401", code=13))
@@ -227,7 +223,7 @@ def test_a_key_that_stays_wrong_is_told_as_such(world: World) -> None:
     assert result.retry_in is not None
 
 
-def test_a_bot_that_nobody_knows_is_a_dead_letter(world: World) -> None:
+def test_unknown_bot_is_a_dead_letter(world: World) -> None:
     body = a_request(bot="clinic")
 
     (result,) = world.sandbox().deliver(body)
@@ -239,7 +235,7 @@ def test_a_bot_that_nobody_knows_is_a_dead_letter(world: World) -> None:
     assert world.entry(body)["status"] == "rejected"
 
 
-def test_a_bot_that_was_added_a_moment_ago_is_found(world: World) -> None:
+def test_bot_added_a_moment_ago_is_found(world: World) -> None:
     sandbox = world.sandbox()
     sandbox.deliver(a_request())
     world.bots["clinic"] = {"key": OTHER_KEY}
@@ -251,7 +247,7 @@ def test_a_bot_that_was_added_a_moment_ago_is_found(world: World) -> None:
     assert sandbox.secrets_manager.fetches == 2
 
 
-def test_a_refused_message_is_a_dead_letter_at_once(world: World) -> None:
+def test_refused_message_is_a_dead_letter_at_once(world: World) -> None:
     world.blip.before_send = raises(Rejected(Reason.REJECTED, "no such template", code=21))
     body = a_request()
 
@@ -273,7 +269,7 @@ def test_a_refused_message_is_a_dead_letter_at_once(world: World) -> None:
     assert world.entry(body)["code"] == 21
 
 
-def test_the_dead_letter_comes_before_the_ledger(world: World) -> None:
+def test_dead_letter_is_written_before_the_ledger(world: World) -> None:
     """A crash in between repeats the letter, which can be told apart, and loses nothing."""
     world.blip.before_send = always(lambda: Rejected(Reason.REJECTED, "no", code=21))
     body, sandbox = a_request(), world.sandbox()
@@ -285,7 +281,7 @@ def test_the_dead_letter_comes_before_the_ledger(world: World) -> None:
     assert statuses == ["sending"]
 
 
-def test_a_dead_letter_that_cannot_be_put_loses_nothing(world: World) -> None:
+def test_failed_dead_letter_write_loses_nothing(world: World) -> None:
     world.know(PHONE)
     body = a_request(valid_until=at(world.clock.now()))
     failures = [RuntimeError("SQS does not answer")]
@@ -314,9 +310,7 @@ REFUSED = f"{ledger_key('default', 'order-1')}:refused"
 
 
 @pytest.mark.parametrize("kind", ["invalid", "id_conflict"])
-def test_one_message_is_refused_with_one_letter_however_often_it_comes(
-    world: World, kind: str
-) -> None:
+def test_refused_message_received_twice_is_one_dead_letter(world: World, kind: str) -> None:
     first = a_request(id="order-1")
     world.sandbox().deliver(first)
     before = world.entry(first)
@@ -338,7 +332,7 @@ def test_one_message_is_refused_with_one_letter_however_often_it_comes(
 
 
 @pytest.mark.parametrize("kind", ["invalid", "id_conflict"])
-def test_another_body_under_the_same_id_is_a_letter_of_its_own(world: World, kind: str) -> None:
+def test_another_body_under_the_same_id_is_another_dead_letter(world: World, kind: str) -> None:
     world.sandbox().deliver(a_request(id="order-1"))
     world.events.told.clear()
     bodies = refused(kind)
@@ -353,7 +347,7 @@ def test_another_body_under_the_same_id_is_a_letter_of_its_own(world: World, kin
 
 
 @pytest.mark.parametrize("kind", ["invalid", "id_conflict"])
-def test_a_redriven_letter_that_is_still_wrong_is_a_letter_of_its_own(
+def test_redriven_dead_letter_that_is_still_invalid_is_another_dead_letter(
     world: World, kind: str
 ) -> None:
     """SQS gives what is put back another message id."""
@@ -369,9 +363,7 @@ def test_a_redriven_letter_that_is_still_wrong_is_a_letter_of_its_own(
 
 
 @pytest.mark.parametrize("kind", ["invalid", "id_conflict"])
-def test_the_letter_comes_before_the_refusal_so_that_a_crash_repeats_it(
-    world: World, kind: str
-) -> None:
+def test_dead_letter_is_written_before_the_refusal(world: World, kind: str) -> None:
     world.sandbox().deliver(a_request(id="order-1"))
     world.events.told.clear()
     message = world.queued(refused(kind)[0])
@@ -396,7 +388,7 @@ def test_the_letter_comes_before_the_refusal_so_that_a_crash_repeats_it(
 
 
 @pytest.mark.parametrize("kind", ["invalid", "id_conflict"])
-def test_two_that_are_refused_at_once_are_two(world: World, kind: str) -> None:
+def test_two_simultaneous_refusals_are_both_kept(world: World, kind: str) -> None:
     world.sandbox().deliver(a_request(id="order-1"))
 
     results = world.sandbox().deliver(*refused(kind))
@@ -407,7 +399,7 @@ def test_two_that_are_refused_at_once_are_two(world: World, kind: str) -> None:
     assert kept == {result.queued.record_id for result in results}
 
 
-def test_what_has_no_readable_id_leaves_only_its_letter(world: World) -> None:
+def test_refused_body_without_a_readable_id_leaves_only_its_dead_letter(world: World) -> None:
     for _ in range(2):
         world.sandbox().deliver("{}")
 
@@ -416,7 +408,7 @@ def test_what_has_no_readable_id_leaves_only_its_letter(world: World) -> None:
     assert world.events.told == []
 
 
-def test_a_letter_that_cannot_be_put_comes_back_alone(
+def test_failed_dead_letter_write_returns_only_its_own_request(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sandbox = world.sandbox()

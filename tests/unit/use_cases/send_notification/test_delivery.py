@@ -38,7 +38,7 @@ from tests.unit.use_cases.send_notification.helpers import (
 # --- Sent -----------------------------------------------------------------------------------------
 
 
-def test_a_known_recipient_is_written_to_at_once(world: World) -> None:
+def test_known_recipient_is_sent_to_at_once(world: World) -> None:
     world.know(PHONE)
     body = a_request()
 
@@ -56,7 +56,7 @@ def test_a_known_recipient_is_written_to_at_once(world: World) -> None:
     assert ends(world) == []
 
 
-def test_for_a_known_recipient_the_ledger_is_written_twice(world: World) -> None:
+def test_known_recipient_costs_two_ledger_writes(world: World) -> None:
     """Claimed, so that it is sent at once; and settled. Look-ups cost one write more."""
     world.know(PHONE)
 
@@ -68,7 +68,7 @@ def test_for_a_known_recipient_the_ledger_is_written_twice(world: World) -> None
 
 
 @pytest.mark.parametrize(("receipts", "asked_for"), [("history", True), ("webhook", False)])
-def test_what_was_sent_is_asked_for_its_receipts_if_none_come(
+def test_sent_notification_is_polled_if_no_receipt_arrives(
     world: World, receipts: str, *, asked_for: bool
 ) -> None:
     world.bots["default"]["receipts"] = receipts
@@ -80,7 +80,7 @@ def test_what_was_sent_is_asked_for_its_receipts_if_none_come(
     assert world.entry(body).get("poll_at") == expected
 
 
-def test_upstream_hears_of_it(world: World) -> None:
+def test_sent_notification_is_published(world: World) -> None:
     body = a_request(metadata={"order": "981"})
 
     world.sandbox().deliver(body)
@@ -91,7 +91,7 @@ def test_upstream_hears_of_it(world: World) -> None:
     assert event.metadata == {"order": "981"}
 
 
-def test_the_producers_correlation_id_is_in_logs_and_events(
+def test_correlation_id_of_the_producer_is_in_logs_and_events(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     world.sandbox().deliver(
@@ -105,7 +105,7 @@ def test_the_producers_correlation_id_is_in_logs_and_events(
     assert logged == {"checkout-1", "checkout-2"}
 
 
-def test_the_clocks_of_a_notification_are_kept_apart(world: World) -> None:
+def test_durations_of_a_notification_are_measured_separately(world: World) -> None:
     world.blip.call_seconds = 0.25
     waited = world.queued(a_request(), age=40)
 
@@ -115,7 +115,7 @@ def test_the_clocks_of_a_notification_are_kept_apart(world: World) -> None:
     assert world.meter.times["claimed_to_sent"] == [pytest.approx(0.5)]
 
 
-def test_only_the_first_attempt_tells_how_long_a_request_waited(world: World) -> None:
+def test_only_the_first_attempt_measures_the_time_on_the_queue(world: World) -> None:
     world.blip.before_send = raises(Transient("nothing"))
     body = a_request()
 
@@ -126,7 +126,7 @@ def test_only_the_first_attempt_tells_how_long_a_request_waited(world: World) ->
     assert len(world.meter.times["claimed_to_sent"]) == 1
 
 
-def test_nothing_is_looked_up_before_its_claim_holds_and_nothing_sent_before_it_is_written_down(
+def test_claim_precedes_the_look_up_and_the_ledger_precedes_the_send(
     world: World,
 ) -> None:
     body, seen = a_request(), []
@@ -153,7 +153,7 @@ def test_every_bot_sends_with_its_own_key(world: World) -> None:
 # --- Sent once ------------------------------------------------------------------------------------
 
 
-def test_a_request_that_comes_again_is_a_duplicate(world: World) -> None:
+def test_repeated_request_is_a_duplicate(world: World) -> None:
     body = a_request()
     world.sandbox().deliver(body)
 
@@ -163,7 +163,7 @@ def test_a_request_that_comes_again_is_a_duplicate(world: World) -> None:
     assert len(world.blip.sent) == 1
 
 
-def test_the_same_request_five_times_in_one_batch_is_sent_once(world: World) -> None:
+def test_same_request_five_times_in_one_batch_is_sent_once(world: World) -> None:
     body = a_request()
 
     results = world.sandbox().deliver(*[body] * 5)
@@ -172,7 +172,7 @@ def test_the_same_request_five_times_in_one_batch_is_sent_once(world: World) -> 
     assert len(world.blip.sent) == 1
 
 
-def test_the_same_json_in_another_order_is_the_same_request(world: World) -> None:
+def test_same_json_in_another_order_is_the_same_request(world: World) -> None:
     body = a_request()
     reordered = dict(reversed(body.items()))
 
@@ -181,7 +181,7 @@ def test_the_same_json_in_another_order_is_the_same_request(world: World) -> Non
     assert sorted(map(outcome, results)) == ["duplicate", "sent"]
 
 
-def test_what_another_sandbox_is_working_on_comes_back_when_its_lease_ends(world: World) -> None:
+def test_request_claimed_by_another_sandbox_returns_when_its_lease_ends(world: World) -> None:
     body, found = a_request(), []
 
     def meanwhile(_: Bot) -> None:
@@ -197,7 +197,9 @@ def test_what_another_sandbox_is_working_on_comes_back_when_its_lease_ends(world
     assert world.entry(body)["attempts"] == 1
 
 
-def test_other_content_under_the_same_id_is_a_dead_letter_and_harms_nobody(world: World) -> None:
+def test_other_content_under_the_same_id_is_a_dead_letter_and_the_first_is_sent(
+    world: World,
+) -> None:
     body = a_request()
     world.sandbox().deliver(body)
     other = body | {"to": OTHER_PHONE}
@@ -218,7 +220,7 @@ def test_other_content_under_the_same_id_is_a_dead_letter_and_harms_nobody(world
     assert len(world.blip.sent) == 1
 
 
-def test_a_conflict_within_one_batch(world: World) -> None:
+def test_conflict_within_one_batch_sends_one_and_dead_letters_the_other(world: World) -> None:
     body = a_request()
 
     first, second = world.sandbox().deliver(body, body | {"to": OTHER_PHONE})
@@ -227,7 +229,7 @@ def test_a_conflict_within_one_batch(world: World) -> None:
     assert world.blip.look_ups == [PHONE]
 
 
-def test_a_redrive_is_the_next_generation_and_another_message(world: World) -> None:
+def test_redrive_is_sent_as_the_next_generation(world: World) -> None:
     body = a_request()
     rejected(world, body)
 
@@ -239,7 +241,7 @@ def test_a_redrive_is_the_next_generation_and_another_message(world: World) -> N
     assert (entry["status"], entry["generation"]) == ("sent", 2)
 
 
-def test_a_redrive_may_bring_other_content(world: World) -> None:
+def test_redrive_may_have_other_content(world: World) -> None:
     body = a_request()
     rejected(world, body)
 
@@ -249,7 +251,7 @@ def test_a_redrive_may_bring_other_content(world: World) -> None:
     assert world.blip.taken[0].identity == identity_of(OTHER_PHONE)
 
 
-def test_what_failed_is_not_sent_for_a_mere_repetition(world: World) -> None:
+def test_failed_request_that_is_only_repeated_is_not_sent(world: World) -> None:
     body = a_request()
     rejected(world, body)
 
@@ -270,7 +272,7 @@ def test_two_redrives_of_one_failure_are_one_send(world: World) -> None:
     assert sorted(map(outcome, results)) == ["duplicate", "sent"]
 
 
-def test_a_claim_that_was_lost_between_look_up_and_send_sends_nothing(world: World) -> None:
+def test_claim_lost_between_look_up_and_send_sends_nothing(world: World) -> None:
     """A sandbox that was frozen for a minute, and another that went on meanwhile."""
     body = a_request()
     slow = world.sandbox()
@@ -309,7 +311,7 @@ def cancelled(world: World, body: Request) -> None:
     ],
 )
 @pytest.mark.parametrize("in_advance", [True, False])
-def test_what_was_cancelled_is_acknowledged_whatever_comes(
+def test_cancelled_request_is_acknowledged_in_every_form(
     world: World, changes: Request, generation: int | None, age: float, in_advance: bool
 ) -> None:
     body = a_request(metadata={"order": "981"})
@@ -338,7 +340,7 @@ def test_what_was_cancelled_is_acknowledged_whatever_comes(
     assert world.dead_letters.letters == []
 
 
-def test_of_a_bot_that_does_not_exist_too(world: World) -> None:
+def test_cancelled_request_of_an_unknown_bot_is_acknowledged(world: World) -> None:
     body = a_request(bot="nobody")
     cancelled(world, body)
 
@@ -348,7 +350,7 @@ def test_of_a_bot_that_does_not_exist_too(world: World) -> None:
     assert world.dead_letters.letters == []
 
 
-def test_nobody_hears_of_what_was_forgotten(world: World) -> None:
+def test_erased_notification_is_never_published(world: World) -> None:
     body = a_request()
     key = key_of(body)
     world.ledger_table.items[key] = {
@@ -375,7 +377,7 @@ def test_nobody_hears_of_what_was_forgotten(world: World) -> None:
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_what_was_not_sent_is_not_left_as_if_it_might_have_been(
+def test_unsent_request_is_not_left_as_possibly_sent(
     world: World, monkeypatch: pytest.MonkeyPatch, *, known: bool
 ) -> None:
     if known:
@@ -393,7 +395,7 @@ def test_what_was_not_sent_is_not_left_as_if_it_might_have_been(
     assert (item["status"], item["attempts"]) == ("retrying", 0)
 
 
-def test_what_was_posted_stays_as_it_is_when_the_answer_cannot_be_written(
+def test_possibly_sent_request_stays_so_if_its_answer_cannot_be_written(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sandbox, body = world.sandbox(), a_request()
@@ -408,7 +410,7 @@ def test_what_was_posted_stays_as_it_is_when_the_answer_cannot_be_written(
 
 
 @pytest.mark.parametrize("failure", [Transient("busy"), Throttled("slowly")], ids=type)
-def test_what_was_surely_not_sent_is_given_back_when_the_ledger_first_fails(
+def test_unsent_request_is_released_if_the_ledger_fails_once(
     world: World, monkeypatch: pytest.MonkeyPatch, failure: Failure
 ) -> None:
     world.know(PHONE)
@@ -425,7 +427,7 @@ def test_what_was_surely_not_sent_is_given_back_when_the_ledger_first_fails(
 
 
 @pytest.mark.parametrize("method", ["keep_control", "answered"])
-def test_what_was_sent_does_not_come_back_when_the_bot_s_item_cannot_be_written(
+def test_sent_request_is_acknowledged_even_if_the_bot_s_item_cannot_be_written(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, method: str
 ) -> None:
     world.identities_table.items["bot:default"] = {"failing": {"a"}}
@@ -443,7 +445,7 @@ def test_what_was_sent_does_not_come_back_when_the_bot_s_item_cannot_be_written(
 
 
 @pytest.mark.parametrize("failures", [1, 3])
-def test_claim_whose_answer_is_lost_is_taken_back(
+def test_claim_with_a_lost_answer_is_released(
     world: World, monkeypatch: pytest.MonkeyPatch, failures: int
 ) -> None:
     world.know(PHONE)
@@ -471,7 +473,7 @@ def test_claim_whose_answer_is_lost_is_taken_back(
     ("part", "method"),
     [("ledger", "claim"), ("identities", "lease"), ("ledger", "start_sending")],
 )
-def test_a_crash_before_the_send_hurts_one_record_and_loses_nothing(
+def test_crash_before_the_send_affects_one_record_and_loses_nothing(
     world: World, part: str, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bodies = [a_request(to=f"+55119888877{n:02}") for n in range(3)]
@@ -501,7 +503,7 @@ def test_a_crash_before_the_send_hurts_one_record_and_loses_nothing(
     assert len(world.blip.sent) == 3
 
 
-def test_a_mere_repetition_is_not_told_again(world: World) -> None:
+def test_repeated_request_is_not_published_again(world: World) -> None:
     body = a_request()
     world.sandbox().deliver(body)
     for receive_count in (1, 2):
@@ -547,7 +549,7 @@ MISHAPS = {
     early=st.lists(st.booleans(), max_size=10),
     if_unknown=st.sampled_from(["resend", "fail"]),
 )
-def test_whatever_happens_it_is_sent_once_or_a_dead_letter(
+def test_any_mishap_ends_in_one_send_or_one_dead_letter(
     sends: list[str], look_ups: list[str], early: list[bool], if_unknown: str
 ) -> None:
     """BLiP's history is told the truth, so that nothing need be sent twice."""
@@ -590,7 +592,7 @@ def test_whatever_happens_it_is_sent_once_or_a_dead_letter(
     assert len(arrived) <= 1
 
 
-def test_a_sandbox_is_what_this_suite_thinks_it_is(world: World) -> None:
+def test_sandboxes_share_the_world_and_nothing_else(world: World) -> None:
     """Two of them share the world and nothing else."""
     one, other = world.sandbox(), world.sandbox()
     one.deliver(a_request())

@@ -95,7 +95,9 @@ def redriven(world: World, body: str | Request, redrives: int) -> QueuedRequest:
     )
 
 
-def test_of_a_broken_request(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_invalid_request_is_dead_lettered_published_and_logged_with_its_details(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     body = {"id": "order-1", "to": "+55", "template": {"name": "order_shipped", "language": "pt"}}
     queued = redriven(world, body, 2)
 
@@ -134,7 +136,7 @@ def test_of_a_broken_request(world: World, caplog: pytest.LogCaptureFixture) -> 
     }
 
 
-def test_of_a_broken_request_of_another_bot(world: World) -> None:
+def test_invalid_request_of_another_bot_names_that_bot(world: World) -> None:
     deliver(world, {"id": "order-1", "bot": "clinic"})
 
     assert world.dead_letters.letters[0].bot == "clinic"
@@ -142,7 +144,7 @@ def test_of_a_broken_request_of_another_bot(world: World) -> None:
     assert (event.bot, event.key) == ("clinic", ledger_key("clinic", "order-1"))
 
 
-def test_of_a_broken_request_whose_bot_is_none(world: World) -> None:
+def test_invalid_request_with_an_invalid_bot_is_published_for_the_default_bot(world: World) -> None:
     deliver(world, {"id": "order-1", "bot": 5})
 
     assert world.dead_letters.letters[0].bot is None
@@ -150,14 +152,14 @@ def test_of_a_broken_request_whose_bot_is_none(world: World) -> None:
     assert (event.bot, event.key) == ("default", KEY)
 
 
-def test_of_what_is_no_request_at_all_upstream_hears_nothing(world: World) -> None:
+def test_body_that_is_not_json_is_not_published(world: World) -> None:
     world.sandbox().deliver("not JSON")
 
     assert world.events.told == []
     assert world.ledger_table.items == {}
 
 
-def test_of_other_content_under_the_same_id(world: World) -> None:
+def test_conflict_is_dead_lettered_and_published_with_its_details(world: World) -> None:
     world.blip.before_send = raises(Rejected(Reason.REJECTED, "no", code=21))
     deliver(world)
     deliver(world, generation=1)  # so that it is at its second generation
@@ -189,7 +191,7 @@ def test_of_other_content_under_the_same_id(world: World) -> None:
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_of_what_was_never_tried(world: World, *, known: bool) -> None:
+def test_expired_request_that_was_never_tried_has_no_attempts(world: World, *, known: bool) -> None:
     """It counts as no attempt, in the letter and in the ledger."""
     if known:
         world.know(REQUEST["to"])
@@ -210,14 +212,14 @@ def test_of_what_was_never_tried(world: World, *, known: bool) -> None:
     assert world.entry(body)["attempts"] == 0
 
 
-def test_of_what_lay_on_the_queue_for_a_week(world: World) -> None:
+def test_request_that_waited_a_week_says_so(world: World) -> None:
     deliver(world, age=7 * 86_400)
 
     (letter,) = world.dead_letters.letters
     assert letter.failure["detail"] == "it lay on the queue for 7 days"
 
 
-def test_of_what_is_older_than_the_ledgers_restoration(world: World) -> None:
+def test_request_older_than_the_ledger_restoration_says_so(world: World) -> None:
     world.sandbox(ledger_restored_at=NOW + 1).deliver(REQUEST)
 
     (letter,) = world.dead_letters.letters
@@ -226,7 +228,7 @@ def test_of_what_is_older_than_the_ledgers_restoration(world: World) -> None:
     )
 
 
-def test_of_whom_a_stage_may_not_write_to(world: World) -> None:
+def test_recipient_that_the_stage_does_not_allow_is_explained(world: World) -> None:
     world.sandbox(allowed_recipients=("+1",)).deliver(REQUEST)
 
     (letter,) = world.dead_letters.letters
@@ -236,7 +238,7 @@ def test_of_whom_a_stage_may_not_write_to(world: World) -> None:
     )
 
 
-def test_of_a_bot_that_nobody_knows(world: World) -> None:
+def test_unknown_bot_is_explained(world: World) -> None:
     deliver(world, REQUEST | {"bot": "clinic"})
 
     (letter,) = world.dead_letters.letters
@@ -245,7 +247,7 @@ def test_of_a_bot_that_nobody_knows(world: World) -> None:
     )
 
 
-def test_of_a_number_that_is_none(world: World) -> None:
+def test_not_a_phone_number_counts_as_an_attempt(world: World) -> None:
     """Asked for it was, so it counts as an attempt."""
     world.blip.before_look_up = always(lambda: Rejected(Reason.NOT_A_PHONE_NUMBER, "no", code=61))
     deliver(world)
@@ -264,7 +266,7 @@ def test_of_a_number_that_is_none(world: World) -> None:
     assert world.entry(REQUEST)["attempts"] == 1
 
 
-def test_of_a_number_that_is_remembered_to_be_none(world: World) -> None:
+def test_cached_not_a_phone_number_is_explained(world: World) -> None:
     world.blip.before_look_up = always(lambda: Rejected(Reason.NOT_A_PHONE_NUMBER, "no", code=61))
     sandbox = world.sandbox()
     sandbox.deliver(a_request())
@@ -278,7 +280,9 @@ def test_of_a_number_that_is_remembered_to_be_none(world: World) -> None:
     )
 
 
-def test_of_a_message_that_blip_refused(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_refused_message_is_dead_lettered_published_and_logged_with_its_details(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     world.blip.before_send = always(lambda: Rejected(Reason.REJECTED, "refused", code=21))
     world.sandbox().deliver(redriven(world, REQUEST, 3))
 
@@ -306,7 +310,7 @@ def test_of_a_message_that_blip_refused(world: World, caplog: pytest.LogCaptureF
     }
 
 
-def test_of_a_redrive_that_failed_again(world: World) -> None:
+def test_failed_redrive_has_its_own_generation(world: World) -> None:
     world.blip.before_send = always(lambda: Rejected(Reason.REJECTED, "refused", code=21))
     deliver(world)
 
@@ -319,7 +323,7 @@ def test_of_a_redrive_that_failed_again(world: World) -> None:
     )
 
 
-def test_of_attempts_that_all_failed(world: World) -> None:
+def test_exhausted_attempts_name_the_last_failure(world: World) -> None:
     world.blip.before_send = always(lambda: Transient("busy", code=51))
     for _ in range(2):
         world.sandbox(max_attempts=2).deliver(REQUEST)
@@ -339,7 +343,7 @@ def unknown(world: World, body: Request = REQUEST) -> None:
     world.clock.advance(WINDOW + 2)
 
 
-def test_of_what_may_have_gone_out(world: World) -> None:
+def test_unknown_outcome_is_dead_lettered_as_possibly_sent(world: World) -> None:
     body = REQUEST | {"if_unknown": "fail"}
     unknown(world, body)
 
@@ -358,7 +362,7 @@ def test_of_what_may_have_gone_out(world: World) -> None:
     assert (event.status, event.reason) == (Status.FAILED, Reason.OUTCOME_UNKNOWN)
 
 
-def test_of_what_was_denied_too_late(world: World) -> None:
+def test_request_not_sent_before_it_expired_says_so(world: World) -> None:
     body = REQUEST | {"valid_until": at(NOW + 60)}
     unknown(world, body)
 
@@ -372,14 +376,14 @@ def test_of_what_was_denied_too_late(world: World) -> None:
 # --- Events ---------------------------------------------------------------------------------------
 
 
-def test_of_what_was_sent(world: World) -> None:
+def test_sent_notification_is_one_event(world: World) -> None:
     deliver(world)
 
     assert world.events.told == [an_event(Status.SENT)]
 
 
 @pytest.mark.parametrize("receipt", [None, Status.ACCEPTED, Status.CONSUMED])
-def test_of_what_was_sent_nothing_is_told_if_its_record_comes_again(
+def test_repeated_record_of_a_sent_notification_publishes_nothing(
     world: World, receipt: Status | None
 ) -> None:
     sandbox = world.sandbox()
@@ -395,7 +399,7 @@ def test_of_what_was_sent_nothing_is_told_if_its_record_comes_again(
     assert world.events.told == told
 
 
-def test_of_what_failed_nothing_is_told_if_its_record_comes_again(world: World) -> None:
+def test_repeated_record_of_a_failed_notification_publishes_nothing(world: World) -> None:
     world.blip.before_send = always(lambda: Rejected(Reason.REJECTED, "refused", code=21))
     deliver(world)
     world.clock.advance(1)
@@ -419,7 +423,7 @@ def test_of_what_failed_nothing_is_told_if_its_record_comes_again(world: World) 
         (Status.FAILED, [Status.SENT, Status.FAILED]),
     ],
 )
-def test_of_what_the_history_knows_is_told_once(
+def test_status_found_in_the_history_is_published_once(
     world: World, stored: Status, told: list[Status]
 ) -> None:
     unknown(world)
@@ -432,7 +436,7 @@ def test_of_what_the_history_knows_is_told_once(
 
 
 @pytest.mark.parametrize(("tried", "generation"), [(False, 0), (True, 1)])
-def test_of_what_was_cancelled_is_told_when_its_request_comes(
+def test_cancellation_in_advance_is_published_when_its_request_arrives(
     world: World, generation: int, *, tried: bool
 ) -> None:
     if tried:
@@ -457,7 +461,7 @@ def test_of_what_was_cancelled_is_told_when_its_request_comes(
         (Throttled("slowly"), "throttled"),
     ],
 )
-def test_what_a_send_came_to_is_logged_with_its_reason(
+def test_failed_send_is_logged_with_its_reason(
     world: World, caplog: pytest.LogCaptureFixture, failure: Failure, message: str
 ) -> None:
     world.blip.before_send = raises(failure)
@@ -475,7 +479,7 @@ def test_what_a_send_came_to_is_logged_with_its_reason(
     }
 
 
-def test_a_question_that_failed_is_logged_with_its_reason(
+def test_failed_history_query_is_logged_with_its_reason(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     unknown(world)
@@ -486,7 +490,7 @@ def test_a_question_that_failed_is_logged_with_its_reason(
     assert logged(caplog, "unsettled")["detail"] == "busy"
 
 
-def test_a_misconfigured_bot_is_logged(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_misconfigured_bot_is_logged(world: World, caplog: pytest.LogCaptureFixture) -> None:
     def unauthorized(_: Bot) -> None:
         raise Misconfigured("HTTP 401")
 
@@ -498,7 +502,7 @@ def test_a_misconfigured_bot_is_logged(world: World, caplog: pytest.LogCaptureFi
     assert logged(caplog, "the bot is misconfigured: its requests wait") == facts
 
 
-def test_a_secret_that_breaks_when_a_key_is_refused_is_logged(
+def test_unreadable_secret_after_a_refused_key_is_logged(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     def unauthorized(_: Bot) -> None:
@@ -521,7 +525,7 @@ def test_a_secret_that_breaks_when_a_key_is_refused_is_logged(
         ("not JSON", "the bots' secret is not a JSON object"),
     ],
 )
-def test_a_bot_that_cannot_be_used_is_logged(
+def test_invalid_bot_is_logged(
     world: World, caplog: pytest.LogCaptureFixture, bots: Any, problem: str
 ) -> None:
     world.bots = bots
@@ -542,7 +546,7 @@ def breaker_opens(world: World, failure: Callable[[], Failure]) -> None:
     world.blip.before_send = raises()
 
 
-def test_the_breaker_is_logged_when_it_opens_stays_and_closes(
+def test_breaker_is_logged_when_it_opens_stays_open_and_closes(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     breaker_opens(world, lambda: Transient("busy"))
@@ -559,7 +563,7 @@ def test_the_breaker_is_logged_when_it_opens_stays_and_closes(
 
 
 @pytest.mark.parametrize("at", ["the claim", "the send"])
-def test_a_crash_is_logged_by_type_and_place(
+def test_crash_is_logged_by_type_and_place(
     world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     def crash(*_: Any) -> Any:

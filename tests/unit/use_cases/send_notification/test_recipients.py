@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # --- Looked up ------------------------------------------------------------------------------------
 
 
-def test_an_unknown_recipient_is_looked_up_once_for_all(world: World) -> None:
+def test_unknown_recipient_is_looked_up_once(world: World) -> None:
     sandbox = world.sandbox()
 
     sandbox.deliver(a_request())
@@ -33,7 +33,7 @@ def test_an_unknown_recipient_is_looked_up_once_for_all(world: World) -> None:
     assert [sent.identity for sent in world.blip.sent] == [identity_of(PHONE)] * 3
 
 
-def test_look_ups_that_no_send_followed_are_counted(world: World) -> None:
+def test_look_ups_without_a_send_are_counted(world: World) -> None:
     number = Rejected(Reason.NOT_A_PHONE_NUMBER, "no number", code=61)
     world.blip.before_look_up = raises(number)
     sandbox = world.sandbox()
@@ -51,7 +51,7 @@ def test_look_ups_that_no_send_followed_are_counted(world: World) -> None:
     }
 
 
-def test_two_requests_for_one_person_are_one_look_up_and_two_sends(world: World) -> None:
+def test_two_requests_for_one_recipient_are_one_look_up_and_two_sends(world: World) -> None:
     first, second = a_request(), a_request()
 
     results = world.sandbox().deliver(first, second)
@@ -60,7 +60,7 @@ def test_two_requests_for_one_person_are_one_look_up_and_two_sends(world: World)
     assert world.blip.look_ups == [PHONE]
 
 
-def test_nobody_is_looked_up_who_could_not_be_written_to_afterwards(world: World) -> None:
+def test_recipient_is_not_looked_up_if_no_send_could_follow(world: World) -> None:
     """Look-ups that no send follows count against the number."""
     world.know(OTHER_PHONE)
     unknown, known = a_request(), a_request(to=OTHER_PHONE)
@@ -80,7 +80,7 @@ def test_nobody_is_looked_up_who_could_not_be_written_to_afterwards(world: World
 # --- No such number -------------------------------------------------------------------------------
 
 
-def test_a_number_that_is_none_is_a_dead_letter_and_remembered(world: World) -> None:
+def test_not_a_phone_number_is_a_dead_letter_and_is_cached(world: World) -> None:
     world.blip.before_look_up = raises(Rejected(Reason.NOT_A_PHONE_NUMBER, "no", code=61))
     first, second = a_request(), a_request()
 
@@ -100,7 +100,7 @@ def test_a_number_that_is_none_is_a_dead_letter_and_remembered(world: World) -> 
     assert outcome(result) == "sent"
 
 
-def test_a_refused_look_up_is_a_dead_letter_but_says_nothing_of_the_number(world: World) -> None:
+def test_refused_look_up_is_a_dead_letter_and_is_not_cached(world: World) -> None:
     world.blip.before_look_up = raises(Rejected(Reason.REJECTED, "no", code=27))
     (first,) = world.sandbox().deliver(a_request())
     (second,) = world.sandbox().deliver(a_request())
@@ -127,7 +127,7 @@ class Meanwhile(Clock):
             self.happens(self.sleeps)
 
 
-def test_what_another_sandbox_is_looking_up_is_waited_for(world: World) -> None:
+def test_look_up_by_another_sandbox_is_awaited(world: World) -> None:
     clock = Meanwhile()
     world = World(clock=clock)
     other = world.sandbox().identities
@@ -145,7 +145,7 @@ def test_what_another_sandbox_is_looking_up_is_waited_for(world: World) -> None:
     assert world.blip.look_ups == []
 
 
-def test_who_was_looked_up_a_moment_ago_is_not_looked_up_again(
+def test_recipient_looked_up_a_moment_ago_is_not_looked_up_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sandbox = world.sandbox()
@@ -164,7 +164,7 @@ def test_who_was_looked_up_a_moment_ago_is_not_looked_up_again(
     assert world.blip.look_ups == []
 
 
-def test_what_another_sandbox_looks_up_for_too_long_comes_back(world: World) -> None:
+def test_request_returns_if_another_sandbox_looks_up_for_too_long(world: World) -> None:
     other = world.sandbox().identities
     other.lease(("default", PHONE), 22)
     started, body = world.clock.now(), a_request()
@@ -180,7 +180,7 @@ def test_what_another_sandbox_looks_up_for_too_long_comes_back(world: World) -> 
     assert (entry["status"], entry["attempts"]) == ("retrying", 0)
 
 
-def test_who_wakes_too_late_for_a_slot_takes_another(world: World) -> None:
+def test_thread_that_wakes_too_late_for_its_slot_takes_another(world: World) -> None:
     """A stalled machine must not let out at once what it held up."""
     clock = Meanwhile()
     world = World(clock=clock, bots={"default": {"key": KEY, "messages_per_second": 2}})
@@ -200,7 +200,7 @@ def test_who_wakes_too_late_for_a_slot_takes_another(world: World) -> None:
     assert min(later - earlier for earlier, later in pairwise(times)) >= 1 / 2
 
 
-def test_for_a_look_up_of_another_sandbox(world: World) -> None:
+def test_look_up_by_another_sandbox_delays_the_request_by_1_to_5_seconds(world: World) -> None:
     world.sandbox().identities.lease(("default", PHONE), 100)
     spread = Spread()
     began_at = world.clock.now()

@@ -34,7 +34,7 @@ from tests.unit.use_cases.send_notification.helpers import (
 # --- The history ----------------------------------------------------------------------------------
 
 
-def test_what_may_have_gone_out_is_not_sent_again_before_that_is_settled(world: World) -> None:
+def test_possibly_sent_request_is_not_sent_again_before_reconciliation(world: World) -> None:
     body = a_request()
     unknown(world, body)
 
@@ -47,7 +47,7 @@ def test_what_may_have_gone_out_is_not_sent_again_before_that_is_settled(world: 
     assert world.blip.asked == []
 
 
-def test_what_may_have_gone_out_is_not_dead_lettered_for_being_late(world: World) -> None:
+def test_possibly_sent_request_is_not_dead_lettered_as_expired(world: World) -> None:
     body = a_request(valid_until=at(world.clock.now() + 60))
     unknown(world, body)
 
@@ -58,7 +58,7 @@ def test_what_may_have_gone_out_is_not_dead_lettered_for_being_late(world: World
     assert ends(world) == []
 
 
-def test_a_sandbox_that_ended_in_the_middle_of_a_send_leaves_an_unknown(world: World) -> None:
+def test_sandbox_killed_during_a_send_leaves_an_unknown_outcome(world: World) -> None:
     world.know(PHONE)
     fail(world, "before_send", lambda: RuntimeError("the sandbox is gone"))
     body = a_request()
@@ -79,7 +79,7 @@ def test_a_sandbox_that_ended_in_the_middle_of_a_send_leaves_an_unknown(world: W
 
 
 @pytest.mark.parametrize("stored", [Status.ACCEPTED, Status.DISPATCHED, Status.CONSUMED])
-def test_what_blip_s_history_knows_went_out(world: World, stored: Status) -> None:
+def test_message_in_the_history_is_marked_sent(world: World, stored: Status) -> None:
     body = a_request()
     unknown(world, body, stored=stored)
 
@@ -103,7 +103,7 @@ def show_later_message(world: World) -> str:
     return later
 
 
-def test_what_blip_s_history_does_not_know_is_sent_again_under_the_same_id_once(
+def test_message_missing_from_the_history_is_sent_again_once_with_the_same_id(
     world: World,
 ) -> None:
     body = a_request()
@@ -126,7 +126,7 @@ def test_what_blip_s_history_does_not_know_is_sent_again_under_the_same_id_once(
     assert len(world.blip.sent) == 3
 
 
-def test_what_is_too_late_by_the_time_it_is_denied_is_not_sent_again(world: World) -> None:
+def test_request_that_expired_before_it_was_found_unsent_is_not_sent_again(world: World) -> None:
     body = a_request(valid_until=at(world.clock.now() + 60))
     unknown(world, body)
     later = show_later_message(world)
@@ -139,7 +139,7 @@ def test_what_is_too_late_by_the_time_it_is_denied_is_not_sent_again(world: Worl
     assert [sent.message_id for sent in world.blip.sent] == [key_of(body), later]
 
 
-def test_what_is_too_late_but_went_out_is_no_dead_letter(world: World) -> None:
+def test_expired_request_found_in_the_history_is_not_a_dead_letter(world: World) -> None:
     body = a_request(valid_until=at(world.clock.now() + 60))
     unknown(world, body, stored=Status.RECEIVED)
 
@@ -150,7 +150,7 @@ def test_what_is_too_late_but_went_out_is_no_dead_letter(world: World) -> None:
     assert ends(world) == []
 
 
-def test_who_prefers_none_to_two_gets_none(world: World) -> None:
+def test_if_unknown_fail_prevents_a_second_send(world: World) -> None:
     body = a_request(if_unknown="fail")
     unknown(world, body)
 
@@ -162,7 +162,7 @@ def test_who_prefers_none_to_two_gets_none(world: World) -> None:
 
 
 @pytest.mark.parametrize("failure", [Transient, Rejected, Misconfigured, Throttled])
-def test_a_question_that_fails_is_no_answer(world: World, failure: type[Failure]) -> None:
+def test_failed_history_query_decides_nothing(world: World, failure: type[Failure]) -> None:
     raised = Rejected(Reason.REJECTED, "no") if failure is Rejected else failure("no")
     body = a_request()
     unknown(world, body)
@@ -178,7 +178,7 @@ def test_a_question_that_fails_is_no_answer(world: World, failure: type[Failure]
     assert ends(world) == []
 
 
-def test_what_is_too_late_at_the_very_moment_it_is_denied_is_not_sent_again(world: World) -> None:
+def test_request_that_expires_as_it_is_found_unsent_is_not_sent_again(world: World) -> None:
     body = a_request(valid_until=at(world.clock.now() + WINDOW + 5))
     unknown(world, body)
     show_later_message(world)
@@ -191,7 +191,7 @@ def test_what_is_too_late_at_the_very_moment_it_is_denied_is_not_sent_again(worl
 
 
 @pytest.mark.parametrize(("uniform", "wait"), [(max, WINDOW), (min, WINDOW / 3)])
-def test_an_unknown_of_a_bot_that_was_taken_away_waits_for_it(
+def test_unknown_outcome_waits_for_a_bot_missing_from_the_secret(
     world: World, uniform: Callable[[float, float], float], wait: float
 ) -> None:
     body = a_request()
@@ -211,7 +211,7 @@ def test_an_unknown_of_a_bot_that_was_taken_away_waits_for_it(
     assert outcome(world.sandbox().deliver(body)[0]) == "denied"
 
 
-def test_a_question_waits_for_its_place_in_the_commands_plan(world: World) -> None:
+def test_history_query_waits_for_a_slot_of_the_commands_plan(world: World) -> None:
     bodies = [a_request(to=f"+55119888877{n:02}") for n in range(2)]
     for body in bodies:
         unknown(world, body)
@@ -223,7 +223,7 @@ def test_a_question_waits_for_its_place_in_the_commands_plan(world: World) -> No
     assert sandbox.bot_states.reservations == [("default", "commands", 1)] * 2
 
 
-def test_a_question_takes_no_place_that_is_reserved_for_a_look_up(world: World) -> None:
+def test_history_query_takes_no_slot_reserved_for_a_look_up(world: World) -> None:
     body = a_request()
     unknown(world, body)
     world.clock.advance(WINDOW + 2)
@@ -235,7 +235,7 @@ def test_a_question_takes_no_place_that_is_reserved_for_a_look_up(world: World) 
     assert commands == [1, 2]
 
 
-def test_a_question_for_which_there_is_no_place_soon_is_asked_later(world: World) -> None:
+def test_history_query_without_a_slot_soon_is_postponed(world: World) -> None:
     body = a_request()
     unknown(world, body)
     show_later_message(world)
@@ -253,7 +253,7 @@ def test_a_question_for_which_there_is_no_place_soon_is_asked_later(world: World
     assert outcome(world.sandbox().deliver(body)[0]) == "denied"
 
 
-def test_no_question_is_asked_whose_answer_could_come_too_late(world: World) -> None:
+def test_history_query_that_could_not_end_in_time_is_not_started(world: World) -> None:
     bodies = [a_request(to=f"+55119888877{n:02}") for n in range(2)]
     for body in bodies:
         unknown(world, body)
@@ -268,7 +268,7 @@ def test_no_question_is_asked_whose_answer_could_come_too_late(world: World) -> 
     assert world.blip.asked == [key_of(bodies[0]), later]
 
 
-def test_a_question_is_asked_with_the_bots_own_key(world: World) -> None:
+def test_history_is_queried_with_the_bot_s_own_key(world: World) -> None:
     world.bots["clinic"] = {"key": OTHER_KEY}
     body = a_request(bot="clinic")
     unknown(world, body)
@@ -282,7 +282,7 @@ def test_a_question_is_asked_with_the_bots_own_key(world: World) -> None:
 
 
 @pytest.mark.parametrize(("receipts", "asked_for"), [("history", True), ("webhook", False)])
-def test_what_went_out_after_all_is_asked_for_its_receipts_if_none_come(
+def test_message_found_in_the_history_is_polled_if_no_receipt_arrives(
     world: World, receipts: str, *, asked_for: bool
 ) -> None:
     world.bots["default"]["receipts"] = receipts
@@ -298,7 +298,7 @@ def test_what_went_out_after_all_is_asked_for_its_receipts_if_none_come(
     assert entry.get("poll_at") == expected
 
 
-def test_unknown_is_given_up_after_three_days_when_the_history_shows_nothing(
+def test_unknown_outcome_fails_after_three_days_if_the_history_shows_nothing(
     world: World,
 ) -> None:
     body = a_request()
@@ -313,7 +313,7 @@ def test_unknown_is_given_up_after_three_days_when_the_history_shows_nothing(
     assert len(world.blip.sent) == 2
 
 
-def test_unknown_is_settled_after_three_days_when_the_history_still_shows_it(world: World) -> None:
+def test_unknown_outcome_is_settled_after_three_days_if_the_history_shows_it(world: World) -> None:
     body = a_request()
     unknown(world, body, stored=Status.ACCEPTED)
 
@@ -323,7 +323,7 @@ def test_unknown_is_settled_after_three_days_when_the_history_still_shows_it(wor
     assert outcome(result) == "settled"
 
 
-def test_unknown_is_given_up_after_three_days_when_the_question_fails(world: World) -> None:
+def test_unknown_outcome_fails_after_three_days_if_the_history_query_fails(world: World) -> None:
     body = a_request()
     unknown(world, body)
     world.clock.advance(3 * DAY)
@@ -337,7 +337,7 @@ def test_unknown_is_given_up_after_three_days_when_the_question_fails(world: Wor
 # --- The control message --------------------------------------------------------------------------
 
 
-def test_empty_history_denies_nothing_until_it_shows_a_later_message(world: World) -> None:
+def test_empty_history_counts_only_after_it_shows_a_later_message(world: World) -> None:
     body = a_request()
     unknown(world, body)
     later = show_later_message(world)
@@ -352,7 +352,7 @@ def test_empty_history_denies_nothing_until_it_shows_a_later_message(world: Worl
     assert outcome(world.sandbox().deliver(body)[0]) == "denied"
 
 
-def test_unknown_keeps_its_control_while_newer_messages_take_its_place(world: World) -> None:
+def test_unknown_outcome_keeps_its_control_while_newer_messages_replace_it(world: World) -> None:
     body = a_request()
     unknown(world, body)
     later = show_later_message(world)
@@ -368,7 +368,7 @@ def test_unknown_keeps_its_control_while_newer_messages_take_its_place(world: Wo
     assert world.blip.asked[-1] == later
 
 
-def test_history_that_has_shown_a_later_message_needs_no_second_control(world: World) -> None:
+def test_history_that_showed_a_later_message_needs_no_second_control(world: World) -> None:
     bodies = [a_request(to=f"+55119888877{n:02}") for n in range(2)]
     for body in bodies:
         unknown(world, body)
@@ -381,7 +381,7 @@ def test_history_that_has_shown_a_later_message_needs_no_second_control(world: W
     assert world.blip.asked == [key_of(bodies[0]), later, key_of(bodies[1])]
 
 
-def test_unknowns_of_one_batch_ask_about_their_control_once(world: World) -> None:
+def test_unknown_outcomes_of_one_batch_query_their_control_once(world: World) -> None:
     bodies = [a_request(to=f"+55119888877{n:02}") for n in range(3)]
     for body in bodies:
         unknown(world, body)
@@ -394,7 +394,7 @@ def test_unknowns_of_one_batch_ask_about_their_control_once(world: World) -> Non
     assert world.blip.asked.count(later) == 1
 
 
-def test_message_sent_before_an_unknown_is_no_control_for_six_hours(world: World) -> None:
+def test_message_sent_before_the_unknown_is_no_control_for_six_hours(world: World) -> None:
     show_later_message(world)
     body = a_request()
     unknown(world, body)
@@ -405,7 +405,7 @@ def test_message_sent_before_an_unknown_is_no_control_for_six_hours(world: World
     assert outcome(world.sandbox().deliver(body)[0]) == "denied"
 
 
-def test_message_sent_before_an_unknown_must_be_shown_after_six_hours(world: World) -> None:
+def test_message_sent_before_the_unknown_is_its_control_after_six_hours(world: World) -> None:
     del world.blip.stored[show_later_message(world)]
     body = a_request()
     unknown(world, body)
@@ -415,7 +415,7 @@ def test_message_sent_before_an_unknown_must_be_shown_after_six_hours(world: Wor
     assert outcome(world.sandbox().deliver(body)[0]) == "unsettled"
 
 
-def test_first_message_of_a_bot_is_given_up_after_six_hours(world: World) -> None:
+def test_first_message_of_a_bot_fails_after_six_hours(world: World) -> None:
     body = a_request()
     unknown(world, body)
 
@@ -428,7 +428,7 @@ def test_first_message_of_a_bot_is_given_up_after_six_hours(world: World) -> Non
     assert len(world.blip.sent) == 1
 
 
-def test_producer_that_wants_no_second_send_hears_after_the_window(world: World) -> None:
+def test_if_unknown_fail_is_published_after_the_window(world: World) -> None:
     body = a_request(if_unknown="fail")
     unknown(world, body)
     world.clock.advance(WINDOW + 2)
@@ -454,7 +454,7 @@ def test_control_is_written_once_in_a_third_of_the_window(world: World) -> None:
 # --- Waits ----------------------------------------------------------------------------------------
 
 
-def test_for_a_question_that_somebody_else_asks(
+def test_history_query_by_another_sandbox_delays_the_request_by_30_seconds(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = a_request()
@@ -470,7 +470,7 @@ def test_for_a_question_that_somebody_else_asks(
 
 
 @pytest.mark.parametrize(("window", "wait"), [(60, 61), (900, 900), (3600, 900)])
-def test_for_the_first_question(world: World, window: int, wait: float) -> None:
+def test_first_history_query_waits_for_the_window(world: World, window: int, wait: float) -> None:
     world.blip.before_send = raises(Unknown("no answer"))
 
     (result,) = world.sandbox(settle_window_seconds=window).deliver(a_request())
@@ -479,7 +479,9 @@ def test_for_the_first_question(world: World, window: int, wait: float) -> None:
 
 
 @pytest.mark.parametrize(("passed", "wait"), [(0, 900), (100, 801), (899.5, 1.5)])
-def test_for_the_settle_window(world: World, passed: float, wait: float) -> None:
+def test_history_query_waits_for_the_rest_of_the_window(
+    world: World, passed: float, wait: float
+) -> None:
     body = a_request()
     unknown(world, body)
     world.clock.advance(passed)

@@ -46,7 +46,7 @@ class Reserved:
         return self(count)
 
 
-def test_slots_are_reserved_for_all_that_will_come_and_given_one_by_one() -> None:
+def test_slots_are_reserved_for_all_expected_requests_and_handed_out_singly() -> None:
     reserved = Reserved((NOW, NOW + 1, NOW + 2))
     slots = Slots(reserved, Clock(NOW))
     for _ in range(3):
@@ -56,7 +56,7 @@ def test_slots_are_reserved_for_all_that_will_come_and_given_one_by_one() -> Non
     assert reserved.asked == [3]
 
 
-def test_as_many_are_reserved_again_as_are_still_expected() -> None:
+def test_further_slots_are_reserved_for_the_requests_still_expected() -> None:
     reserved = Reserved((NOW,), (NOW + 1,), (NOW + 2,), (NOW + 3,))
     slots = Slots(reserved, Clock(NOW))
     for _ in range(3):
@@ -68,7 +68,7 @@ def test_as_many_are_reserved_again_as_are_still_expected() -> None:
     assert reserved.asked == [3, 2, 1, 1]
 
 
-def test_what_has_its_slot_is_not_expected_any_more() -> None:
+def test_request_with_a_slot_is_no_longer_expected() -> None:
     reserved = Reserved((NOW,), (NOW + 1,))
     slots = Slots(reserved, Clock(NOW))
 
@@ -79,7 +79,7 @@ def test_what_has_its_slot_is_not_expected_any_more() -> None:
     assert reserved.asked == [1, 1]
 
 
-def test_a_slot_may_be_used_a_moment_late_and_no_later() -> None:
+def test_slot_may_be_used_slightly_late() -> None:
     clock = Clock(NOW)
     at_the_limit, missed = NOW + 1, NOW + 0.999
     reserved = Reserved((NOW, missed, at_the_limit, NOW + 9), (NOW + 10,))
@@ -95,14 +95,14 @@ def test_a_slot_may_be_used_a_moment_late_and_no_later() -> None:
     assert reserved.asked == [1]
 
 
-def test_without_a_slot_soon_one_comes_back_when_the_bot_says() -> None:
+def test_request_without_a_slot_soon_returns_when_the_bot_has_one() -> None:
     with pytest.raises(RetryLater) as retry_later:
         Slots(Reserved(), Clock(NOW)).take()
 
     assert retry_later.value.seconds == 7
 
 
-def test_slots_that_pass_while_the_answer_is_on_its_way_are_left_out() -> None:
+def test_slots_that_pass_during_the_reservation_are_skipped() -> None:
     clock = Clock(NOW)
     just_in_time = NOW + 2 - SLOT_GRACE_SECONDS
     reserved = Reserved((NOW, NOW + 1.9, just_in_time, NOW + 2, NOW + 3))
@@ -113,7 +113,7 @@ def test_slots_that_pass_while_the_answer_is_on_its_way_are_left_out() -> None:
     assert reserved.asked == [1]
 
 
-def test_if_all_slots_pass_while_the_answer_is_on_its_way_one_is_used_now() -> None:
+def test_one_slot_is_used_at_once_if_all_pass_during_the_reservation() -> None:
     clock = Clock(NOW)
     reserved = Reserved((NOW, NOW + 1))
     reserved.before = lambda: clock.advance(2)
@@ -121,7 +121,7 @@ def test_if_all_slots_pass_while_the_answer_is_on_its_way_one_is_used_now() -> N
     assert Slots(reserved, clock).take() == NOW + 2
 
 
-def test_what_is_stopped_while_it_waits_for_its_slot_does_not_start() -> None:
+def test_request_stopped_while_it_waits_for_its_slot_does_not_start() -> None:
     clock = Clock(NOW)
     reserved = Reserved((NOW + 2,))
     this_round = reserved.this_round(clock)
@@ -134,7 +134,7 @@ def test_what_is_stopped_while_it_waits_for_its_slot_does_not_start() -> None:
     assert clock.now() == NOW + 2
 
 
-def test_what_was_stopped_before_reserves_nothing() -> None:
+def test_stopped_bot_reserves_nothing() -> None:
     reserved = Reserved((NOW,))
     this_round = reserved.this_round(Clock(NOW))
     this_round.hold("default", 120)
@@ -145,7 +145,7 @@ def test_what_was_stopped_before_reserves_nothing() -> None:
     assert reserved.asked == []
 
 
-def test_a_stop_of_one_bot_stops_no_other() -> None:
+def test_stopping_one_bot_stops_no_other() -> None:
     this_round = Reserved((NOW,)).this_round(Clock(NOW))
     this_round.hold("clinic", 120)
 
@@ -164,7 +164,7 @@ class Drowsy(Clock):
         self.advance(self._late)
 
 
-def test_a_machine_too_slow_for_any_slot_leaves_the_notification_to_another() -> None:
+def test_machine_too_slow_for_any_slot_returns_the_request() -> None:
     clock = Drowsy(0.5)
     reserved = Reserved(*[(NOW + second,) for second in range(1, 10)])
     this_round = reserved.this_round(clock)
@@ -176,7 +176,7 @@ def test_a_machine_too_slow_for_any_slot_leaves_the_notification_to_another() ->
     assert len(reserved.asked) == 5
 
 
-def test_a_slot_is_used_up_to_the_end_of_its_grace() -> None:
+def test_slot_is_usable_to_the_end_of_its_grace() -> None:
     reserved = Reserved((NOW + 1,))
     clock = Drowsy(SLOT_GRACE_SECONDS)
 
@@ -186,7 +186,7 @@ def test_a_slot_is_used_up_to_the_end_of_its_grace() -> None:
 
 
 @pytest.mark.parametrize("probing", [True, False])
-def test_only_who_probes_gets_a_slot_of_a_bot_whose_breaker_is_open(*, probing: bool) -> None:
+def test_open_breaker_leaves_slots_only_to_the_probe(*, probing: bool) -> None:
     reserved = Reserved((NOW,))
     this_round = reserved.this_round(Clock(NOW))
     if probing:
@@ -197,7 +197,7 @@ def test_only_who_probes_gets_a_slot_of_a_bot_whose_breaker_is_open(*, probing: 
     assert reserved.probing == [probing]
 
 
-def test_time_is_left_until_exactly_as_much_as_is_needed() -> None:
+def test_time_counts_as_left_down_to_the_exact_need() -> None:
     clock = Clock(NOW)
     this_round = Reserved().this_round(clock, seconds=30)
 
@@ -209,11 +209,11 @@ def test_time_is_left_until_exactly_as_much_as_is_needed() -> None:
     assert retry_later.value.seconds == 0
 
 
-def test_a_claim_outlives_the_sandbox_by_what_clocks_may_differ() -> None:
+def test_claim_outlasts_the_sandbox_by_the_clock_difference() -> None:
     assert Reserved().this_round(Clock(NOW), seconds=30).lease_until == NOW + 32
 
 
-def test_no_slot_is_reserved_whose_call_could_not_end_in_time() -> None:
+def test_slot_is_not_reserved_if_its_call_could_not_end_in_time() -> None:
     reserved = Reserved((NOW,), (NOW,))
 
     reserved.this_round(Clock(NOW), seconds=30).wait_for_slot(BOT, "messages", known=True, after=12)
@@ -222,7 +222,7 @@ def test_no_slot_is_reserved_whose_call_could_not_end_in_time() -> None:
     assert reserved.horizons == [3, 2]
 
 
-def test_horizon_leaves_time_for_the_call_that_was_expected_before() -> None:
+def test_horizon_leaves_time_for_the_call_expected_before() -> None:
     reserved = Reserved((NOW,))
     this_round = reserved.this_round(Clock(NOW), seconds=25)
     this_round.expect(BOT, known=True)
@@ -232,7 +232,7 @@ def test_horizon_leaves_time_for_the_call_that_was_expected_before() -> None:
     assert reserved.horizons == [1]
 
 
-def test_call_does_not_start_when_too_little_time_is_left_at_its_slot() -> None:
+def test_call_does_not_start_with_too_little_time_left_at_its_slot() -> None:
     this_round = Reserved((NOW + 2.5,)).this_round(Clock(NOW), seconds=14)
 
     with pytest.raises(RetryLater) as retry_later:
@@ -241,7 +241,7 @@ def test_call_does_not_start_when_too_little_time_is_left_at_its_slot() -> None:
     assert (retry_later.value.seconds, retry_later.value.why) == (0, None)
 
 
-def test_no_more_are_admitted_than_have_a_slot_within_two_seconds() -> None:
+def test_only_requests_with_a_slot_within_two_seconds_are_admitted() -> None:
     slow = BOT.model_copy(update={"messages_per_second": 2})  # of which 0.9 is used
     this_round = Reserved().this_round(Clock(NOW))
 
@@ -254,7 +254,7 @@ def test_no_more_are_admitted_than_have_a_slot_within_two_seconds() -> None:
     assert retry_later.value.seconds == pytest.approx(4 / 1.8)
 
 
-def test_slots_that_others_have_reserved_leave_less_room() -> None:
+def test_slots_reserved_by_other_sandboxes_leave_less_room() -> None:
     clock = Clock(NOW)
     states = {"default": BotState(next_message_at=NOW + 2.1)}
     this_round = Round(NOW + 30, states, Reserved().reserve, clock)
@@ -265,7 +265,7 @@ def test_slots_that_others_have_reserved_leave_less_room() -> None:
     assert retry_later.value.seconds == pytest.approx(2.1)
 
 
-def test_refused_reservation_is_a_wait_for_a_slot() -> None:
+def test_refused_reservation_means_waiting_for_a_slot() -> None:
     with pytest.raises(RetryLater) as retry_later:
         Slots(lambda *_: Reservation((), 7.0), Clock(NOW)).take()
 
@@ -276,14 +276,14 @@ def test_refused_reservation_is_a_wait_for_a_slot() -> None:
     )
 
 
-def test_reservation_of_a_bot_that_is_still_is_no_wait_for_a_slot() -> None:
+def test_reservation_of_a_stopped_bot_does_not_mean_waiting_for_a_slot() -> None:
     with pytest.raises(RetryLater) as retry_later:
         Slots(lambda *_: Reservation((), 60.0, HoldReason.PAUSED), Clock(NOW)).take()
 
     assert (retry_later.value.why, retry_later.value.for_slot) == (HoldReason.PAUSED, False)
 
 
-def test_share_after_a_penalty_climbs_by_two_hundredths_an_hour_up_to_the_ceiling() -> None:
+def test_share_grows_by_two_hundredths_an_hour_up_to_its_ceiling() -> None:
     state = BotState(shares={"messages": (0.5, NOW)})
 
     shares = [state.share("messages", 0.9, NOW + hours * 3600) for hours in (0, 1, 10, 30)]
@@ -293,7 +293,7 @@ def test_share_after_a_penalty_climbs_by_two_hundredths_an_hour_up_to_the_ceilin
     assert state.share("messages", 0.9, NOW - 5) == 0.5  # another sandbox's clock is ahead
 
 
-def test_question_in_common_is_asked_once_and_its_failure_is_everybody_s() -> None:
+def test_shared_call_runs_once_and_its_failure_reaches_every_caller() -> None:
     once, asked = Once(), []
 
     def ask() -> str:
@@ -343,7 +343,9 @@ def reserved_before_claimed(world: World) -> Callable[[], bool]:
     return lambda: order[:2] == ["bot:default", "ledger"]
 
 
-def test_slot_of_one_known_recipient_is_reserved_ahead(world: World, sandbox: Sandbox) -> None:
+def test_slot_of_a_single_known_recipient_is_reserved_before_the_claim(
+    world: World, sandbox: Sandbox
+) -> None:
     ahead, before = reserved_before_claimed(world), len(sandbox.bot_states.reservations)
 
     (result,) = sandbox.deliver(a_request(to=NUMBER))
@@ -354,7 +356,7 @@ def test_slot_of_one_known_recipient_is_reserved_ahead(world: World, sandbox: Sa
 
 
 @pytest.mark.parametrize("why", ["new", "two", "again", "busy", "cold"])
-def test_slot_that_may_not_be_used_at_once_is_not_reserved_ahead(
+def test_slot_that_cannot_be_used_at_once_is_not_reserved_before_the_claim(
     world: World, sandbox: Sandbox, why: str
 ) -> None:
     records = [world.queued(a_request(to=NUMBER), receive_count=2 if why == "again" else 1)]
@@ -375,7 +377,7 @@ def test_slot_that_may_not_be_used_at_once_is_not_reserved_ahead(
     assert not ahead()
 
 
-def test_failure_of_a_reservation_ahead_shows_when_the_slot_is_taken() -> None:
+def test_failed_early_reservation_surfaces_when_the_slot_is_taken() -> None:
     def reserve(bot: Bot, plan: Plan, count: int, *_: float, **__: object) -> Reservation:
         assert (bot, count) == (BOT, 1)
         tried.append(plan)

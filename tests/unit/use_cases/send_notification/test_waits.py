@@ -31,7 +31,7 @@ from tests.unit.use_cases.send_notification.helpers import (
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_passing_failure_is_tried_again(world: World, stage: str) -> None:
+def test_transient_failure_is_tried_again(world: World, stage: str) -> None:
     fail(world, stage, lambda: Transient("busy", code=51))
     body, sandbox = a_request(), world.sandbox()
 
@@ -55,7 +55,7 @@ def test_a_passing_failure_is_tried_again(world: World, stage: str) -> None:
         (min, [5] * 9),
     ],
 )
-def test_the_wait_grows_exponentially_with_full_jitter_up_to_a_quarter_of_an_hour(
+def test_wait_grows_exponentially_with_full_jitter_up_to_15_minutes(
     world: World, uniform: Callable[[float, float], float], expected: list[float]
 ) -> None:
     fail(world, "before_send", lambda: Transient("busy"))
@@ -70,7 +70,7 @@ def test_the_wait_grows_exponentially_with_full_jitter_up_to_a_quarter_of_an_hou
     assert waits == expected
 
 
-def test_the_last_attempt_ends_in_a_dead_letter(world: World) -> None:
+def test_last_attempt_ends_in_a_dead_letter(world: World) -> None:
     fail(world, "before_send", lambda: Transient("busy", code=503))
     body = a_request()
 
@@ -87,7 +87,7 @@ def test_the_last_attempt_ends_in_a_dead_letter(world: World) -> None:
     assert len(world.blip.sent) == 3
 
 
-def test_a_redrive_has_all_its_attempts_before_it(world: World) -> None:
+def test_redrive_has_all_its_attempts_again(world: World) -> None:
     fail(world, "before_send", lambda: Transient("busy"))
     body = a_request()
     world.sandbox(max_attempts=1).deliver(body)
@@ -97,7 +97,7 @@ def test_a_redrive_has_all_its_attempts_before_it(world: World) -> None:
     assert outcome(result) == "retrying"
 
 
-def test_what_is_valid_for_a_moment_comes_back_when_that_ends(world: World) -> None:
+def test_request_that_expires_soon_returns_when_it_expires(world: World) -> None:
     fail(world, "before_send", lambda: Transient("busy"))
     body = a_request(valid_until=at(world.clock.now() + 3))
 
@@ -123,7 +123,7 @@ def test_what_is_valid_for_a_moment_comes_back_when_that_ends(world: World) -> N
         (partial(RuntimeError, "nobody foresaw it"), (30, 60)),
     ],
 )
-def test_after_a_failure(
+def test_wait_after_a_failure_depends_on_its_kind(
     world: World, failure: Callable[[], Exception], bounds: tuple[float, float]
 ) -> None:
     fail(world, "before_send", failure)
@@ -137,7 +137,7 @@ def test_after_a_failure(
 
 
 @pytest.mark.parametrize(("left", "wait"), [(0.5, 0.5), (7, 7), (100, 10)])
-def test_after_a_failure_no_longer_than_the_request_is_valid(
+def test_wait_after_a_failure_ends_with_the_request_s_validity(
     world: World, left: float, wait: float
 ) -> None:
     fail(world, "before_send", lambda: Transient("busy"))
@@ -147,7 +147,7 @@ def test_after_a_failure_no_longer_than_the_request_is_valid(
     assert result.retry_in == pytest.approx(wait, abs=0.1)
 
 
-def test_for_a_penalty(world: World) -> None:
+def test_cooldown_delays_the_request_until_its_end_plus_up_to_a_tenth(world: World) -> None:
     until = round(1000 * (world.clock.now() + 50))
     world.identities_table.items["bot:default"] = {"throttled_until": until}
     spread = Spread()
@@ -169,7 +169,7 @@ def test_for_a_penalty(world: World) -> None:
         (DAY, 300, 10),  # who is soon too late comes by more often
     ],
 )
-def test_who_has_waited_long_for_a_slot_waits_longer(
+def test_wait_for_a_slot_grows_with_the_request_s_age(
     world: World, age: float, valid_for: float | None, longer: float
 ) -> None:
     """SQS takes what it has shown a thousand times for dead."""
@@ -183,7 +183,7 @@ def test_who_has_waited_long_for_a_slot_waits_longer(
     assert result.retry_in == pytest.approx(20 + longer, abs=0.1)
 
 
-def test_for_a_breaker(world: World) -> None:
+def test_open_breaker_delays_request_by_10_to_15_minutes(world: World) -> None:
     world.identities_table.items["bot:default"] = {"broken": "no answer"}
     world.blip.before_ping = always(lambda: Transient("busy"))
     spread = Spread()
@@ -194,7 +194,7 @@ def test_for_a_breaker(world: World) -> None:
     assert spread.asked == [(600, 900)]
 
 
-def test_for_a_slot_further_away_than_one_waits_for(world: World) -> None:
+def test_slot_beyond_the_horizon_delays_the_request_until_that_slot(world: World) -> None:
     def next_at(seconds: float) -> None:
         free_at = round(1e6 * (world.clock.now() + seconds))
         world.identities_table.items["bot:default"] = {"next_messages_at": free_at}
@@ -208,7 +208,7 @@ def test_for_a_slot_further_away_than_one_waits_for(world: World) -> None:
     assert outcome(result) == "sent"
 
 
-def test_for_a_claim_that_somebody_else_holds(world: World) -> None:
+def test_claim_of_another_sandbox_delays_the_request_until_its_lease_ends(world: World) -> None:
     body, found, spread = a_request(), [], Spread()
 
     def meanwhile(_: Bot) -> None:
@@ -222,7 +222,7 @@ def test_for_a_claim_that_somebody_else_holds(world: World) -> None:
     assert spread.asked == [(0, 1)]
 
 
-def test_for_what_was_given_back_between_two_looks_at_it(
+def test_claim_released_between_two_reads_delays_the_request_by_one_second(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail(world, "before_send", lambda: Transient("busy"))
@@ -237,7 +237,9 @@ def test_for_what_was_given_back_between_two_looks_at_it(
     assert result.notification is not None
 
 
-def test_for_a_claim_that_was_lost(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_claim_delays_the_request_by_5_to_10_seconds(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def lost(*_: object) -> None:
         raise ClaimLost("key")  # not because the recipient was forgotten
 
