@@ -3,7 +3,6 @@
 import contextlib
 import socket
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -133,9 +132,3 @@ def answering(*parts: bytes, every_seconds: float = 0, close: bool = False) -> S
 
     server = Server(script)
     return server
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait until something is so in another thread."""
-    while not condition():
-        time.sleep(0.001)

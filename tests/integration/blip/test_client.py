@@ -33,7 +33,7 @@ from tests.integration.blip.servers import (
     send,
 )
 from tests.local.blip import Bot as SimulatedBot
-from tests.local.blip import Simulator
+from tests.local.blip import Simulator, wait_until
 from tests.support.builders import KEY
 
 HUGE = {"type": "carousel", "cards": "x" * 20_000_000}
@@ -134,8 +134,7 @@ def test_call_without_a_free_connection_was_certainly_not_sent(
     ):
         first = threading.Thread(target=send, args=(client, silent.bot))
         first.start()
-        while not silent.connections:
-            time.sleep(0.005)
+        wait_until(lambda: silent.connections == 1)
         # The only connection is in use: this one never started.
         assert type(send(client, silent.bot)) is Transient
         silent.closing.set()

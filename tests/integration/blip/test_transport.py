@@ -35,9 +35,8 @@ from tests.integration.blip.servers import (
     at,
     at_once,
     send,
-    until,
 )
-from tests.local.blip import Simulator
+from tests.local.blip import Simulator, wait_until
 from tests.support.builders import KEY
 
 # --- The wait for a slot --------------------------------------------------------------------------
@@ -50,7 +49,7 @@ def test_slot_is_awaited_on_an_open_connection_before_the_first_byte(
     with answering(TAKEN) as server:
 
         def look() -> None:
-            until(lambda: server.connections == 1)
+            wait_until(lambda: server.connections == 1)
             seen.append((server.connections, len(server.requests)))
 
         client.send(server.bot, "id", IDENTITY, TEMPLATE, look)
@@ -110,7 +109,7 @@ def test_connection_closed_during_a_wait_was_certainly_not_written_to(
         closed.set()
 
     with Server(script) as server, pytest.raises(Transient, match="ConnectError"):
-        client.send(server.bot, "id", IDENTITY, TEMPLATE, lambda: until(closed.is_set))
+        client.send(server.bot, "id", IDENTITY, TEMPLATE, lambda: wait_until(closed.is_set))
 
 
 def test_connection_on_which_the_server_speaks_first_is_not_written_to(client: BlipClient) -> None:
@@ -123,7 +122,7 @@ def test_connection_on_which_the_server_speaks_first_is_not_written_to(client: B
 
     server = Server(script)
     with server, pytest.raises(Transient, match="ConnectError"):
-        client.send(server.bot, "id", IDENTITY, TEMPLATE, lambda: until(spoken.is_set))
+        client.send(server.bot, "id", IDENTITY, TEMPLATE, lambda: wait_until(spoken.is_set))
 
 
 def test_connection_held_too_long_by_a_frozen_sandbox_is_not_written_to(
@@ -185,12 +184,14 @@ def test_tls_session_tickets_do_not_drop_a_connection(
     server = Server(script)
     with contextlib.closing(BlipClient(4, 10)) as client, server:
         bot = at(server.listener.getsockname()[1], "https")
-        client.send(bot, "id", IDENTITY, TEMPLATE, lambda: until(wrapped.is_set))
+        client.send(bot, "id", IDENTITY, TEMPLATE, lambda: wait_until(wrapped.is_set))
 
         close.set()
         wrapped.clear()
         with pytest.raises(Transient, match="ConnectError"):
-            client.send(bot, "id", IDENTITY, TEMPLATE, lambda: until(lambda: server.closed == 2))
+            client.send(
+                bot, "id", IDENTITY, TEMPLATE, lambda: wait_until(lambda: server.closed == 2)
+            )
 
 
 # --- Where a host has several addresses -----------------------------------------------------------
@@ -284,8 +285,7 @@ def test_idle_connection_is_not_reused_after_its_limit(
 def test_connection_closed_by_the_server_is_not_reused(client: BlipClient) -> None:
     with answering(TAKEN, close=True) as server:
         assert send(client, server.bot) is None
-        while any(thread.is_alive() for thread in server.threads[1:]):
-            time.sleep(0.005)
+        wait_until(lambda: not any(thread.is_alive() for thread in server.threads[1:]))
 
         assert send(client, server.bot) is None
         assert server.connections == 2
@@ -333,8 +333,7 @@ def test_client_is_not_connected_after_the_server_hung_up(client: BlipClient) ->
         assert client.is_connected(server.bot)
 
         hang_up.set()
-        while server.closed == 0:
-            time.sleep(0.005)
+        wait_until(lambda: server.closed == 1)
 
         assert not client.is_connected(server.bot)
 
@@ -343,8 +342,7 @@ def test_client_whose_only_connection_is_in_use_is_not_connected(client: BlipCli
     with answering(b"") as silent:
         calling = threading.Thread(target=send, args=(client, silent.bot))
         calling.start()
-        while not silent.requests:
-            time.sleep(0.005)
+        wait_until(lambda: bool(silent.requests))
 
         assert not client.is_connected(silent.bot)
         silent.closing.set()
