@@ -35,19 +35,11 @@ MODULES = [
     "aws/refusals",
 ]
 TESTS = [
-    "test_status",
-    "test_failures",
-    "test_round",
-    "test_delivery",
-    "test_told",
-    "test_forgetting",
-    "test_receipts",
-    "test_publishing",
-    "test_notifications",
-    "test_service_level",
+    "tests/unit/domain/test_status.py",
+    "tests/unit/domain/test_failures.py",
+    "tests/unit/blip/test_receipts.py",
+    "tests/unit/use_cases",
 ]
-# What those tests use.
-PARTS = ["fakes.py", "faults/dynamodb.py", "faults/simulation.py"]
 LEAST_KILLED = 85
 
 CONFIGURATION = f"""\
@@ -55,7 +47,7 @@ CONFIGURATION = f"""\
 source_paths = ["notifier"]
 only_mutate = {json.dumps([f"notifier/{module}.py" for module in MODULES])}
 pytest_add_cli_args = ["-q", "-p", "no:cacheprovider"]
-pytest_add_cli_args_test_selection = {json.dumps([f"tests/unit/{test}.py" for test in TESTS])}
+pytest_add_cli_args_test_selection = {json.dumps(TESTS)}
 use_git_change_detection = false
 
 [tool.pytest]
@@ -74,12 +66,8 @@ def copy() -> None:
     """Put what mutmut needs where it wants it."""
     shutil.rmtree(COPY, ignore_errors=True)
     shutil.copytree(ROOT / "layers" / "notifier" / "notifier", COPY / "notifier")
-    (COPY / "tests" / "unit").mkdir(parents=True)
-    (COPY / "tests" / "faults").mkdir()
-    for part in PARTS:
-        shutil.copy(ROOT / "tests" / part, COPY / "tests" / part)
-    for test in TESTS:
-        shutil.copy(ROOT / "tests" / "unit" / f"{test}.py", COPY / "tests" / "unit")
+    for folder in ("support", "unit"):
+        shutil.copytree(ROOT / "tests" / folder, COPY / "tests" / folder)
     (COPY / "pyproject.toml").write_text(CONFIGURATION)
 
 

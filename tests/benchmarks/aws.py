@@ -19,7 +19,7 @@ from functools import cache
 from itertools import count
 from typing import Any
 
-from tests.faults.dynamodb import parse_changes, parse_condition
+from tests.support.simulated_aws.dynamodb import parse_changes, parse_condition
 
 type Item = dict[str, Any]
 

@@ -19,10 +19,11 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from tests.faults import hardships, interleavings, local_crashes, local_storm, stories
+from tests.faults import interleavings, local_crashes, local_storm, stories
 from tests.faults.breaks import BREAKS
 from tests.faults.deployed import deployed, killable_stack
-from tests.faults.hardships import Came
+from tests.faults.hardships import aws, network, refusals, slow_plans
+from tests.faults.hardships.rows import Came
 from tests.faults.letters import redrive
 from tests.faults.local_crashes import Theatre
 from tests.faults.local_outbox import MAX_SECONDS, load
@@ -212,8 +213,8 @@ def _hardship(*runs: Callable[[], Came]) -> Row:
 
 def _live_chat() -> Row:
     return _hardship(
-        hardships.live_chat,
-        *(partial(hardships.paced_chat, kind=kind) for kind in hardships.CHATS),
+        network.live_chat,
+        *(partial(network.paced_chat, kind=kind) for kind in network.CHATS),
     )
 
 
@@ -237,15 +238,15 @@ SIMULATED: dict[str, Callable[[], Row]] = {
     "backlog of 100,000 at 50 a second": _backlog,
     "a second bot beside a backlog of 10,000: its 100 waited": _beside,
     "outage of six hours, 10,000 waiting": _outage,
-    "distance": lambda: _hardship(hardships.distance),
+    "distance": lambda: _hardship(network.distance),
     "live chat": _live_chat,
-    "poison": lambda: _hardship(hardships.poison, hardships.poison_alone, hardships.wrong_bot),
-    "sporadic": lambda: _hardship(hardships.sporadic),
-    "starvation": lambda: _hardship(hardships.starvation),
-    "lagging history": lambda: _hardship(hardships.lagging_history),
-    "aws errors": lambda: _hardship(hardships.aws_errors),
-    "slow plan": lambda: _hardship(hardships.slow_plan),
-    "outbox": lambda: _hardship(hardships.outbox),
+    "poison": lambda: _hardship(refusals.poison, refusals.poison_alone, refusals.wrong_bot),
+    "sporadic": lambda: _hardship(refusals.sporadic),
+    "starvation": lambda: _hardship(aws.starvation),
+    "lagging history": lambda: _hardship(refusals.lagging_history),
+    "aws errors": lambda: _hardship(aws.aws_errors),
+    "slow plan": lambda: _hardship(slow_plans.slow_plan),
+    "outbox": lambda: _hardship(aws.outbox),
     "letters": _letters,
     "5,000 interleavings of 80 steps": _interleavings,
     f"interleavings of code broken in {len(BREAKS)} ways": _breaks,

@@ -19,7 +19,7 @@ from notifier.blip.transport import MAX_IDLE_SECONDS
 from notifier.contract.template import Template
 from notifier.domain.bots import Bot
 from notifier.domain.failures import Unknown
-from tests.faults.simulation import Process, Simulation
+from tests.support.simulated_aws.simulation import Process, Simulation
 
 type Kind = Literal["messages", "lookups", "history", "ping"]
 # What may happen to a call. `refused`: no connection. `unavailable`: a proxy's 503, which says that

@@ -13,8 +13,8 @@ from typing import Any
 
 from notifier.aws.table import Item
 from notifier.domain.notification import ledger_key
-from tests.faults.dynamodb import Aws, AwsError, AwsFaults, refused
-from tests.faults.simulation import Simulation
+from tests.support.simulated_aws.dynamodb import Aws, AwsError, AwsFaults, refused
+from tests.support.simulated_aws.simulation import Simulation
 
 MAX_ENTRIES = 10
 ALWAYS = (0.0, float("inf"))

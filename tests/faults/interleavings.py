@@ -26,10 +26,11 @@ from hypothesis.stateful import (
 
 from tests.faults.blip import NO_SET_UP, Accepted, Fate, Fault, HistorySettings, Kind
 from tests.faults.breaks import BREAKS
-from tests.faults.simulation import Crash, Process, Side
-from tests.faults.sqs import SourceMapping
 from tests.faults.stories import WHERE
 from tests.faults.world import Settings, World
+from tests.support.builders import a_request
+from tests.support.simulated_aws.simulation import Crash, Process, Side
+from tests.support.simulated_aws.sqs import SourceMapping
 
 PEOPLE = ["+5531999990001", "+5531999990002"]
 NOTIFICATIONS = 3
@@ -181,12 +182,11 @@ class Interleavings(RuleBasedStateMachine):
     def publish(self, number: int, valid_for: float | None, *, other: bool) -> None:
         """A request; the same one if it was published before, or other content under its id."""
         if number not in self.published:
-            request: dict[str, Any] = {
-                "id": f"order-{number}",
-                "to": PEOPLE[number % len(PEOPLE)],
-                "template": {"name": "order_shipped", "language": "pt_BR", "body": ["Maria"]},
-                "if_unknown": self.if_unknown[number],
-            }
+            request = a_request(
+                id=f"order-{number}",
+                to=PEOPLE[number % len(PEOPLE)],
+                if_unknown=self.if_unknown[number],
+            )
             if valid_for is not None:
                 end = datetime.fromtimestamp(self._world.simulation.now + valid_for, UTC)
                 request["valid_until"] = end.isoformat()

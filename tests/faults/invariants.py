@@ -32,8 +32,8 @@ from tests.faults.events import REFUSED, StatusEvents
 
 if TYPE_CHECKING:
     from tests.faults.blip import Accepted
-    from tests.faults.sqs import Message
     from tests.faults.world import World
+    from tests.support.simulated_aws.sqs import Message
 
 # How far each status is; the product's own table is not asked.
 RANKS = {

@@ -18,11 +18,12 @@ from notifier.domain.status import Status
 from notifier.use_cases.redrive_failures.orders import ListOrder, RedriveOrder
 from notifier.use_cases.redrive_failures.redrive import VISIBILITY_SECONDS
 from notifier.use_cases.redrive_failures.report import Report
-from tests.fakes import WholeLedger, a_notification
 from tests.faults.long_runs import request
-from tests.faults.simulation import STRAGGLES_SECONDS, Process, SimThreads
-from tests.faults.sqs import SimSqs
 from tests.faults.world import World
+from tests.support.adapters import WholeLedger
+from tests.support.builders import a_notification
+from tests.support.simulated_aws.simulation import STRAGGLES_SECONDS, Process, SimThreads
+from tests.support.simulated_aws.sqs import SimSqs
 
 # An operator is not in AWS's region.
 AWAY_SECONDS = 0.1

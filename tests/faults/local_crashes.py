@@ -20,6 +20,7 @@ from tests.local.dead_letters import DeadLetters, Letter
 from tests.local.events import Heard
 from tests.local.machine import wait_until
 from tests.local.stack import LocalStack
+from tests.support.builders import a_request
 
 type Function = Literal[
     "SendNotificationFunction",
@@ -289,8 +290,4 @@ class Theatre:
 
 
 def _request(identifier: str, phone: str) -> dict[str, Any]:
-    return {
-        "id": identifier,
-        "to": phone,
-        "template": {"name": "order_shipped", "language": "pt_BR", "body": ["Maria", identifier]},
-    }
+    return a_request(id=identifier, to=phone)

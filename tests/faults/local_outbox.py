@@ -10,6 +10,7 @@ from typing import Any
 from tests.faults.deployed import Message, deployed, is_quiet, know, publish
 from tests.local.events import listening
 from tests.local.machine import wait_until
+from tests.support.builders import a_request
 
 MAX_SECONDS = 2.0
 # Of one notification, as the simulator's receipts go.
@@ -76,11 +77,7 @@ def load(per_second: int, seconds: int) -> Published:
 
 
 def _request(number: int) -> dict[str, Any]:
-    return {
-        "id": f"steady-{number}",
-        "to": f"+5531912{number:06}",
-        "template": {"name": "order_shipped", "language": "pt_BR", "body": ["Maria", str(number)]},
-    }
+    return a_request(id=f"steady-{number}", to=f"+5531912{number:06}")
 
 
 def _measured(log: Path) -> list[float]:

@@ -30,6 +30,7 @@ from tests.local.blip import Bot, Delays
 from tests.local.dead_letters import DeadLetters, Letter
 from tests.local.machine import wait_until
 from tests.local.stack import SIMULATED_BOTS, LocalStack
+from tests.support.builders import a_request
 
 # What is published, by weight, and how each may end: status and reason. Everything but `ORDINARY`
 # ends by a dead letter.
@@ -169,15 +170,12 @@ class Published:
     ) -> None:
         chance, now = self._random, time.time()
         phone = f"+5531920{number:06}"
-        request: dict[str, Any] = {
-            "id": f"n-{number}",
-            "to": phone,
-            "template": {
-                "name": "order_shipped", "language": "pt_BR", "body": ["Maria", str(number)],
-            },
-            "bot": bot or chance.choice(list(SIMULATED_BOTS)),
-            "if_unknown": chance.choice(["resend", "fail"]),
-        }  # fmt: skip
+        request = a_request(
+            id=f"n-{number}",
+            to=phone,
+            bot=bot or chance.choice(list(SIMULATED_BOTS)),
+            if_unknown=chance.choice(["resend", "fail"]),
+        )
         if kind in FATES:
             self.fates.append({"to": phone} | FATES[kind])
         copies = [request]

@@ -7,6 +7,7 @@ from typing import Any
 
 from tests.faults.blip import Account, BlipFaults, Fault
 from tests.faults.world import Faults, Settings, World
+from tests.support.builders import a_request
 
 # The product keeps 10 % below the plan.
 SHARE_OF_PLAN = 0.90
@@ -15,13 +16,8 @@ SHORTEST_BETWEEN_PROBES = 29.0
 
 
 def request(number: int, bot: str = "default") -> dict[str, Any]:
-    """A request to somebody of their own."""
-    return {
-        "id": f"{bot}-{number}",
-        "to": f"+55319{number:08}",
-        "template": {"name": "order_shipped", "language": "pt_BR", "body": ["Maria"]},
-        "bot": bot,
-    }
+    """Return a request to a recipient of its own."""
+    return a_request(id=f"{bot}-{number}", to=f"+55319{number:08}", bot=bot)
 
 
 @dataclass

@@ -4,48 +4,42 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
 
 from notifier.domain.notification import ledger_key
 from tests.faults.blip import Fate, HistorySettings
-from tests.faults.dynamodb import AwsError
-from tests.faults.simulation import Crash, Process, Side
 from tests.faults.world import Settings, World
+from tests.support.builders import PHONE, a_request
+from tests.support.simulated_aws.dynamodb import AwsError
+from tests.support.simulated_aws.simulation import Crash, Process, Side
 
-PHONE = "+5531999998888"
-
-
-def a_request(**changes: Any) -> dict[str, Any]:
-    return {
-        "id": "order-1",
-        "to": PHONE,
-        "template": {"name": "order_shipped", "language": "pt_BR", "body": ["Maria"]},
-    } | changes
+# Every story is about this one.
+an_order = partial(a_request, id="order-1")
 
 
 def _known(world: World) -> None:
     world.know(PHONE)
-    world.publish(a_request())
+    world.publish(an_order())
 
 
 def _new(world: World) -> None:
-    world.publish(a_request())
+    world.publish(an_order())
 
 
 def _no_phone_number(world: World) -> None:
     world.blip.fates[PHONE] = Fate(a_number=False)
-    world.publish(a_request())
+    world.publish(an_order())
 
 
 def _refused(world: World) -> None:
     world.know(PHONE)
     world.blip.fates[PHONE] = Fate(refused=True)
-    world.publish(a_request())
+    world.publish(an_order())
 
 
 def _expired(world: World) -> None:
     past = datetime.fromtimestamp(world.simulation.now - 60, UTC).isoformat()
-    world.publish(a_request(valid_until=past))
+    world.publish(an_order(valid_until=past))
 
 
 def _malformed(world: World) -> None:
@@ -54,75 +48,75 @@ def _malformed(world: World) -> None:
 
 def _conflict(world: World) -> None:
     world.know(PHONE)
-    world.publish(a_request())
-    world.publish_at(world.simulation.now + 5, a_request(metadata={"other": "content"}))
+    world.publish(an_order())
+    world.publish_at(world.simulation.now + 5, an_order(metadata={"other": "content"}))
 
 
 def _twice(world: World) -> None:
     world.know(PHONE)
-    world.publish(a_request())
-    world.publish(a_request())
+    world.publish(an_order())
+    world.publish(an_order())
 
 
 def _retried(world: World) -> None:
     world.know(PHONE)
     world.blip.next_faults["messages"].extend(["unavailable", "refused"])
-    world.publish(a_request())
+    world.publish(an_order())
 
 
 def _throttled(world: World) -> None:
     world.know(PHONE)
     world.blip.next_faults["messages"].append("throttled")
-    world.publish(a_request())
+    world.publish(an_order())
 
 
 def _misconfigured(world: World) -> None:
     world.know(PHONE)
     world.blip.next_faults["messages"].extend(["unauthorized", "unauthorized"])
-    world.publish(a_request())
+    world.publish(an_order())
 
 
 def _swallowed(world: World) -> None:
     world.know(PHONE)
     world.blip.next_faults["messages"].append("swallowed")
-    world.publish(a_request())
+    world.publish(an_order())
 
 
 def _dropped(world: World) -> None:
     world.know(PHONE)
     world.blip.next_faults["messages"].append("dropped")
-    world.publish(a_request())
+    world.publish(an_order())
 
 
 def _dropped_among_others(world: World) -> None:
     _dropped(world)
     for number, seconds in enumerate((60, 400)):
-        another = a_request(id=f"other-{number}", to=f"+553199999777{number}")
+        another = an_order(id=f"other-{number}", to=f"+553199999777{number}")
         world.publish_at(world.simulation.now + seconds, another)
 
 
 def _dropped_for_good(world: World) -> None:
     world.know(PHONE)
     world.blip.next_faults["messages"].append("dropped")
-    world.publish(a_request(if_unknown="fail"))
+    world.publish(an_order(if_unknown="fail"))
 
 
 def _undelivered(world: World) -> None:
     world.know(PHONE)
     world.blip.fates[PHONE] = Fate(failing=[131047])
-    world.publish(a_request())
+    world.publish(an_order())
 
 
 def _unreachable(world: World) -> None:
     world.know(PHONE)
     world.blip.fates[PHONE] = Fate(failing=[131026])
-    world.publish(a_request())
+    world.publish(an_order())
 
 
 def _rate_limited(world: World) -> None:
     world.know(PHONE)
     world.blip.fates[PHONE] = Fate(failing=[131056])
-    world.publish(a_request())
+    world.publish(an_order())
 
 
 def _redriven(world: World) -> None:
@@ -146,31 +140,31 @@ def _failed_unseen(world: World) -> None:
 def _number_down(world: World) -> None:
     world.know(PHONE)
     world.blip.fates[PHONE] = Fate(failing=[131042])
-    world.publish(a_request())
-    world.publish_at(world.simulation.now + 60, a_request(id="order-2", to="+5531999997777"))
+    world.publish(an_order())
+    world.publish_at(world.simulation.now + 60, an_order(id="order-2", to="+5531999997777"))
 
 
 def _cancelled_in_advance(world: World) -> None:
     world.know(PHONE)
     world.cancel("order-1")
-    world.publish_at(world.simulation.now + 5, a_request(metadata={"order": "1"}))
+    world.publish_at(world.simulation.now + 5, an_order(metadata={"order": "1"}))
 
 
 def _cancelled_while_it_waits(world: World) -> None:
     world.know(PHONE)
     world.blip.next_faults["messages"].append("unavailable")
-    world.publish(a_request())
+    world.publish(an_order())
     world.later(world.simulation.now + 3, lambda: world.cancel("order-1"))
 
 
 def _invalid(world: World) -> None:
-    world.publish(a_request(to="1234"))
-    world.publish_at(world.simulation.now + 5, a_request(to="12345"))
+    world.publish(an_order(to="1234"))
+    world.publish_at(world.simulation.now + 5, an_order(to="12345"))
 
 
 def _forgotten(world: World) -> None:
     _known(world)
-    world.later(world.simulation.now + 3 * 3600, lambda: world.forget(a_request()))
+    world.later(world.simulation.now + 3 * 3600, lambda: world.forget(an_order()))
 
 
 def _restored(world: World) -> None:
@@ -391,7 +385,7 @@ def _run(
                 world.run_until(lambda: not world.tables["ledger"].polled, at_most=4 * 86_400)
                 world.settle()
         broken = world.invariants.broken()
-        entry = world.entry(a_request())
+        entry = world.entry(an_order())
         status = entry.get("status", "")
         sent = sum(map(len, world.blip.sent.values()))
         if kills and story.or_else and status == story.or_else:

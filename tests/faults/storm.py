@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 from notifier.domain.notification import ledger_key
 from tests.faults.blip import Account, BlipFaults, Chat, Fate, HistorySettings
-from tests.faults.dynamodb import AwsFaults
 from tests.faults.events import ALWAYS, BusFaults
-from tests.faults.sqs import Message, QueueFaults
-from tests.faults.stream import StreamFaults
 from tests.faults.world import Faults, Settings, World
+from tests.support.builders import a_request
+from tests.support.simulated_aws.dynamodb import AwsFaults
+from tests.support.simulated_aws.sqs import Message, QueueFaults
+from tests.support.simulated_aws.stream import StreamFaults
 
 START = 1_800_000_000.0
 # What is published, by weight.
@@ -196,13 +197,12 @@ def _chat(storm: Storm) -> Chat:
 def _publish(world: World, storm: Storm, rng: random.Random, number: int, at: float) -> None:
     kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
     phone = f"+55319{number:08}"
-    body: dict[str, Any] = {
-        "id": f"n-{number}",
-        "to": phone,
-        "template": {"name": "order_shipped", "language": "pt_BR", "body": ["Maria", str(number)]},
-        "bot": rng.choice(["default", "clinic"]),
-        "if_unknown": storm.if_unknown or rng.choice(["resend", "fail"]),
-    }
+    body = a_request(
+        id=f"n-{number}",
+        to=phone,
+        bot=rng.choice(["default", "clinic"]),
+        if_unknown=storm.if_unknown or rng.choice(["resend", "fail"]),
+    )
     fate = Fate(failing=FAILING.get(kind, ()))
     match kind:
         case "published twice":

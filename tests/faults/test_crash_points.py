@@ -9,7 +9,7 @@ from tests.faults.stories import STORIES, Story
 
 
 @pytest.mark.parametrize("story", STORIES.values(), ids=STORIES.keys())
-def test_a_kill_at_any_call_loses_nothing_and_sends_nothing_twice(story: Story) -> None:
+def test_kill_at_any_call_loses_nothing_and_sends_nothing_twice(story: Story) -> None:
     broken = {
         str(point): problems
         for point in stories.points(story)
@@ -19,7 +19,7 @@ def test_a_kill_at_any_call_loses_nothing_and_sends_nothing_twice(story: Story) 
     assert broken == {}
 
 
-def test_two_kills_in_a_row_do_no_more_harm_than_one() -> None:
+def test_two_kills_in_a_row_lose_nothing_and_send_nothing_twice() -> None:
     chance = random.Random(3)
     broken = {}
     for name, story in STORIES.items():

@@ -25,7 +25,7 @@ PUBLISHING = [Point("status events", 0, "PutEvents", side) for side in SIDES]
 @pytest.mark.parametrize(
     "points", [SENDING, RECORDING, PUBLISHING], ids=["sending", "recording", "publishing"]
 )
-def test_a_sandbox_killed_at_a_call_loses_nothing_and_sends_nothing_twice(
+def test_kill_at_any_call_of_a_deployed_sandbox_loses_nothing_and_sends_nothing_twice(
     points: list[Point],
 ) -> None:
     with (
@@ -38,7 +38,7 @@ def test_a_sandbox_killed_at_a_call_loses_nothing_and_sends_nothing_twice(
     assert len(came_of_it) == len(points)
 
 
-def test_a_storm_over_the_deployed_stack_loses_nothing_and_sends_nothing_twice() -> None:
+def test_storm_over_the_deployed_stack_loses_nothing_and_sends_nothing_twice() -> None:
     with deployed(local_storm.PARAMETERS) as stack:
         result = rage(stack, Storm(150, seconds=6, kills=3))
 
@@ -49,7 +49,7 @@ def test_a_storm_over_the_deployed_stack_loses_nothing_and_sends_nothing_twice()
     assert result.struck > 0
 
 
-def test_under_a_steady_load_each_event_is_published_in_order() -> None:
+def test_steady_load_publishes_each_event_in_order() -> None:
     result = load(per_second=5, seconds=6)
 
     assert result.broken == []

@@ -12,7 +12,7 @@ def test_no_interleaving_loses_anything_or_sends_it_twice() -> None:
     interleavings.run(300, anew=False)
 
 
-def test_what_the_history_has_forgotten_is_given_up_and_deserves_it() -> None:
+def test_message_forgotten_by_the_history_becomes_a_deserved_dead_letter() -> None:
     """A random search found this story once. For 75 hours nobody takes the copies.
 
     When the unknown is asked about at last, BLiP's history has forgotten it.
@@ -55,7 +55,7 @@ def test_what_the_history_has_forgotten_is_given_up_and_deserves_it() -> None:
         "a batch is done though the bus did not take all of it",
     ],
 )
-def test_interleavings_find_what_is_broken(name: str) -> None:
+def test_interleavings_find_each_break(name: str) -> None:
     with BREAKS[name].made(), pytest.raises(AssertionError):
         interleavings.run(500, anew=False, shrink=False)
 

@@ -3,7 +3,7 @@
 from tests.faults.letters import redrive
 
 
-def test_letters_are_listed_and_redriven_once_though_a_run_is_killed() -> None:
+def test_dead_letters_are_listed_and_redriven_once_if_a_run_is_killed() -> None:
     result = redrive(1500, 500)
 
     assert result.broken == []

@@ -7,7 +7,7 @@ from tests.faults.long_runs import SHORTEST_BETWEEN_PROBES, backlog, outage
 
 
 @pytest.mark.parametrize("fault", ["refused", "unauthorized"])
-def test_an_outage_costs_no_attempt_and_no_dead_letter(fault: Fault) -> None:
+def test_outage_costs_no_attempt_and_no_dead_letter(fault: Fault) -> None:
     result = outage(300, 2, fault)
 
     assert result.broken == []
@@ -16,7 +16,7 @@ def test_an_outage_costs_no_attempt_and_no_dead_letter(fault: Fault) -> None:
     assert result.shortest_between_probes >= SHORTEST_BETWEEN_PROBES
 
 
-def test_a_backlog_is_drained_at_the_plans_rate_and_never_above() -> None:
+def test_backlog_is_sent_at_the_plan_s_rate_and_never_above() -> None:
     result = backlog(2000)
 
     assert result.broken == []
@@ -25,7 +25,7 @@ def test_a_backlog_is_drained_at_the_plans_rate_and_never_above() -> None:
     assert result.share >= 0.95
 
 
-def test_a_second_bot_does_not_wait_for_the_backlog_of_the_first() -> None:
+def test_second_bot_does_not_wait_for_the_backlog_of_the_first() -> None:
     """As far as SQS's fair queues keep what they promise, which is modelled here."""
     result = backlog(1500, second=20)
 

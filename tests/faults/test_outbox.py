@@ -5,20 +5,21 @@ from dataclasses import replace
 import pytest
 
 from tests.faults.events import ALWAYS
-from tests.faults.stories import PHONE, a_request
+from tests.faults.stories import an_order
 from tests.faults.world import World
+from tests.support.builders import PHONE
 
 DAY = 86_400.0
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_an_id_that_comes_again_after_its_time_has_its_events_again(seed: int) -> None:
+def test_reused_id_has_its_events_again(seed: int) -> None:
     """The item of before is still there, or swept by then: that is up to DynamoDB."""
     with World(seed) as world:
         world.blip.read = 1.0
         for _ in range(2):
             world.know(PHONE)
-            world.publish(a_request())
+            world.publish(an_order())
             world.settle()
             world.run(46 * DAY)
         told = [(each["status"], each["generation"]) for each in world.bus.told["order-1"]]
@@ -29,14 +30,14 @@ def test_an_id_that_comes_again_after_its_time_has_its_events_again(seed: int) -
         assert so_far + world.invariants.events.missing(set()) == []
 
 
-def test_what_was_not_published_for_a_day_is_dropped_and_named() -> None:
+def test_event_unpublished_for_a_day_is_dropped_and_named() -> None:
     with World(1) as world:
         world.publishing.automatic = False
         world.know(PHONE)
-        world.publish(a_request())
+        world.publish(an_order())
         world.run(DAY)
         world.publishing.let_go()
-        world.publish(a_request(id="order-2"))
+        world.publish(an_order(id="order-2"))
         world.settle()
 
         assert world.bus.told.keys() & {"order-1", "order-2"} == {"order-2"}
@@ -44,12 +45,12 @@ def test_what_was_not_published_for_a_day_is_dropped_and_named() -> None:
         assert world.invariants.broken() == []
 
 
-def test_what_is_dropped_although_the_function_was_called_is_a_loss() -> None:
+def test_event_dropped_although_the_function_was_called_is_a_loss() -> None:
     with World(1) as world:
         world.publishing.settings = replace(world.publishing.settings, oldest=3600)
         world.bus.faults.away = [ALWAYS]
         world.know(PHONE)
-        world.publish(a_request())
+        world.publish(an_order())
         world.settle()
 
         assert any("upstream never heard of it" in what for what in world.invariants.broken())

@@ -60,6 +60,6 @@ def _due(world: World, number: int) -> str:
     return key
 
 
-def test_one_bots_questions_keep_up_with_a_full_plan_of_sends() -> None:
+def test_history_queries_of_one_bot_keep_up_with_a_full_plan_of_sends() -> None:
     """A full plan sends 47.5 a second, and each of them is asked about."""
     assert rate(3000) > 60

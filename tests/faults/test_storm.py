@@ -6,7 +6,7 @@ from tests.faults.storm import Storm, run
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_storm_loses_nothing_and_sends_nothing_twice(seed: int) -> None:
+def test_storm_loses_nothing_and_sends_nothing_twice(seed: int) -> None:
     result = run(Storm(600, seed=seed, all_receipts=seed % 2 == 1))
 
     assert result.broken == []
@@ -17,7 +17,7 @@ def test_a_storm_loses_nothing_and_sends_nothing_twice(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_without_any_history_what_must_not_be_sent_twice_is_not(seed: int) -> None:
+def test_no_history_prevents_a_second_send_if_unknown_is_fail(seed: int) -> None:
     result = run(Storm(400, seed=seed, history=False, if_unknown="fail"))
 
     assert result.broken == []
@@ -25,7 +25,7 @@ def test_without_any_history_what_must_not_be_sent_twice_is_not(seed: int) -> No
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_a_history_that_shows_nothing_at_all_denies_nothing(seed: int) -> None:
+def test_silent_history_denies_nothing(seed: int) -> None:
     result = run(Storm(400, seed=seed, history=False, if_unknown="resend"))
 
     assert result.broken == []

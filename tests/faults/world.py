@@ -35,7 +35,6 @@ from notifier.settings import (
     SendNotificationSettings,
 )
 from notifier.use_cases.get_notification import Notifications, TooLate
-from tests.fakes import WholeLedger
 from tests.faults.blip import (
     Account,
     BlipFaults,
@@ -44,12 +43,26 @@ from tests.faults.blip import (
     SimBlip,
     identity_of,
 )
-from tests.faults.dynamodb import ERRORS, Aws, AwsError, AwsFaults, SimTable
 from tests.faults.events import BusFaults, SimEventBus
 from tests.faults.invariants import Invariants
-from tests.faults.simulation import Process, SimFuture, SimLock, SimThreads, Simulation
-from tests.faults.sqs import EventSourceMapping, Message, Queue, QueueFaults, Sandbox, SimSqs
-from tests.faults.stream import Record, Stream, StreamFaults, StreamMapping, deployed
+from tests.support.adapters import WholeLedger
+from tests.support.simulated_aws.dynamodb import ERRORS, Aws, AwsError, AwsFaults, SimTable
+from tests.support.simulated_aws.simulation import (
+    Process,
+    SimFuture,
+    SimLock,
+    SimThreads,
+    Simulation,
+)
+from tests.support.simulated_aws.sqs import (
+    EventSourceMapping,
+    Message,
+    Queue,
+    QueueFaults,
+    Sandbox,
+    SimSqs,
+)
+from tests.support.simulated_aws.stream import Record, Stream, StreamFaults, StreamMapping, deployed
 
 BOTS = "bots"
 # Timelines as another version of the code might write them.

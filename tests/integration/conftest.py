@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from threading import RLock
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import boto3
 import pytest
@@ -301,12 +300,3 @@ def stack(aws: Aws, blip: Simulator) -> Iterator[Stack]:
     yield stack
     for function in stack.functions:
         function.close()
-
-
-def a_request(**changes: Any) -> dict[str, Any]:
-    """A valid request; every call gives another notification to the same person."""
-    return {
-        "id": f"order-{uuid4()}",
-        "to": "+5531999998888",
-        "template": {"name": "order_shipped", "language": "pt_BR", "body": ["Maria", "981"]},
-    } | changes

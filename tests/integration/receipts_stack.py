@@ -4,8 +4,6 @@ And a clock that is put forward, for whatever takes its time.
 """
 
 import json
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,6 +33,7 @@ from notifier.settings import (
     ReceiveReceiptSettings,
     RecordReceiptSettings,
 )
+from tests.support.clock import MachineClock
 
 if TYPE_CHECKING:
     from mypy_boto3_events import EventBridgeClient
@@ -49,35 +48,9 @@ BATCH_RECORDS = 100
 SECRET = "s3cret-of-the-webhook"  # noqa: S105 - of no webhook anywhere
 
 
-class SimulatedClock:
-    """The machine's clock, put forward instead of waited for. Stands in for `SystemClock`."""
-
-    def __init__(self) -> None:
-        self._ahead = 0.0
-        self._lock = threading.Lock()
-        self.slept: list[float] = []
-
-    def __call__(self) -> "SimulatedClock":
-        return self
-
-    def now(self) -> float:
-        return time.time() + self._ahead
-
-    def sleep(self, seconds: float) -> None:
-        until = self.now() + seconds
-        with self._lock:
-            if seconds > 0:
-                self.slept.append(seconds)
-            self._ahead = max(self._ahead, until - time.time())
-
-    def advance(self, seconds: float) -> None:
-        with self._lock:
-            self._ahead += seconds
-
-
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> SimulatedClock:
-    simulated = SimulatedClock()
+def clock(monkeypatch: pytest.MonkeyPatch) -> MachineClock:
+    simulated = MachineClock()
     commands = (dead_letters, ledger, webhook)
     functions = (sending, receiving, recording, polling, publishing, answering)
     for module in (*functions, *commands):

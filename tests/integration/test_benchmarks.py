@@ -24,7 +24,7 @@ def functions(running: Lab) -> list[Function]:
     return [running.function(name) for name in COMPETITORS]
 
 
-def test_everybody_does_the_work_and_every_call_is_counted(
+def test_every_competitor_does_the_work_and_every_call_is_counted(
     running: Lab, functions: list[Function]
 ) -> None:
     """Whoever sends less than was asked fails the run."""
@@ -44,7 +44,7 @@ def test_everybody_does_the_work_and_every_call_is_counted(
 
 
 @pytest.mark.skipif(not SUPPORTED, reason="only Linux shows the processor clock of another process")
-def test_a_sandbox_has_the_share_of_its_memory_from_its_start(running: Lab) -> None:
+def test_sandbox_has_the_share_of_its_memory_from_its_start(running: Lab) -> None:
     with running.sandbox(512) as function:
         share = processor_seconds(function.pid) / function.start_seconds
         case = Case("mixed", known=5, new=5, rounds=2)
@@ -55,17 +55,17 @@ def test_a_sandbox_has_the_share_of_its_memory_from_its_start(running: Lab) -> N
     assert (figures.competitor, len(figures.seconds)) == ("512 MB", 2)
 
 
-def test_the_memory_that_is_deployed_is_one_that_was_measured() -> None:
+def test_deployed_memory_is_one_of_those_measured() -> None:
     assert memory_mb(SENDING) in SIZES_MB
 
 
-def test_lambda_is_paid_by_invocation_and_by_memory_and_time() -> None:
+def test_lambda_cost_is_per_invocation_and_per_memory_and_time() -> None:
     assert lambda_dollars(1, 0, 512) == pytest.approx(0.20)
     assert lambda_dollars(0, 1, 1024) == pytest.approx(13.33, abs=0.01)
     assert lambda_dollars(0.1, 0.1, 512) == pytest.approx(0.02 + 13.33 / 20, abs=0.01)
 
 
-def test_what_comes_after_sending_is_counted(running: Lab, functions: list[Function]) -> None:
+def test_work_after_sending_is_counted(running: Lab, functions: list[Function]) -> None:
     received, recorded, one, ten = measure_afterwards(running, functions[0])
 
     assert received.calls == {"SendMessage": pytest.approx(1)}
@@ -74,7 +74,7 @@ def test_what_comes_after_sending_is_counted(running: Lab, functions: list[Funct
     assert ten.calls == {"PutEvents": pytest.approx(0.1)}
 
 
-def test_an_item_s_size_is_that_of_its_names_and_values() -> None:
+def test_item_size_is_that_of_its_names_and_values() -> None:
     assert item_size({"key": "abc"}) == 6
     assert item_size({"é": "é"}) == 4
     assert item_size({"n": 0, "m": 1234, "o": -1}) == 3 + 2 + 3 + 3
@@ -82,7 +82,7 @@ def test_an_item_s_size_is_that_of_its_names_and_values() -> None:
     assert item_size({"l": ["x", {"y": "z"}]}) == 1 + 3 + (1 + 1) + (1 + 3 + 1 + 1 + 1)
 
 
-def test_units_go_by_size_and_kind_of_read() -> None:
+def test_units_depend_on_size_and_kind_of_read() -> None:
     tables = Tables()
     tables.put("t", "small", {"key": "small"})
     tables.put("t", "large", {"key": "large", "text": "x" * 5000})

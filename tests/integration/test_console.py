@@ -18,13 +18,14 @@ import pytest
 from notifier.contract.parse import parse
 from notifier.contract.problems import InvalidRequest
 from notifier.domain.notification import ledger_key
-from tests.integration.conftest import Stack, a_request
+from tests.integration.conftest import Stack
 from tests.integration.receipts_stack import Json, ReceiptsStack, a_receipt
 from tests.local.blip import wait_until
 from tests.local.console import Console, Sources
 from tests.local.console.pages import MAX_ROWS
 from tests.local.events import Heard
 from tests.local.machine import ROOT
+from tests.support.builders import a_request
 
 WAIT_SECONDS = 60
 

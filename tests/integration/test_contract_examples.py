@@ -88,7 +88,7 @@ def expected_signature(api: Api, path: str, headers: dict[str, str]) -> str:
 @pytest.mark.parametrize(
     ("language", "identifier"), [("sh", "order-981-shipped"), ("python", "order-981:shipped")]
 )
-def test_an_example_signs_as_aws_expects(
+def test_example_signs_as_aws_expects(
     api: Api, language: str, identifier: str, token: str | None
 ) -> None:
     shells = {"sh": ["bash", "-euc"], "python": [sys.executable, "-c"]}

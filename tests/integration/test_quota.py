@@ -20,14 +20,14 @@ needs_processor_clocks = pytest.mark.skipif(
 )
 
 
-def test_the_share_grows_with_the_memory_up_to_one_processor() -> None:
+def test_share_grows_with_the_memory_up_to_one_processor() -> None:
     assert share_of(512) == 512 / 1769
     assert share_of(1769) == 1
     assert share_of(3008) == 1
 
 
 @pytest.mark.parametrize("late", [0, 5, 50, 500])
-def test_in_the_long_run_a_busy_process_gets_its_share_and_no_more(late: int) -> None:
+def test_busy_process_gets_its_share_and_no_more_in_the_long_run(late: int) -> None:
     """Milliseconds are simulated; once in a second the governor wakes up so many too late."""
     budget = Budget(SHARE)
     used, begun, slept_until = 0.0, 0, 0
@@ -51,7 +51,7 @@ def test_in_the_long_run_a_busy_process_gets_its_share_and_no_more(late: int) ->
     assert used >= (SHARE - late / 1000) * 60 - SHARE * PERIOD_SECONDS
 
 
-def test_what_was_not_used_is_lost() -> None:
+def test_unused_quota_is_lost() -> None:
     budget = Budget(SHARE)
 
     budget.refill(100)
@@ -59,7 +59,7 @@ def test_what_was_not_used_is_lost() -> None:
     assert budget.left == SHARE * PERIOD_SECONDS
 
 
-def test_what_was_used_beyond_the_share_is_missing_afterwards() -> None:
+def test_overused_quota_is_deducted_afterwards() -> None:
     budget = Budget(SHARE)
     budget.refill(1)
 
@@ -97,7 +97,7 @@ def state(process: subprocess.Popen[str]) -> str:
 
 
 @needs_processor_clocks
-def test_a_busy_process_is_held_to_its_share() -> None:
+def test_busy_process_is_held_to_its_share() -> None:
     with quota(SHARE) as (busy, _):
         begun, used_before = monotonic(), processor_seconds(busy.pid)
 
@@ -109,7 +109,7 @@ def test_a_busy_process_is_held_to_its_share() -> None:
 
 
 @needs_processor_clocks
-def test_a_process_goes_on_when_its_quota_ends() -> None:
+def test_process_continues_when_its_quota_ends() -> None:
     with quota(0.01) as (busy, pids):
         wait_until(lambda: state(busy) == "T", "the process to be stopped")
 

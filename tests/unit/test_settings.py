@@ -45,7 +45,7 @@ def test_every_variable_has_its_field() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_missing_or_empty_variable_is_named(kind: type[Any]) -> None:
+def test_missing_or_empty_variable_is_named(kind: type[Any]) -> None:
     for field in fields(kind):
         name = field.name.upper()
         for value in (None, ""):
@@ -54,25 +54,25 @@ def test_a_missing_or_empty_variable_is_named(kind: type[Any]) -> None:
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "ten", " 7", "1e3", "²"])
-def test_a_number_that_is_none_is_named(value: str) -> None:
+def test_variable_that_is_not_a_number_is_named(value: str) -> None:
     with pytest.raises(SettingsError, match=r"^MAX_ATTEMPTS is not a whole number above zero$"):
         read(MAX_ATTEMPTS=value)
 
 
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("false", False)])
-def test_a_switch_is_true_or_false(text: str, *, value: bool) -> None:
+def test_switch_is_true_or_false(text: str, *, value: bool) -> None:
     of_publishing = read(PublishStatusEventsSettings, PUBLISH_ALL_RECEIPTS=text)
 
     assert of_publishing.publish_all_receipts is value
 
 
 @pytest.mark.parametrize("text", ["yes", "True", "0", " true"])
-def test_a_switch_that_is_neither_is_named(text: str) -> None:
+def test_invalid_switch_is_named(text: str) -> None:
     with pytest.raises(SettingsError, match=r"^PUBLISH_ALL_RECEIPTS is neither true nor false$"):
         read(PublishStatusEventsSettings, PUBLISH_ALL_RECEIPTS=text)
 
 
-def test_everything_that_is_wrong_is_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     with pytest.raises(SettingsError) as error:
         read(LEDGER_TABLE=None, COOLDOWN_SECONDS="0", MAX_ATTEMPTS="many")
 
@@ -83,6 +83,6 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
     }
 
 
-def test_variables_of_others_do_not_matter() -> None:
+def test_other_variables_are_ignored() -> None:
     assert read(AWS_REGION="us-east-1") == read()
     assert read(ReceiveReceiptSettings, LEDGER_TABLE=None) == read(ReceiveReceiptSettings)

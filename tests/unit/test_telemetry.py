@@ -16,7 +16,7 @@ def added(monkeypatch: pytest.MonkeyPatch) -> mock.Mock:
     return metrics.add_metric  # type: ignore[no-any-return] # a mock's attribute is one
 
 
-def test_everything_measured_is_handed_over_once(added: mock.Mock) -> None:
+def test_every_measurement_is_emitted_once(added: mock.Mock) -> None:
     meter = telemetry.Meter()
     meter.took("published_to_claimed", 1.5)
     meter.age("oldest_request", 7)
@@ -33,7 +33,7 @@ def test_everything_measured_is_handed_over_once(added: mock.Mock) -> None:
     ]
 
 
-def test_no_duration_is_negative_where_two_clocks_differ(added: mock.Mock) -> None:
+def test_no_duration_is_negative_if_two_clocks_differ(added: mock.Mock) -> None:
     """SQS's clock says when a request was published, a sandbox's when it was claimed."""
     meter = telemetry.Meter()
     meter.took("published_to_claimed", -0.004)
@@ -44,5 +44,5 @@ def test_no_duration_is_negative_where_two_clocks_differ(added: mock.Mock) -> No
     assert [call.args[2] for call in added.call_args_list] == [0, 0]
 
 
-def test_logger_is_the_one_that_every_module_logs_to() -> None:
+def test_all_modules_log_to_the_configured_logger() -> None:
     assert telemetry.logger._logger is logging.getLogger("notifier")

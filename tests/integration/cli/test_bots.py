@@ -11,8 +11,9 @@ from notifier.aws.bot_state import DynamoDbBotStates
 from notifier.aws.table import Table
 from notifier.domain.bots import Bot as KnownBot
 from tests.integration.cli.deployed import Deployed
-from tests.integration.conftest import Aws, Stack, a_request
+from tests.integration.conftest import Aws, Stack
 from tests.local.blip import Bot, Simulator
+from tests.support.builders import a_request
 
 
 def test_paused_bot_sends_nothing_until_it_is_resumed(stack: Stack) -> None:

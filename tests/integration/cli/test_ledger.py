@@ -14,7 +14,8 @@ from notifier.aws.events import EventBridgeStatusEvents
 from notifier.domain.status_events import Publication
 from notifier.entrypoints.environment import SystemClock
 from tests.integration.cli.deployed import Deployed
-from tests.integration.conftest import Aws, Stack, a_request
+from tests.integration.conftest import Aws, Stack
+from tests.support.builders import a_request
 
 
 def test_a_restored_ledger_gives_back_what_is_lacking_and_overwrites_nothing(stack: Stack) -> None:

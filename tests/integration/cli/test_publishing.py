@@ -11,7 +11,8 @@ from functions.cli import publishing
 from functions.cli.errors import CommandError
 from functions.cli.publishing import publish, read
 from tests.integration.cli.deployed import Deployed
-from tests.integration.conftest import Stack, a_request
+from tests.integration.conftest import Stack
+from tests.support.builders import a_request
 
 
 @pytest.fixture(autouse=True)

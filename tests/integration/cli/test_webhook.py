@@ -8,7 +8,8 @@ from functions.cli.errors import CommandError
 from functions.cli.webhook import Rotation, rotate_webhook
 from notifier.domain.notification import ledger_key
 from tests.integration.cli.deployed import Deployed
-from tests.integration.receipts_stack import SECRET, ReceiptsStack, SimulatedClock, a_receipt
+from tests.integration.receipts_stack import SECRET, ReceiptsStack, a_receipt
+from tests.support.clock import MachineClock
 
 # clinic and clinic-vip are two names of one bot at BLiP.
 BOTS = {
@@ -23,7 +24,7 @@ CLINIC = ["clinic", "clinic-vip"]
 class Webhook:
     """The webhook as BLiP meets it, and the command that rotates its secrets."""
 
-    def __init__(self, receipts: ReceiptsStack, clock: SimulatedClock) -> None:
+    def __init__(self, receipts: ReceiptsStack, clock: MachineClock) -> None:
         self._receipts = receipts
         self._clock = clock
         self._deployed = Deployed(receipts.aws, receipts.webhook_secret)
@@ -55,11 +56,11 @@ class Webhook:
 
 
 @pytest.fixture
-def webhook(receipts: ReceiptsStack, clock: SimulatedClock) -> Webhook:
+def webhook(receipts: ReceiptsStack, clock: MachineClock) -> Webhook:
     return Webhook(receipts, clock)
 
 
-def test_the_first_rotation_locks_no_bot_out(webhook: Webhook, clock: SimulatedClock) -> None:
+def test_the_first_rotation_locks_no_bot_out(webhook: Webhook, clock: MachineClock) -> None:
     assert webhook.lets_in(SECRET) == ["*"]
 
     rotation = webhook.rotate("shop")
@@ -73,7 +74,7 @@ def test_the_first_rotation_locks_no_bot_out(webhook: Webhook, clock: SimulatedC
 
 
 def test_the_rotation_of_another_bot_drops_no_previous_secret(
-    webhook: Webhook, clock: SimulatedClock
+    webhook: Webhook, clock: MachineClock
 ) -> None:
     shop = webhook.rotate("shop")
     clinic = webhook.rotate("clinic")
@@ -103,9 +104,7 @@ def test_a_leaked_secret_is_refused_within_minutes(webhook: Webhook) -> None:
     assert sorted(leaked.others_with_the_old_one) == sorted(BOTS.keys() - {"shop"})
 
 
-def test_only_bots_with_the_leaked_secret_are_named(
-    webhook: Webhook, clock: SimulatedClock
-) -> None:
+def test_only_bots_with_the_leaked_secret_are_named(webhook: Webhook, clock: MachineClock) -> None:
     webhook.rotate("shop")
     clock.advance(24 * 3600)
 
@@ -115,7 +114,7 @@ def test_only_bots_with_the_leaked_secret_are_named(
     assert webhook.rotate("clinic", leaked=True).others_with_the_old_one == ["new"]
 
 
-def test_until_when_the_one_before_counts(webhook: Webhook, clock: SimulatedClock) -> None:
+def test_until_when_the_one_before_counts(webhook: Webhook, clock: MachineClock) -> None:
     before = clock.now()
 
     until = webhook.rotate("shop").previous_until
@@ -125,7 +124,7 @@ def test_until_when_the_one_before_counts(webhook: Webhook, clock: SimulatedCloc
 
 
 def test_a_previous_secret_that_counts_is_not_dropped_by_the_next_rotation(
-    webhook: Webhook, clock: SimulatedClock
+    webhook: Webhook, clock: MachineClock
 ) -> None:
     webhook.rotate("clinic")
     value = webhook.value()
@@ -141,7 +140,7 @@ def test_a_previous_secret_that_counts_is_not_dropped_by_the_next_rotation(
 
 
 def test_a_plain_secret_that_was_just_rotated_keeps_both(
-    webhook: Webhook, clock: SimulatedClock
+    webhook: Webhook, clock: MachineClock
 ) -> None:
     webhook.put("second")
 

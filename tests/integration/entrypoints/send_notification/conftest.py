@@ -1,0 +1,40 @@
+"""What the function logs, and its clock."""
+
+import io
+from collections.abc import Iterator
+
+import pytest
+
+from notifier import telemetry
+from notifier.entrypoints.environment import SystemClock
+from notifier.use_cases.send_notification import batch as batches
+from tests.integration.conftest import Stack
+from tests.support.builders import MARIA
+from tests.support.clock import MachineClock
+
+
+@pytest.fixture(autouse=True)
+def log(monkeypatch: pytest.MonkeyPatch, stack: Stack) -> Iterator[io.StringIO]:
+    """What the function logs; whatever happens, no number, no parameter and no key in it."""
+    telemetry.metrics.clear_metrics()
+    stream = io.StringIO()
+    monkeypatch.setattr(telemetry.logger.registered_handler, "stream", stream)
+    yield stream
+    logged = stream.getvalue()
+    for secret in ("99999888", "98888770", "+55", MARIA, "Maria"):
+        assert secret not in logged
+    for key in {request.headers.get("Authorization", "") for request in stack.blip.requests}:
+        assert not key or key.removeprefix("Key ") not in logged
+
+
+@pytest.fixture
+def no_holding_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that can do nothing waits a moment: the unit tests show it, these don't wait."""
+    monkeypatch.setattr(batches, "HOLD_STILL_SECONDS", 0)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> MachineClock:
+    clock = MachineClock()
+    monkeypatch.setattr(SystemClock, "now", staticmethod(clock.now))
+    return clock

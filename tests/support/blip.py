@@ -1,0 +1,112 @@
+"""A BLiP that answers every call, unless told what to raise."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from notifier.contract.template import Template
+from notifier.domain.bots import Bot
+from notifier.domain.failures import Failure
+from notifier.domain.receipts import Receipt
+from tests.support.clock import Clock
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A message that BLiP was given."""
+
+    bot: Bot
+    message_id: str
+    identity: str
+    template: Template
+    at: float
+
+
+class FakeBlip:
+    """Answers every call, unless told what to raise.
+
+    Attributes:
+        look_ups: every number asked for, refused or not.
+        sent: every message handed over, refused or not.
+        taken: those of them that BLiP took.
+        call_seconds: what each call takes.
+        before_look_up, before_send, before_history, before_ping: called with each call's bot,
+            before it is answered; what they raise is what the call raises.
+        stored: what the history knows, by message id.
+        asked: the message ids that the history was asked about.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.look_ups: list[str] = []
+        self.sent: list[Sent] = []
+        self.taken: list[Sent] = []
+        self.call_seconds = 0.0
+        self.before_look_up: Callable[[Bot], None] = lambda _: None
+        self.before_send: Callable[[Bot], None] = lambda _: None
+        self.before_history: Callable[[Bot], None] = lambda _: None
+        self.before_ping: Callable[[Bot], None] = lambda _: None
+        self.stored: dict[str, list[Receipt]] = {}
+        self.asked: list[str] = []
+        self.pings = 0
+
+    def is_connected(self, _: Bot) -> bool:
+        return bool(self.taken)
+
+    def look_up(self, bot: Bot, phone: str, on_connected: Callable[[], None]) -> str:
+        on_connected()
+        self.look_ups.append(phone)
+        self._clock.sleep(self.call_seconds)
+        self.before_look_up(bot)
+        return identity_of(phone)
+
+    def send(
+        self,
+        bot: Bot,
+        message_id: str,
+        identity: str,
+        template: Template,
+        on_connected: Callable[[], None],
+    ) -> None:
+        on_connected()
+        sent = Sent(bot, message_id, identity, template, self._clock.now())
+        self.sent.append(sent)
+        self._clock.sleep(self.call_seconds)
+        self.before_send(bot)
+        self.taken.append(sent)
+
+    def history(self, bot: Bot, message_id: str, on_connected: Callable[[], None]) -> list[Receipt]:
+        on_connected()
+        self.asked.append(message_id)
+        self._clock.sleep(self.call_seconds)
+        self.before_history(bot)
+        return self.stored.get(message_id, [])
+
+    def ping(self, bot: Bot) -> None:
+        self.pings += 1
+        self._clock.sleep(self.call_seconds)
+        self.before_ping(bot)
+
+
+def identity_of(phone: str) -> str:
+    """Return what the fake BLiP calls a number: nobody could guess it."""
+    return f"wa-{phone[::-1].rstrip('+')}@wa.gw.msging.net"
+
+
+def raises(*failures: Exception) -> Callable[[Bot], None]:
+    """Raise these, one per call; then nothing any more."""
+    left = list(failures)
+
+    def strike(_: Bot) -> None:
+        if left:
+            raise left.pop(0)
+
+    return strike
+
+
+def always(failure: Callable[[], Failure]) -> Callable[[Bot], None]:
+    """Raise such a failure at every call."""
+
+    def strike(_: Bot) -> None:
+        raise failure()
+
+    return strike
