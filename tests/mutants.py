@@ -85,7 +85,7 @@ def killed_of(module: str) -> tuple[int, int]:
 
 
 def main() -> int:
-    """Let mutmut run on a copy, and print what was killed of each module."""
+    """Run mutmut on a copy, and print what was killed of each module."""
     copy()
     mutmut = Path(sys.executable).with_name("mutmut")
     subprocess.run([mutmut, "run", "--max-children", "2"], cwd=COPY, check=True)  # noqa: S603

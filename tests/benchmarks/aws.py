@@ -272,7 +272,7 @@ class Aws:
         return {}
 
     def _fill(self, call: dict[str, Any]) -> dict[str, Any]:
-        """Let a table hold so many items, all like the one given."""
+        """Fill a table with so many items, all like the one given."""
         items = self.tables.items.setdefault(call["table"], {})
         packed = marshal.dumps(call["item"])
         for number in range(len(items), call["count"]):

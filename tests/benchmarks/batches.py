@@ -1,4 +1,4 @@
-"""Lets everybody handle the same batches in turn, round after round."""
+"""The competitors handle the same batches in turn, round after round."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +35,7 @@ ALL_DONE: dict[str, Any] = {"batchItemFailures": []}
 
 
 def measure(lab: Lab, functions: list[Function], case: Case, latency: float) -> list[Figures]:
-    """Let everybody handle such a batch in turn, round after round, in changing order."""
+    """Invoke each competitor with such a batch in turn, round after round, in changing order."""
     lab.latency(latency)
     figures = {
         function.name: Figures(case.name, latency, function.name, case.size)

@@ -27,7 +27,7 @@ type Row = dict[str, float]
 
 
 def with_items(lab: Lab, function: Function) -> list[Row]:
-    """Let it send ten known and ten new recipients while the tables hold more and more items."""
+    """Send to ten known and ten new recipients while the tables hold more and more items."""
     filler = {"key": "filler", "status": "consumed", "generation": 1, "request": "x" * 400}
     lab.latency(0)
     rows = []
@@ -50,7 +50,7 @@ def with_items(lab: Lab, function: Function) -> list[Row]:
 
 
 def _side_by_side(functions: Sequence[Function], work: "_Queue") -> tuple[float, list[float]]:
-    """Let each function take batches off the queue until it is empty.
+    """Invoke each function with batches of the queue until it is empty.
 
     Return how long it took, and the seconds of each invocation.
     """
@@ -86,7 +86,7 @@ class _Queue:
         self.came_back = 0
 
     def receive(self) -> list[dict[str, Any]] | None:
-        """Give up to ten records, perhaps none at the moment; None when all are done."""
+        """Return up to ten records, perhaps none at the moment; None when all are done."""
         with self._lock:
             now = time.monotonic()
             some: list[dict[str, Any]] = []
@@ -109,7 +109,7 @@ class _Queue:
 
 
 def with_sandboxes(lab: Lab, functions: Sequence[Function]) -> list[Row]:
-    """Let more and more sandboxes send at once, as fast as they can; BLiP answers in 100 ms."""
+    """Send with more and more sandboxes at once, as fast as they can; BLiP answers in 100 ms."""
     lab.latency(0.1)
     rows = []
     for count in SANDBOXES:

@@ -94,7 +94,7 @@ class Function:
         self._running = running
 
     def invoke(self, event: dict[str, Any]) -> dict[str, Any]:
-        """Let it handle an event; give what the worker measured."""
+        """Invoke it with an event; return what the worker measured."""
         print(json.dumps(event), file=_pipe(self._running.stdin))
         figures: dict[str, Any] = json.loads(_line(self._running, self.name))
         return figures
@@ -179,7 +179,7 @@ class Lab:
         self._control("Put", {"items": items} | other)
 
     def fill(self, table: str, item: dict[str, Any], count: int) -> None:
-        """Let a table hold so many items, all like this one."""
+        """Fill a table with so many items, all like this one."""
         self._control("Fill", {"table": table, "item": item, "count": count})
 
     def stream(self) -> dict[str, Any]:
@@ -196,7 +196,7 @@ class Lab:
         return _http("POST", self.aws, document, **{"X-Amz-Target": f"Control.{what}"})
 
     def latency(self, seconds: float) -> None:
-        """Let BLiP take so long for each answer."""
+        """Set how long BLiP takes for each answer."""
         self._blip("PUT", "settings", {"latency_seconds": seconds})
 
     def plan(self, per_second: float) -> None:

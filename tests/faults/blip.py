@@ -603,7 +603,7 @@ class SimBlip(BlipClient):
     def report(
         self, accepted: Accepted, event: str, code: int | None = None, *, pushed: bool = True
     ) -> None:
-        """Let something happen to a message: it gets into the history, and a receipt is pushed."""
+        """Report an event of a message: it gets into the history, and a receipt is pushed."""
         if code is not None:
             self.failed[accepted.message_id].append(code)
         envelope: dict[str, Any] = {

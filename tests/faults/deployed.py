@@ -83,7 +83,7 @@ def publish(stack: LocalStack, messages: Sequence[Message]) -> None:
 
 
 def know(stack: LocalStack, phone: str) -> None:
-    """Let the bot `default` know already who a recipient is."""
+    """Store a recipient's identity for the bot `default`."""
     assert stack.simulator
     good_until = time.time() + 100_000
     stack.aws.dynamodb.put_item(
@@ -98,7 +98,7 @@ def know(stack: LocalStack, phone: str) -> None:
 
 
 def show_again_after(stack: LocalStack, seconds: int) -> None:
-    """Let the queues show again so soon what a sandbox has taken and not come back about."""
+    """Set how soon the queues deliver again what a sandbox has received and not answered."""
     for queue in (stack.requests_queue, stack.resources["ReceiptsQueue"]):
         stack.aws.sqs.set_queue_attributes(
             QueueUrl=queue, Attributes={"VisibilityTimeout": str(seconds)}

@@ -100,7 +100,7 @@ def _counts(report: Report) -> dict[str, int]:
 
 @contextmanager
 def _operator(world: World) -> Iterator[None]:
-    """Let the operator's commands work in the world's time, with its threads."""
+    """Run the operator's commands in the world's time, with its threads."""
     clock = mock.Mock(return_value=SimpleNamespace(now=world.now), now=world.now)
     with (
         mock.patch.object(dead_letters, "SystemClock", clock),

@@ -120,7 +120,7 @@ class Point:
 
 
 class Theatre:
-    """Tells stories in a local stack, with a kill or without."""
+    """Runs stories in a local stack, with a kill or without."""
 
     def __init__(self, stack: LocalStack, killer: Killer, heard: Heard) -> None:
         assert stack.simulator
@@ -160,7 +160,7 @@ class Theatre:
         return found
 
     def kill_at(self, points: Sequence[Point]) -> Iterator[Point]:
-        """Tell the stories with a kill at each of these points; yield what came of each."""
+        """Run the stories with a kill at each of these points; yield what came of each."""
         left = deque(points)
         while left:
             began = time.monotonic()

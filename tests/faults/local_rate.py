@@ -40,7 +40,7 @@ class Drained:
 
 
 def drain(requests: int) -> Drained:
-    """Let a bot have so many requests waiting, and a second one a few that come meanwhile."""
+    """Drain waiting requests of one bot, beside a few of a second one that come meanwhile."""
     with deployed({}) as stack:
         blip = stack.simulator
         assert blip

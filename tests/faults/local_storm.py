@@ -216,7 +216,7 @@ class Published:
 
 
 def rage(stack: LocalStack, storm: Storm) -> Result:
-    """Let a storm rage over a stack until all is quiet, and look at what is left."""
+    """Run a storm over a stack until all is quiet; return what is left."""
     blip, rng = stack.simulator, random.Random(storm.seed)
     assert blip
     began = time.monotonic()

@@ -147,7 +147,7 @@ def weather(rng: random.Random, storm: Storm, start: float) -> Faults:
 
 
 def run(storm: Storm) -> Result:
-    """Let a storm rage until all is quiet, and look at what is left."""
+    """Run a storm until all is quiet; return what is left."""
     rng = random.Random(storm.seed)
     faults = weather(rng, storm, START)
     settings = Settings(

@@ -12,7 +12,7 @@ EVENTS = ["accepted", "dispatched", "received", "consumed"]
 
 
 def rate(due: int) -> float:
-    """Let so many questions be due at once; how many are asked and kept in a second."""
+    """Return how many of so many questions that are due at once are asked and kept in a second."""
     bot = Account("default", commands_per_second=200)
     history = HistorySettings(lag=0.0)
     settings = Settings(webhook=False, latency=(0.1, 0.1), history=history)
@@ -37,7 +37,7 @@ def rate(due: int) -> float:
 
 
 def _due(world: World, number: int) -> str:
-    """Let a message have been sent for which BLiP can be asked now."""
+    """Add a sent message whose receipts are due."""
     body = request(number)
     key = ledger_key("default", body["id"])
     sent_at = world.simulation.now - 300

@@ -377,7 +377,7 @@ class World:
         return self.tables["ledger"].items.get(_key_of(request), {})
 
     def know(self, phone: str, bot: str = "default") -> None:
-        """Let the identities hold a number."""
+        """Store a number's identity."""
         good_until = self.simulation.now + 500_000
         self.tables["identities"].items[f"{bot}/{phone}"] = {
             "key": f"{bot}/{phone}",
@@ -387,20 +387,20 @@ class World:
         }
 
     def trust_history(self, bot: str = "default") -> None:
-        """Let the bot's history be known to go as far as it has to."""
+        """Record that the bot's history goes as far as it has to."""
         key, seen = f"bot:{bot}", self.simulation.now + 100 * 86_400
         self.tables["identities"].items[key] = {"key": key, "history_seen": round(seen * 1000)}
 
     # --- letting it go on -------------------------------------------------------------------------
 
     def run(self, seconds: float) -> None:
-        """Let everything go on for so long."""
+        """Run the world for so long."""
         self.simulation.run(seconds)
 
     def run_until(
         self, condition: Callable[[], bool], *, at_most: float, every: float = 10.0
     ) -> float:
-        """Let everything go on until the condition holds; give the seconds that took.
+        """Run the world until the condition holds; return the seconds that took.
 
         Raises:
             TimeoutError: it did not come to hold.
@@ -421,7 +421,7 @@ class World:
         self.publishing.let_go()
 
     def settle(self, *, at_most: float = 86_400) -> float:
-        """Let everything go on until nothing is left to be done; give the seconds that took.
+        """Run the world until nothing is left to be done; return the seconds that took.
 
         What never ends is no error here: the invariants find it.
         """

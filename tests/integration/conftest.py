@@ -123,7 +123,7 @@ class Aws:
 
 @pytest.fixture
 def one_call_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let several threads call moto: neither its conditional writes nor its queues are atomic.
+    """Lock moto for threads: neither its conditional writes nor its queues are atomic.
 
     A long poll ends at once, or it would keep all other calls waiting.
     """

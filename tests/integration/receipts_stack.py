@@ -137,7 +137,7 @@ class ReceiptsStack:
         return [record["body"] for record in records if record["messageId"] in failed]
 
     def poll(self, seconds: float = 60) -> int:
-        """Let the schedule strike once; the number of messages asked about."""
+        """Run the schedule once; return the number of messages asked about."""
         context: Any = SimpleNamespace(get_remaining_time_in_millis=lambda: seconds * 1000)
         return self.poller.handle(context)["asked"]
 
@@ -189,7 +189,7 @@ class ReceiptsStack:
         return records[min(again) :] if again else []
 
     def told(self) -> list[Json]:
-        """Let the publisher catch up, and take whole what the listener has heard."""
+        """Run the publisher until it has caught up; return all that the listener has heard."""
         assert self.publish() == 0
         return self.heard()
 

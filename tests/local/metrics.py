@@ -1,4 +1,4 @@
-"""Tells the local CloudWatch what AWS tells its own: how full queues are, what functions measure.
+"""Puts into the local CloudWatch what AWS puts into its own: depths of queues, functions' metrics.
 
 ministack records neither, and its alarms judge what was put last. Every few seconds this puts the
 depth and age of each queue and the metrics in the functions' logs, zeros included. How late a
@@ -32,7 +32,7 @@ MAX_VALUES = 150
 
 
 def fit_for_ministack(template: dict[str, Any]) -> None:
-    """Let a built template's alarms be of the kind that ministack knows, and see these metrics.
+    """Rewrite a built template's alarms to the kind that ministack knows, over these metrics.
 
     The tests of the template see to what is changed here.
     """

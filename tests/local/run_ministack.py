@@ -61,7 +61,7 @@ class _Archive(zipfile.ZipFile):
 
 
 def _fairly(receive: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a queue show messages of other groups before those of a group that has many in flight.
+    """Deliver messages of other groups before those of a group that has many in flight.
 
     On AWS that is what a standard queue does with `MessageGroupId`; ministack goes by age alone.
     """
@@ -128,7 +128,7 @@ def _poll_streams() -> bool:
 
 @contextlib.contextmanager
 def _in_scope(account: str, region: str) -> Iterator[None]:
-    """Let ministack look for everything in an account and a region."""
+    """Run ministack's look-ups in an account and a region."""
     tokens = lambda_svc._request_account_id.set(account), lambda_svc._request_region.set(region)
     try:
         yield

@@ -127,7 +127,7 @@ class World:
         return self.bots if isinstance(self.bots, str) else json.dumps(self.bots)
 
     def know(self, phone: str, bot: str = "default") -> None:
-        """Let the identities hold a number."""
+        """Store a number's identity."""
         good_until = self.clock.now() + 500_000
         self.identities_table.items[f"{bot}/{phone}"] = {
             "key": f"{bot}/{phone}",

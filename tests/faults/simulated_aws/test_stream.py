@@ -63,7 +63,7 @@ class Theatre:
             self._written(key, before, self.table.items[key])
 
     def run(self, seconds: float) -> list[list[int]]:
-        """Let time go by; return the batches so far."""
+        """Advance the time; return the batches so far."""
         self.simulation.run(seconds)
         return [numbers for _, numbers in self.batches]
 

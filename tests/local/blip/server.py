@@ -168,7 +168,7 @@ class Blip:
         return identity
 
     def stop(self) -> None:
-        """Let go of requests that hang."""
+        """Release requests that hang."""
         self._stopping = True
 
     # One request

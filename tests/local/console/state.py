@@ -430,7 +430,7 @@ class State:
             self._place(notification)
 
     def _place(self, notification: Notification) -> None:
-        """Let its messages follow it, and make one for a generation that is new."""
+        """Move its messages with it, and make one for a generation that is new."""
         ref = message_id(notification.key, notification.generation)
         is_sent = any(
             change.status in SENT_OR_LATER

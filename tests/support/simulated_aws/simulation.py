@@ -239,25 +239,25 @@ class Simulation:
         return answer
 
     def sleep(self, seconds: float) -> None:
-        """Let the running thread wait."""
+        """Suspend the running thread."""
         task = self._running()
         if seconds > 0:
             self._at(self.now + seconds, (task, task.turns))
             self._pause(task)
 
     def wait_for(self, future: SimFuture) -> None:
-        """Let the running thread wait until a future has its result."""
+        """Suspend the running thread until a future has its result."""
         if not future.done():
             self.wait_in(future.waiting)
 
     def wait_in(self, line: list[_Event]) -> None:
-        """Let the running thread wait in a line until `wake` is called for it."""
+        """Suspend the running thread in a line until `wake` is called for it."""
         task = self._running()
         line.append((task, task.turns))
         self._pause(task)
 
     def wake(self, line: list[_Event]) -> None:
-        """Let everybody in a line go on."""
+        """Resume every thread in a line."""
         for event in line:
             self._soon(0.0, event)
         line.clear()
@@ -287,7 +287,7 @@ class Simulation:
                 self._soon(0.0, (task, task.turns))
 
     def _hurry(self, call: _Call) -> None:
-        """Let what a killed process had under way arrive a little later. Nobody hears of it."""
+        """Deliver what a killed process had under way a little later. No caller gets the answer."""
 
         def arrive() -> None:
             with suppress(Exception):
@@ -302,7 +302,7 @@ class Simulation:
     # --- driving it -------------------------------------------------------------------------------
 
     def run(self, seconds: float) -> None:
-        """Let everything go on for so long."""
+        """Run the world for so long."""
         self._until = self.now + seconds
         if self.manual:
             while self.ready or (self._timers and self._timers[0][0] <= self._until):

@@ -525,7 +525,7 @@ class EventSourceMapping(SourceMapping[list[Message]]):
         return self.queue.visible()
 
     def _poll_soon(self) -> None:
-        """Let one more poller look, if one is free: each works on its own."""
+        """Start one more poller, if one is free: each works on its own."""
         if self.automatic and len(self.busy) + self._polling < self.concurrency:
             self._polling += 1
             self.simulation.at(

@@ -55,7 +55,7 @@ class Memory:
         return forgetting.run(read_order(event), deadline)
 
     def retrying(self, request: Request) -> None:
-        """Let a request be tried in vain."""
+        """Try a request in vain."""
         self.world.blip.before_send = raises(Transient("503"))
         (result,) = self.world.sandbox().deliver(request)
         assert result.outcome is Outcome.RETRYING

@@ -401,7 +401,7 @@ class Death(BaseException):
 
 
 class Mortal:
-    """Lets a sandbox die at its n-th call out, before the call is made or after."""
+    """Kills a sandbox at its n-th call out, before the call is made or after."""
 
     def __init__(self, at: int, *, after: bool) -> None:
         self.calls = 0
@@ -431,7 +431,7 @@ class Mortal:
 
 
 def failed_for_good(world: World, count: int, **changes: Any) -> list[dict[str, Any]]:
-    """Let requests end as dead letters, through the real use case."""
+    """End requests as dead letters, through the real use case."""
     bodies = [a_request(to=f"+55319{number:08}", **changes) for number in range(count)]
     sandbox = world.sandbox()
     for body in bodies:
@@ -493,7 +493,7 @@ def test_points_of_death_are_all_covered() -> None:
 
 
 def slowly(world: World, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Let every answer of the queue take so long."""
+    """Delay every answer of the queue by so long."""
     receive = world.dead_letters.receive
 
     def slow(visibility_seconds: int) -> Any:

@@ -14,7 +14,7 @@ def phone(number: int) -> str:
 
 
 def know(stack: Stack, *phones: str) -> None:
-    """Let the identities hold these numbers, as if they had been looked up long ago."""
+    """Store these numbers' identities, as if they had been looked up long ago."""
     for number in phones:
         stack.aws.dynamodb.put_item(
             TableName="identities",

@@ -107,7 +107,7 @@ def lost(stack: Stack, fault: Json | None = None, *, accept: bool, **changes: An
 
 
 def believe_history(stack: Stack) -> None:
-    """Let BLiP's history have shown what was sent later: what it does not show was not sent."""
+    """Record that BLiP's history has shown a later message: what it does not show was not sent."""
     stack.aws.dynamodb.update_item(
         TableName="identities",
         Key={"key": {"S": "bot:default"}},

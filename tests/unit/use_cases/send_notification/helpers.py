@@ -55,7 +55,7 @@ STAGES = ("before_look_up", "before_send")
 
 
 def fail(world: World, stage: str, failure: Callable[[], Exception]) -> None:
-    """Let every look-up, or every send, come to this."""
+    """Make every look-up, or every send, fail like this."""
 
     def strike(_: Bot) -> None:
         raise failure()
@@ -72,7 +72,7 @@ WINDOW = 900
 
 
 def unknown(world: World, body: Request, *, stored: Status | None = None) -> None:
-    """Let the answer to its send be lost."""
+    """Send it, and lose the answer."""
     world.blip.before_send = raises(Unknown("no answer"))
     (result,) = world.sandbox().deliver(body)
     assert outcome(result) == "unknown"

@@ -19,7 +19,7 @@ BOT = Bot(name="default", key=KEY)
 
 
 class Reserved:
-    """Gives these reservations, one after the other; remembers how many slots were asked for."""
+    """Returns these reservations, one after the other; records how many slots were asked for."""
 
     def __init__(self, *reservations: tuple[float, ...]) -> None:
         self._left = list(reservations)
