@@ -69,48 +69,48 @@ events: .venv/.done ## status events as JSON, one on each line, from what `make 
 STACK_OPTION = $(if $(STACK),--stack $(STACK))
 COMMAND = CALLED_BY=make $(PYTHON) -m functions.cli
 
-failures: setup ## what lies on the dead-letter queue (STACK=name: of a deployed stack; ARGS=--help)
+failures: $(LOCAL) ## what lies on the dead-letter queue (STACK=name: of a deployed stack; ARGS=--help)
 	@$(COMMAND) failures $(STACK_OPTION) $(ARGS) $(OR_END)
 
-redrive: setup ## put dead letters back; without ARGS=--execute a dry run (STACK=name; ARGS=--help)
+redrive: $(LOCAL) ## put dead letters back; without ARGS=--execute a dry run (STACK=name; ARGS=--help)
 	@$(COMMAND) redrive $(STACK_OPTION) $(ARGS) $(OR_END)
 
-status: setup ## one screen: bots, queues, dead letters, alarms, the last hour (STACK=name)
+status: $(LOCAL) ## one screen: bots, queues, dead letters, alarms, the last hour (STACK=name)
 	@$(COMMAND) status $(STACK_OPTION) $(ARGS) $(OR_END)
 
-publish: setup ## put requests on the queue (FILE=my-request.json; STACK=name)
+publish: $(LOCAL) ## put requests on the queue (FILE=my-request.json; STACK=name)
 	@$(COMMAND) publish $(FILE) $(STACK_OPTION) $(ARGS) $(OR_END)
 
-notification: setup ## how it goes with a notification (ID=id BOT=name; STACK=name)
+notification: $(LOCAL) ## how it goes with a notification (ID=id BOT=name; STACK=name)
 	@$(COMMAND) notification $(ID) $(if $(BOT),--bot $(BOT)) $(STACK_OPTION) $(ARGS) $(OR_END)
 
-cancel: setup ## take a notification back that has not gone out (ID=id BOT=name; STACK=name)
+cancel: $(LOCAL) ## take a notification back that has not gone out (ID=id BOT=name; STACK=name)
 	@$(COMMAND) cancel $(ID) $(if $(BOT),--bot $(BOT)) $(STACK_OPTION) $(ARGS) $(OR_END)
 
-forget: setup ## find what is held about a number, which is asked for; ARGS=--yes erases it (STACK=name)
+forget: $(LOCAL) ## find what is held about a number, which is asked for; ARGS=--yes erases it (STACK=name)
 	@$(COMMAND) forget $(STACK_OPTION) $(ARGS) $(OR_END)
 
 pause: ## keep a bot still (BOT=name; STACK=name)
 resume: ## resume a bot that is paused, or whose breaker is open (BOT=name; STACK=name)
 check-bot: ## try a bot's key, URL and channel (BOT=name; STACK=name)
 rotate-webhook: ## a new webhook secret for a bot; ARGS=--leaked drops the one before at once (BOT=name; STACK=name)
-pause resume check-bot rotate-webhook: setup
+pause resume check-bot rotate-webhook: $(LOCAL)
 	@$(COMMAND) $@ $(BOT) $(STACK_OPTION) $(ARGS) $(OR_END)
 
-restore-ledger: setup ## copy what the ledger lacks from a restored table (FROM=table; STACK=name)
+restore-ledger: $(LOCAL) ## copy what the ledger lacks from a restored table (FROM=table; STACK=name)
 	@$(COMMAND) restore-ledger $(FROM) $(STACK_OPTION) $(ARGS) $(OR_END)
 
-republish: setup ## publish status events of the ledger again (SINCE=2026-11-26T00:00:00Z; FROM=key to continue; STACK=name)
+republish: $(LOCAL) ## publish status events of the ledger again (SINCE=2026-11-26T00:00:00Z; FROM=key to continue; STACK=name)
 	@$(COMMAND) republish "$(SINCE)" $(if $(FROM),--from "$(FROM)") $(STACK_OPTION) $(ARGS) $(OR_END)
 
 # STAGE is one of functions/stages/. ARGS holds further parameters of the template, as Name=value.
 STAGE_OPTIONS = --stage "$(STAGE)" $(if $(REGION),--region "$(REGION)") $(if $(YES),--yes)
 
-deploy: setup ## build and deploy a stage (STAGE=dev ALLOWED=+5531…; REGION=, ALARM_EMAIL=, YES=1, ARGS="Name=value …")
+deploy: $(LOCAL) ## build and deploy a stage (STAGE=dev ALLOWED=+5531…; REGION=, ALARM_EMAIL=, YES=1, ARGS="Name=value …")
 	@$(COMMAND) deploy $(STAGE_OPTIONS) $(if $(ALLOWED),--allowed "$(ALLOWED)") \
 	  $(if $(ALARM_EMAIL),--alarm-email "$(ALARM_EMAIL)") $(ARGS) $(OR_END)
 
-undeploy: setup ## delete a stage, but for its tables; says what is kept (STAGE=dev; REGION=, YES=1)
+undeploy: $(LOCAL) ## delete a stage, but for its tables; says what is kept (STAGE=dev; REGION=, YES=1)
 	@$(COMMAND) undeploy $(STAGE_OPTIONS) $(OR_END)
 
 test: check unit integration faults-short template e2e browser ## everything that CI runs

@@ -170,6 +170,10 @@ def test_a_file_of_lines_goes_to_another_blip_as_it_stands(tmp_path: Path, port_
         assert f"requests.jsonl:{line} cannot be put on a queue" in run.stderr
     assert {len(lines)} < progress(run.stderr, "ended", len(lines))
     assert MANY + 2 in progress(run.stderr, "sent", MANY + 2)
+    without_colours = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", run.stderr)
+    figures = dict(re.findall(r"(?m)^  (\w+(?: \w+)?) +(\d+)\r?$", without_colours))
+    assert int(figures.pop("in all")) == len(lines)
+    assert sum(map(int, figures.values())) == len(lines)
 
 
 def progress(seen: str, what: str, total: int) -> set[int]:

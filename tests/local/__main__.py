@@ -41,6 +41,9 @@ if __name__ == "__main__":
     # The imports take a moment, and nothing is to be ended yet.
     signal.signal(signal.SIGINT, _leave)
     _prepare()
+    if sys.stderr.isatty():
+        # What is written next stands over it.
+        print("starting", end="\r", file=sys.stderr, flush=True)
 
 from botocore.exceptions import BotoCoreError, ClientError  # noqa: E402
 from rich.console import Console  # noqa: E402

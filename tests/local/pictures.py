@@ -1,5 +1,7 @@
 """Makes the pictures of README from a real run: `make pictures`."""
 
+import contextlib
+import io
 import os
 import shutil
 import sys
@@ -7,12 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from playwright.sync_api import expect, sync_playwright
+from rich.console import Console as Terminal
 
 from tests.local.console import console_of
 from tests.local.machine import ROOT, free_ports
+from tests.local.progress import Steps
 from tests.local.report import Report
 from tests.local.rows import read_rows
 from tests.local.stack import LocalStack
+from tests.local.summary import Summary
 
 PICTURES = ROOT / "pictures"
 # What is open in the picture: it has a header, a text and a button of its own.
@@ -36,17 +41,31 @@ def console(stack: LocalStack, folder: Path) -> None:
         browser.close()
 
 
+def terminal(folder: Path) -> None:
+    """Show how `make run` ends, at 80 columns."""
+    shown = Terminal(record=True, width=80, file=io.StringIO(), highlight=False)
+    shown.print("$ make run", style="bold")
+    rows = read_rows(sorted((ROOT / "events").glob("*.json")))
+    with contextlib.ExitStack() as cleanup:
+        with Steps(shown) as step:
+            stack = cleanup.enter_context(LocalStack(step=step))
+        Report(stack, rows).run()
+    Summary(rows, are_samples=True, has_receipts=True).show(shown)
+    shown.save_svg(str(folder / "terminal.svg"), title="make run", unique_id="terminal")
+
+
 # Each makes one file, of a stack that nothing was published to before.
 MAKERS: tuple[Callable[[LocalStack, Path], None], ...] = (console,)
 
 
 def main() -> None:
     PICTURES.mkdir(exist_ok=True)
+    terminal(PICTURES)
     for make in MAKERS:
         port = free_ports(2)
         with LocalStack(port_base=port) as stack:
             make(stack, PICTURES)
-    print(f"{len(MAKERS)} made in {PICTURES.relative_to(ROOT)}/", file=sys.stderr)
+    print(f"{len(MAKERS) + 1} made in {PICTURES.relative_to(ROOT)}/", file=sys.stderr)
 
 
 if __name__ == "__main__":

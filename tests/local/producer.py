@@ -4,6 +4,7 @@
 """
 
 import argparse
+import socket
 import sys
 from pathlib import Path
 
@@ -51,8 +52,10 @@ def running_aws(description: str | None) -> Aws:
     port = parser.parse_args().port_base
     aws = Aws(f"http://{HOST}:{port}")
     try:
+        # boto3 would try for seconds.
+        socket.create_connection((HOST, port)).close()
         aws.stacks.describe_stacks(StackName=STACK)
-    except (BotoCoreError, ClientError):
+    except (OSError, BotoCoreError, ClientError):
         sys.exit(f"error: no local stack on port {port}: start it with `make run`")
     return aws
 

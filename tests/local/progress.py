@@ -58,7 +58,7 @@ class Steps:
             yield
         finally:
             self._under_way.remove_task(task)
-        self._console.print(Text("✓ ", "green") + _step(title, self._clock() - began))
+        self._console.print(Text.assemble(("✓ ", "green"), _step(title, self._clock() - began)))
 
 
 def moves(console: Console) -> bool:
@@ -164,7 +164,7 @@ class Bars:
             if at is not None and (seconds := row.took(at)) is not None:
                 self._first = row
                 title = f"First one {word}: {row.source}, id {row.id}"
-                self._console.print(Text("✓ ", "green") + _step(title, seconds))
+                self._console.print(Text.assemble(("✓ ", "green"), _step(title, seconds)))
                 return
 
     def _line(self) -> str:

@@ -128,7 +128,10 @@ def read_rows(files: Iterable[Path]) -> list[Row]:
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise StackError(f"cannot read {path}: {error.strerror}") from None
+            raise StackError(
+                f"cannot read {path} ({error.strerror}): name a .json file of one request, or a"
+                " .jsonl file of one on each line"
+            ) from None
         if not content.strip():
             raise StackError(f"{path} is empty: write a request into it, as in events/01-text.json")
         if path.suffix == ".jsonl":

@@ -35,7 +35,8 @@ class Summary:
         is_good = all(map(self._is_good, self._rows))
         mark, style = ("✓", "bold green") if is_good else ("✗", "bold red")
         verdict = textwrap.fill(self.verdict(), console.width - 2, subsequent_indent="  ")
-        console.print(Text(f"{mark} ", style) + Text(verdict, "bold"), soft_wrap=True)
+        console.print()
+        console.print(Text.assemble((f"{mark} ", style), (verdict, "bold")), soft_wrap=True)
         console.print()
         failed = [row for row in self._rows if not self._is_good(row)]
         if len(self._rows) <= MAX_LINES:
@@ -115,10 +116,14 @@ class Summary:
             is_good = self._is_good(row)
             took = row.took(row.ended_at)
             style = "green" if is_good else "red"
-            line = Text("✓ " if is_good else "✗ ", style) + Text(f"{row.source:{source}} ")
-            line += Text(f"{row.outcome:{outcome}}", style)
-            line += Text(f" {took:5.1f} s" if took is not None else " " * 8)
-            console.print(line + Text(f" {row.id or ''}".rstrip()), soft_wrap=True)
+            line = Text.assemble(
+                ("✓ " if is_good else "✗ ", style),
+                f"{row.source:{source}} ",
+                (f"{row.outcome:{outcome}}", style),
+                f" {took:5.1f} s" if took is not None else " " * 8,
+                f" {row.id or ''}".rstrip(),
+            )
+            console.print(line, soft_wrap=True)
             cause = row.cause
             if self._are_samples and not is_good:
                 should = expected_reason(row.source) or self._word
