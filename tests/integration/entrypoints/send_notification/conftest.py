@@ -34,7 +34,8 @@ def no_holding_still(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> MachineClock:
+def shifted_clock(monkeypatch: pytest.MonkeyPatch) -> MachineClock:
+    """A clock that a test moves forward. Slots are still waited for, unlike with `clock`."""
     clock = MachineClock()
     monkeypatch.setattr(SystemClock, "now", staticmethod(clock.now))
     return clock
