@@ -194,6 +194,17 @@ def test_links_lead_somewhere(document: Path) -> None:
             assert anchor in anchors(target), f"{path}#{anchor}"
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_make_commands_that_are_named_exist(document: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    [targets] = re.findall(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)
+    text = document.read_text(encoding="utf-8")
+    code = re.findall(r"(?ms)^ *```sh\n.*?^ *```$|`[^`\n]+`", text)
+    named = re.findall(r"(?<![\w-])make ([a-z][a-z0-9-]*)", " ".join(code))
+
+    assert {*named} - {*targets.split()} == set()
+
+
 @pytest.mark.parametrize(
     "document",
     [path for path in DOCUMENTS if path.name != "CHANGELOG.md"],
