@@ -1,9 +1,9 @@
-"""Runs mutmut over the use cases: what survives is a change of the code that no test minds.
+"""Runs mutmut over the use cases: a survivor is a change of the code that no test detects.
 
     make mutants
 
-mutmut wants the package beside its tests, so both are copied to `.mutants/`; `mutmut results` and
-`mutmut show NAME` there tell of the survivors. Ends with 1 if of any module fewer than LEAST_KILLED
+mutmut needs the package beside its tests, so both are copied to `.mutants/`; `mutmut results` and
+`mutmut show NAME` there show the survivors. Exits with 1 if of any module fewer than LEAST_KILLED
 per cent of the mutants are killed.
 """
 
@@ -63,7 +63,7 @@ KILLED = {1, 3, 24, 36, 152, 255, -24}
 
 
 def copy() -> None:
-    """Put what mutmut needs where it wants it."""
+    """Copy the package and its tests for mutmut."""
     shutil.rmtree(COPY, ignore_errors=True)
     shutil.copytree(ROOT / "layers" / "notifier" / "notifier", COPY / "notifier")
     for folder in ("support", "unit"):

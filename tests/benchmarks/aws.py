@@ -3,7 +3,7 @@
     python -m tests.benchmarks.aws LATENCY_SECONDS
 
 DynamoDB, SQS, EventBridge and Secrets Manager over HTTP, as far as they are called here. Conditions
-and updates are evaluated, so nobody gets an answer that AWS would not give. Every call is counted,
+and updates are evaluated, so no answer differs from one of AWS. Every call is counted,
 and its capacity units by DynamoDB's rules, from the items' true sizes.
 """
 
@@ -209,14 +209,14 @@ class Aws:
     Attributes:
         secrets: by their ARN.
         calls: how often each operation was called.
-        hidden: the visibility that was asked for, by receipt handle.
+        visibility: the visibility timeout that was set, by receipt handle.
     """
 
     def __init__(self) -> None:
         self.tables = Tables()
         self.secrets: dict[str, str] = {}
         self.calls: Counter[str] = Counter()
-        self.hidden: dict[str, int] = {}
+        self.visibility: dict[str, int] = {}
         tables = self.tables
         self._operations: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "DynamoDB_20120810.GetItem": tables.get_item,
@@ -257,7 +257,7 @@ class Aws:
 
     def _change_message_visibility_batch(self, call: dict[str, Any]) -> dict[str, Any]:
         for entry in call["Entries"]:
-            self.hidden[entry["ReceiptHandle"]] = entry["VisibilityTimeout"]
+            self.visibility[entry["ReceiptHandle"]] = entry["VisibilityTimeout"]
         return {"Successful": [{"Id": entry["Id"]} for entry in call["Entries"]], "Failed": []}
 
     def _put_events(self, call: dict[str, Any]) -> dict[str, Any]:
@@ -304,9 +304,9 @@ class Aws:
             "read_units": self.tables.units["read"],
             "write_units": self.tables.units["write"],
             "largest_item": self.tables.largest,
-            "hidden": self.hidden,
+            "hidden": self.visibility,
         }
-        self.calls, self.hidden = Counter(), {}
+        self.calls, self.visibility = Counter(), {}
         self.tables.units, self.tables.largest = {"read": 0.0, "write": 0.0}, 0
         return counts
 
@@ -347,7 +347,7 @@ async def _serve(latency: float) -> None:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: _Connection(aws, latency), "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
-    await loop.run_in_executor(None, sys.stdin.read)  # ends with whoever started it
+    await loop.run_in_executor(None, sys.stdin.read)  # ends with the process that started it
 
 
 if __name__ == "__main__":

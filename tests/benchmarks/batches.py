@@ -9,7 +9,7 @@ from tests.benchmarks.lab import Function, Lab, batch
 
 @dataclass(frozen=True)
 class Case:
-    """A batch of so many recipients, known and new, of whom BLiP refuses so many."""
+    """A batch of so many recipients, known and new, with so many that BLiP refuses."""
 
     name: str
     known: int
@@ -49,7 +49,7 @@ def measure(lab: Lab, functions: list[Function], case: Case, latency: float) -> 
             lab.accepted()
             measured = function.invoke({"Records": records})
             counts = lab.counts()
-            # Whoever does not do the work is not fast.
+            # A competitor that does not do the work is not fast.
             expected = case.size - case.refused
             assert measured["answer"] == ALL_DONE, f"{function.name}: {measured}"
             assert lab.accepted() == expected, f"{function.name} did not send {expected}"

@@ -92,7 +92,7 @@ def _peak_bytes(port: int) -> float:
 
 def _imports(module: str, path: str, environment: dict[str, str]) -> Counter[str]:
     """Return the seconds that importing a module takes, by top-level package, itself only."""
-    told = subprocess.run(  # noqa: S603
+    output = subprocess.run(  # noqa: S603
         [PYTHON, "-X", "importtime", "-c", f"import {module}"],
         env=environment | {"PYTHONPATH": path, "PATH": os.environ["PATH"]},
         capture_output=True,
@@ -100,7 +100,7 @@ def _imports(module: str, path: str, environment: dict[str, str]) -> Counter[str
         check=True,
     ).stderr
     found: Counter[str] = Counter()
-    for itself, name in re.findall(r"import time:\s+(\d+) \|\s+\d+ \| +([\w.]+)", told):
+    for itself, name in re.findall(r"import time:\s+(\d+) \|\s+\d+ \| +([\w.]+)", output):
         found[name.partition(".")[0]] += int(itself)
     return found
 
@@ -169,5 +169,7 @@ def tables(measured: dict[str, Any]) -> Group:
             )
     imports.add_row("all", *(f"{sum(seconds[name].values()) * 1000:.0f}" for name in (OURS, BARE)))
     sizes = measured["layer_bytes"]
-    told = ", ".join(f"{layer} {size / 1e6:.1f} MB" for layer, size in sizes.items())
-    return Group(starts, imports, f"Unzipped: {told}, together {sum(sizes.values()) / 1e6:.1f} MB")
+    layers = ", ".join(f"{layer} {size / 1e6:.1f} MB" for layer, size in sizes.items())
+    return Group(
+        starts, imports, f"Unzipped: {layers}, together {sum(sizes.values()) / 1e6:.1f} MB"
+    )

@@ -1,6 +1,6 @@
 """The calls that ours makes, with the same libraries and clients, all at once, and not one check.
 
-Nothing can be had for less: whoever makes these calls with boto3 and httpx pays at least this.
+It is the lower bound: making these calls with boto3 and httpx costs at least this.
 """
 
 import json
@@ -100,7 +100,7 @@ def look_up(request: dict[str, Any]) -> str:
 
 
 def send(request: dict[str, Any], body: str, address: str) -> None:
-    """Send the template, settle; put what was refused on the dead-letter queue."""
+    """Send the template, record the result; put refused requests on the dead-letter queue."""
     template = request["template"]
     parameters = [{"type": "text", "text": text} for text in template["body"]]
     answer = blip.post(

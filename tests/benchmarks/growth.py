@@ -76,7 +76,7 @@ def _side_by_side(functions: Sequence[Function], work: "_Queue") -> tuple[float,
 
 
 class _Queue:
-    """What the mapping does: batches of ten; what came back stays hidden for as long as asked."""
+    """The event source mapping: batches of ten; returned requests wait for their visibility."""
 
     def __init__(self, lab: Lab, records: list[dict[str, Any]]) -> None:
         self._lab = lab
@@ -175,9 +175,9 @@ def tables(measured: dict[str, Any]) -> Group:
     for row in measured["sandboxes"]:
         sandboxes.add_row(f"{row['sandboxes']}", f"{row['per_second']:.0f}")
     row = measured["drain"]
-    told = (
+    summary = (
         f"A backlog of {row['requests']}, {MAXIMUM_CONCURRENCY} sandboxes, {PLAN}/s less 5 %: "
         f"{row['seconds']:.1f} s, where the plan alone takes {row['at_the_plan']:.1f} s; "
         f"{row['came_back']} came back on the way."
     )
-    return Group(items, sandboxes, told)
+    return Group(items, sandboxes, summary)

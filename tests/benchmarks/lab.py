@@ -27,7 +27,7 @@ OURS, TEXTBOOK, FLOOR = "ours", "textbook", "floor"
 COMPETITORS = (OURS, TEXTBOOK, FLOOR)
 # What a call to DynamoDB in the same region takes; the stand-in answers neither sooner nor later.
 AWS_LATENCY_SECONDS = 0.004
-# Far above what one process can send: the rate limiter is on, and in nobody's way.
+# Far above what one process can send: the rate limiter is on and delays no request.
 FULL_SPEED = 10_000
 REFUSED = "refused_template"
 WEBHOOK_SECRET = "what BLiP shows at the webhook"  # noqa: S105
@@ -73,7 +73,7 @@ def _line(running: subprocess.Popen[str], what: str) -> str:
 def _http(method: str, url: str, document: Any = None, **headers: str) -> Any:
     body = None if document is None else json.dumps(document).encode()
     request = urllib.request.Request(url, body, headers, method=method)  # noqa: S310 - loopback
-    with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 - likewise
+    with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 - loopback
         text = answer.read()
     return json.loads(text) if text else None
 
@@ -219,7 +219,7 @@ class Lab:
 
 @contextmanager
 def lab() -> Iterator[Lab]:
-    """Start both, with a bot whose plan is in nobody's way."""
+    """Start both, with a bot whose plan delays no request."""
     with ExitStack() as cleanup:
         folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory()))
         command = ("-m", "tests.benchmarks.aws", AWS_LATENCY_SECONDS)
@@ -241,10 +241,10 @@ _number = 0
 
 
 def batch(lab: Lab, known: int, new: int, refused: int = 0) -> list[dict[str, Any]]:
-    """Make records for recipients of whom nobody has heard before, but for those that are known.
+    """Return records for new recipients, except for the known ones.
 
-    The known ones stand in the tables, in nobody's memory. The last ones name a template that BLiP
-    refuses.
+    The identities of the known ones are in the tables and in no sandbox's memory. The last ones
+    name a template that BLiP refuses.
     """
     global _number  # noqa: PLW0603 - no number is ever used twice
     records = []

@@ -114,10 +114,10 @@ def govern(share: float, pids: int) -> None:
     wait = PERIOD_SECONDS
     while True:
         if select.select([pids], [], [], wait)[0]:
-            told = os.read(pids, 4096)
-            if not told:
+            received = os.read(pids, 4096)
+            if not received:
                 break
-            governed += [_Governed(int(pid), share) for pid in told.split()]
+            governed += [_Governed(int(pid), share) for pid in received.split()]
         late = time.monotonic() - period_ends
         begun = math.floor(late / PERIOD_SECONDS) + 1 if late >= 0 else 0
         period_ends += begun * PERIOD_SECONDS

@@ -1,4 +1,4 @@
-"""Runs the faults at full size, in the simulated world and in the local stack; prints what came.
+"""Runs the faults at full size, in the simulated world and in the local stack; prints the results.
 
     make faults                       # everything; more than an hour on two cores
     make faults ARGS="outage storm"   # the rows with one of these words in their names
@@ -36,15 +36,15 @@ from tests.local.events import listening
 
 @dataclass
 class Row:
-    """What came of one run.
+    """The result of one row.
 
     Attributes:
-        told: in a sentence.
-        broken: what did not hold.
-        listed: of crash points, each story with its calls, how many points, and what was sent.
+        summary: one sentence.
+        broken: the invariants and bounds that did not hold.
+        listed: of crash points, each story with its calls, the number of points, and the sends.
     """
 
-    told: str
+    summary: str
     broken: list[str]
     listed: list[tuple[str, str, str, str]] = field(default_factory=list)
     seconds: float = 0.0
@@ -65,7 +65,7 @@ def _crash_points() -> Row:
         row.listed.append((name, _numbered(calls), str(len(points)), str(story.sent)))
         row.broken += broken
         count += len(points)
-    row.told = f"{count} points in {len(stories.STORIES)} stories, {len(row.broken)} with a loss"
+    row.summary = f"{count} points in {len(stories.STORIES)} stories, {len(row.broken)} with a loss"
     return row
 
 
@@ -89,7 +89,7 @@ def _local_crash_points() -> Row:
         row.listed.append((name, _numbered(calls), str(len(own)), str(most)))
     row.broken = [f"{point}: {what}" for point in came_of_it for what in point.broken]
     most = max(point.sent for point in came_of_it)
-    row.told = f"{len(points)} kills, each sent at most {most} times, {len(row.broken)} losses"
+    row.summary = f"{len(points)} kills, each sent at most {most} times, {len(row.broken)} losses"
     return row
 
 
@@ -99,7 +99,7 @@ def _interleavings() -> Row:
         interleavings.run(5000, steps=80)
     except AssertionError as error:
         row.broken = ["\n".join([str(error), *getattr(error, "__notes__", ())])]
-        row.told = "one that breaks something"
+        row.summary = "one that breaks something"
     return row
 
 
@@ -115,22 +115,22 @@ def _storm(storm: Storm) -> Row:
         broken.append(f"{result.lost} lost")
     if result.sent_twice:
         broken.append(f"{result.sent_twice} sent twice")
-    told = (
+    summary = (
         f"{result.lost} lost, {result.sent_twice} sent twice, {len(broken)} ended wrong; "
         f"{result.killed} sandboxes killed, {sum(result.letters.values())} dead letters"
     )
-    return Row(told, broken)
+    return Row(summary, broken)
 
 
 def _local_storm() -> Row:
     with deployed(local_storm.PARAMETERS) as stack:
         result = local_storm.rage(stack, local_storm.Storm(5000, seconds=120, kills=40))
-    told = (
+    summary = (
         f"{result.lost} lost, {result.sent_twice} sent twice, {result.wrong} ended wrong, "
         f"{result.undeserved} dead letters of {result.letters.total()} with a wrong reason; "
         f"{result.sent} sent, {result.killed} sandboxes killed, {result.struck} faults at BLiP"
     )
-    return Row(told, result.broken)
+    return Row(summary, result.broken)
 
 
 def _outage() -> Row:
@@ -138,12 +138,12 @@ def _outage() -> Row:
     broken = list(result.broken)
     if result.letters or result.spent or result.shortest_between_probes < SHORTEST_BETWEEN_PROBES:
         broken.append("it cost something")
-    told = (
+    summary = (
         f"{result.letters} dead letters, {result.spent} attempts spent, {result.probes} probes, "
         f"{result.shortest_between_probes:.1f} s between two at least, then drained in "
         f"{result.drained_in / 60:.0f} min, at most {result.most_per_second} in any second"
     )
-    return Row(told, broken)
+    return Row(summary, broken)
 
 
 def _backlog() -> Row:
@@ -151,11 +151,11 @@ def _backlog() -> Row:
     broken = list(result.broken)
     if result.throttled or result.share < 0.95:
         broken.append("not at the plan's rate")
-    told = (
+    summary = (
         f"{result.rate:.1f} a second, {100 * result.share:.1f} % of the configured rate, at most "
         f"{result.most_per_second} in any second, {result.throttled} throttled"
     )
-    return Row(told, broken)
+    return Row(summary, broken)
 
 
 def _beside() -> Row:
@@ -163,11 +163,11 @@ def _beside() -> Row:
     broken = list(result.broken)
     if len(result.second_waits) != 100 or max(result.second_waits) >= 10:
         broken.append("the second bot waited for the first")
-    told = (
+    summary = (
         f"{result.second_waits[50]:.1f} s in the middle, {max(result.second_waits):.1f} s at most, "
         f"while the first had {100 * result.share:.1f} % of its configured rate"
     )
-    return Row(told, broken)
+    return Row(summary, broken)
 
 
 def _letters() -> Row:
@@ -175,22 +175,22 @@ def _letters() -> Row:
     broken = list(result.broken)
     if result.took > 900:
         broken.append("it took longer than a quarter of an hour")
-    told = (
+    summary = (
         f"{result.listed} listed in {result.listed_in:.0f} s; {result.sent} put back and sent, "
-        f"{result.sent_twice} twice, {result.put_back_twice} were put back twice by a kill in the "
+        f"{result.sent_twice} twice, {result.redriven_twice} were put back twice by a kill in the "
         f"middle; {result.took:.0f} s in all, with the five minutes after the kill"
     )
-    return Row(told, broken)
+    return Row(summary, broken)
 
 
 def _local_backlog() -> Row:
     result = drain(2000)
-    told = (
+    summary = (
         f"{result.rate:.1f} a second, {100 * result.share:.1f} % of the configured rate, at most "
         f"{result.most_per_second} in any second, {result.throttled} throttled; a second bot's "
         f"{len(result.second_waits)} waited {max(result.second_waits):.1f} s at most"
     )
-    return Row(told, result.broken)
+    return Row(summary, result.broken)
 
 
 def _local_outbox() -> Row:
@@ -198,17 +198,19 @@ def _local_outbox() -> Row:
     broken = list(result.broken)
     if result.p95 > MAX_SECONDS:
         broken.append("later than two seconds")
-    told = (
+    summary = (
         f"{result.events} status events of 600 notifications, from the ledger to the bus in "
         f"{median(result.delays):.1f} s, 95 % within {result.p95:.1f} s, at most "
         f"{result.delays[-1]:.1f} s; {result.repeated} published twice"
     )
-    return Row(told, broken)
+    return Row(summary, broken)
 
 
 def _hardship(*runs: Callable[[], Came]) -> Row:
     came = [run() for run in runs]
-    return Row("; ".join(each.told for each in came), [each for one in came for each in one.broken])
+    return Row(
+        "; ".join(each.summary for each in came), [each for one in came for each in one.broken]
+    )
 
 
 def _live_chat() -> Row:
@@ -220,11 +222,11 @@ def _live_chat() -> Row:
 
 def _webhook() -> Row:
     result = flood(10_000)
-    told = (
+    summary = (
         f"{result.recorded} receipts recorded, {result.lost} lost, {result.let_in} let in of "
         f"{result.bad} bad ones"
     )
-    return Row(told, result.broken)
+    return Row(summary, result.broken)
 
 
 SIMULATED: dict[str, Callable[[], Row]] = {
@@ -266,19 +268,19 @@ def main(words: list[str]) -> int:
     logging.disable()
     rows: dict[str, Row] = {}
     simulated = list(_chosen(SIMULATED, words))
-    # Each is one thread's work, so as many side by side as there are processors.
+    # Each is single-threaded, so as many run in parallel as there are processors.
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         for name in simulated:
             _say(f"{name}: under way")
         runs = {pool.submit(_timed, name): name for name in simulated}
         for done in as_completed(runs):
             rows[runs[done]] = _row(done)
-            _say(f"{runs[done]}: {rows[runs[done]].told}")
+            _say(f"{runs[done]}: {rows[runs[done]].summary}")
     with ThreadPoolExecutor(1) as pool_of_one:
         for name in _chosen(LOCAL, words):
             _say(f"{name}: under way")
             rows[name] = _row(pool_of_one.submit(_timed, name))
-            _say(f"{name}: {rows[name].told}")
+            _say(f"{name}: {rows[name].summary}")
     _print(rows)
     broken = [f"{name}: {problem}" for name, row in rows.items() for problem in row.broken]
     for problem in broken[:50]:
@@ -287,9 +289,9 @@ def main(words: list[str]) -> int:
 
 
 def _row(run: Future[Row]) -> Row:
-    """Return what came of a run; one that breaks off spoils no other."""
+    """Return the result of a run; a run that crashes affects no other."""
     crash = run.exception()
-    return Row("it broke off", [repr(crash)]) if crash else run.result()
+    return Row("it crashed", [repr(crash)]) if crash else run.result()
 
 
 def _timed(name: str) -> Row:
@@ -306,7 +308,7 @@ def _chosen(rows: Iterable[str], words: list[str]) -> Iterable[str]:
 def _print(rows: dict[str, Row]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 160)
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("what", "came of it", "took", ""):
+    for title in ("what", "result", "took", ""):
         table.add_column(title, overflow="fold")
     crashes = Table(box=None, header_style="bold", pad_edge=False)
     for title in ("killed at every call of", "the calls", "points", "sent"):
@@ -314,7 +316,7 @@ def _print(rows: dict[str, Row]) -> None:
     for name in (*SIMULATED, *LOCAL):
         if row := rows.get(name):
             held = "[red]✗[/]" if row.broken else "[green]✓[/]"
-            table.add_row(name, row.told, f"{row.seconds:.0f} s", held)
+            table.add_row(name, row.summary, f"{row.seconds:.0f} s", held)
             where = "deployed: " if name in LOCAL else ""
             for story, *cells in row.listed:
                 crashes.add_row(f"{where}{story}", *cells)

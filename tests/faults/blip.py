@@ -1,4 +1,4 @@
-"""BLiP as the product sees it: plans and penalty, look-ups, messages, history, receipts, faults.
+"""BLiP as the product sees it: plans, cooldown, look-ups, messages, history, receipts, faults.
 
 It stands in for the HTTP exchange only: `notifier.blip.client` itself writes the envelopes and
 judges the answers, so that a wrong table of codes is found here.
@@ -44,7 +44,7 @@ type Refusal = tuple[int, int | None]
 COOLDOWN_SECONDS = 120.0
 HISTORY_SECONDS = 3 * 86_400
 CALL_SECONDS = 10.0
-# A ping that follows so soon on a refusal is no probe: it tells a wrong bot from a wrong message.
+# A ping so soon after a refusal is no probe: it distinguishes a wrong bot from a wrong message.
 DOUBT_SECONDS = 25.0
 # What Envoy says.
 NEVER_LEFT = "no healthy upstream"
@@ -195,10 +195,10 @@ class Account:
 
     Attributes:
         channel: it has a WhatsApp channel; without one BLiP answers its pings, and no look-up.
-        prolonged: what is refused in a penalty begins it anew.
+        prolonged: a refused call during a cooldown starts the cooldown again.
         chat: what else uses its plan.
         throttled: how many calls of ours were answered 429.
-        penalties: when each penalty began.
+        cooldowns: the start of each cooldown.
         most_per_second: the most calls within any second, by plan.
     """
 
@@ -210,7 +210,7 @@ class Account:
     chat: Chat | None = None
     throttled_until: float = 0.0
     throttled: int = 0
-    penalties: list[float] = field(default_factory=list)
+    cooldowns: list[float] = field(default_factory=list)
     most_per_second: dict[str, int] = field(default_factory=lambda: {"messages": 0, "commands": 0})
     recent: dict[str, deque[float]] = field(
         default_factory=lambda: {"messages": deque(), "commands": deque()}
@@ -226,9 +226,9 @@ class Account:
         return refused
 
     def shut(self, now: float) -> None:
-        """Begin a penalty, or begin it anew."""
+        """Start a cooldown, or start it again."""
         if self.throttled_until <= now:
-            self.penalties.append(now)
+            self.cooldowns.append(now)
         self.throttled_until = now + COOLDOWN_SECONDS
 
     def _count(self, plan: str, at: float) -> bool:
@@ -277,7 +277,7 @@ class SimBlip(BlipClient):
     """All of BLiP, and the connections of every sandbox to it.
 
     Attributes:
-        fates: by phone number; everybody else gets everything.
+        fates: by phone number; all others receive everything.
         next_faults: what happens to the next calls of a kind, whatever the rates say.
         sent: the messages taken, by id.
         posts: how many messages were begun to be sent, by id.
@@ -323,7 +323,7 @@ class SimBlip(BlipClient):
         self.failed: dict[str, list[int]] = defaultdict(list)
         self.pings: dict[str, list[float]] = defaultdict(list)
         self.checks: dict[str, list[float]] = defaultdict(list)
-        # When a sandbox was last told that something is wrong with a bot.
+        # When a sandbox last learnt that a bot does not work.
         self._doubted: WeakKeyDictionary[Process, dict[str, float]] = WeakKeyDictionary()
         self.look_ups = 0
         self.questions = 0
@@ -372,14 +372,14 @@ class SimBlip(BlipClient):
         on_connected: Callable[[], None] | None,
     ) -> _Answer:
         kind = _kind(path, envelope)
-        told = bool(self.next_faults[kind])
+        ordered = bool(self.next_faults[kind])
         fault = self._fault(kind, bot)
         connection = self._connected(kind, fault)
         try:
             if on_connected is not None:
                 on_connected()
         except Exception:
-            if told and fault is not None:
+            if ordered and fault is not None:
                 self.next_faults[kind].appendleft(fault)  # nothing was written: it has not struck
             raise
         now = self.simulation.now
@@ -466,7 +466,7 @@ class SimBlip(BlipClient):
                 return _Reply(_refusal((429, None)))
             if fault == "unavailable":
                 return _Reply(_Answer(503, {}, NEVER_LEFT, None))
-            # Who heard nothing does not know either whether BLiP has read it.
+            # Without an answer the sender cannot know whether BLiP has read it.
             dropped = kind == "messages" and fault == "dropped"
             answer = None if dropped else self._answer(kind, account, envelope, began_at)
             return self._on_its_way(answer, fault)
@@ -655,7 +655,7 @@ def _about(chance: Random, around: tuple[float, float]) -> float:
 
 
 def identity_of(phone: str) -> str:
-    """Return what BLiP calls a number: nobody could guess it."""
+    """Return BLiP's identity of a number; it cannot be derived from the digits."""
     return f"{phone[::-1].rstrip('+')}@wa.gw.msging.net"
 
 

@@ -117,7 +117,7 @@ def receipts_are_quiet(stack: LocalStack) -> bool:
 
 
 def depth(stack: LocalStack, queue: str) -> int:
-    """Count what is on a queue, hidden or not."""
+    """Return the number of messages on a queue, in flight or not."""
     attributes = stack.aws.sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["All"])
     return sum(
         int(count)

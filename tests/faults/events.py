@@ -49,7 +49,7 @@ class SimEventBus:
 
     Attributes:
         on_event: called for every event that is taken.
-        told: the details of these, by notification id.
+        published: the details of these, by notification id.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class SimEventBus:
     ) -> None:
         self.faults = faults
         self.on_event: Callable[[dict[str, Any]], None] = lambda _: None
-        self.told: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        self.published: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self._simulation = simulation
         self._aws = Aws(simulation, faults.calls)
         self._aws.fails = lambda call: self._away() or fails(call)
@@ -91,7 +91,7 @@ class SimEventBus:
         spells = [share for begin, end, share in self.faults.throttled if begin <= now < end]
         if spells and chance.random() < max(spells):
             return {"ErrorCode": chance.choice(PASSING), "ErrorMessage": "not now"}
-        self.told[detail["id"]].append(detail)
+        self.published[detail["id"]].append(detail)
         self.on_event(detail)
         return {"EventId": "1"}
 
@@ -126,7 +126,7 @@ class StatusEvents:
         """Set up.
 
         Args:
-            broken: is told at once what must not be.
+            broken: called with each violation.
             all_receipts: `accepted` and `dispatched` are published, too.
         """
         self._broken = broken
@@ -178,12 +178,14 @@ class StatusEvents:
     def published(self, detail: dict[str, Any]) -> None:
         """Look at an event that is put on the bus."""
         key, name = _key(detail), _name(detail)
-        told = {field: detail[field] for field in detail if field not in {"event_id", "stack"}}
+        event_detail = {
+            field: detail[field] for field in detail if field not in {"event_id", "stack"}
+        }
         expected = self._expected[key].get(name)
         if expected is None:
             self._broken(f"event {name} of {key} stands for nothing in the ledger")
-        elif told != expected.detail:
-            self._broken(f"event {name} of {key} is {told}, not {expected.detail}")
+        elif event_detail != expected.detail:
+            self._broken(f"event {name} of {key} is {event_detail}, not {expected.detail}")
         self._seen[key].setdefault(name, detail)
         what = f"{key} {detail['status']} {detail['generation']} {detail['reason']}"
         if self._ids.setdefault(detail["event_id"], what) != what:

@@ -2,7 +2,7 @@
 
 An event says what happens next: a batch is received, calls out begin or arrive or come back, a
 sandbox dies, the clock moves, SQS shows a request again, BLiP reports, an operator redrives. The
-invariants are looked at after each; in the end everything is let go, and every notification must
+invariants are checked after each; in the end every event happens, and every notification must
 come to its end.
 """
 
@@ -40,7 +40,7 @@ VALID_FOR = [None, None, 15, 2000]
 LAGS = [*[(0, 300)] * 3, (10_000, 20_000)]
 # More sandboxes at a time than this only repeat what two do to each other.
 SANDBOXES = 3
-# For good, a rate limit, a recipient who cannot be reached, possibly sent.
+# Permanent, a rate limit, an unreachable recipient, possibly sent.
 CODES = [131047, 131056, 131026, 86]
 CALLS = [
     "ledger.",
@@ -69,7 +69,7 @@ START = 1_800_000_000
 # One of what there is: a number modulo how much there is.
 one = st.integers(0, 20)
 steps = st.integers(0, 25)
-# In which order calls that are under way go on: a seed.
+# A seed for the order in which the calls under way continue.
 order = st.integers(0, 1000)
 
 
@@ -201,7 +201,7 @@ class Interleavings(RuleBasedStateMachine):
         self._world.cancel(f"order-{number}")
 
     def redrive(self, which: int, *, with_attributes: bool, died: bool) -> None:
-        """Put a dead letter back; twice, if whoever did so died before he had deleted it."""
+        """Redrive a dead letter; twice, if the operator's run died before it had deleted it."""
         letters = self._world.letters()
         if not letters:
             return
@@ -264,7 +264,7 @@ class Interleavings(RuleBasedStateMachine):
         self._world.run(1)
 
     def wait(self, seconds: float) -> None:
-        """Time goes by, and whatever is under way goes on."""
+        """Advance the clock; calls under way continue."""
         if self._world.simulation.now + seconds < START + MAX_SECONDS:
             self._world.run(seconds)
 
@@ -372,7 +372,7 @@ ROUND = 500
 
 
 def run(examples: int, *, steps: int = 50, anew: bool = True, shrink: bool = True) -> None:
-    """Try so many interleavings.
+    """Run so many interleavings.
 
     Args:
         examples: how many.
@@ -381,7 +381,7 @@ def run(examples: int, *, steps: int = 50, anew: bool = True, shrink: bool = Tru
         shrink: look for the shortest one that breaks something.
 
     Raises:
-        AssertionError: one breaks something; it is told.
+        AssertionError: one breaks something; the message shows it.
     """
     for start in range(0, examples, ROUND):
         run_state_machine_as_test(

@@ -1,4 +1,4 @@
-"""What must hold whatever happens, and whether it did.
+"""The invariants, and whether they held.
 
     never lost       every request ends sent, or as a dead letter, or is still on the queue
     never twice      BLiP takes one message per generation
@@ -54,7 +54,7 @@ RANKS = {
 UNDELIVERED = {"failed", "rejected", "expired"}
 SENT = {"sent", "accepted", "dispatched", "received", "consumed"}
 DELIVERED = {"received", "consumed"}
-# With these reasons a letter says that nothing went out.
+# With these reasons a dead letter says that nothing was sent.
 NOT_SENT = {
     "unknown_bot",
     "expired",
@@ -90,8 +90,8 @@ class Invariants:
     """Watches a world.
 
     Attributes:
-        so_far: what did not hold while it went on, as sentences.
-        poison: the keys of items that nobody understands, with their records in the stream.
+        so_far: the violations during the run, as sentences.
+        poison: the keys of unreadable items, with their records in the stream.
     """
 
     def __init__(self, world: "World") -> None:
@@ -102,9 +102,10 @@ class Invariants:
         self.so_far: list[str] = []
         self.poison: dict[str, int] = {}
         self._put_back: set[tuple[str, int]] = set()  # body and generation
-        # Letters of what waited so long for a message that tells how far the history goes.
+        # Dead letters of requests that waited too long for a message that shows how far the
+        # history goes.
         self._waited_for_control: set[int] = set()
-        self._shown: set[int] = set()  # letters of what the history shows
+        self._shown: set[int] = set()  # dead letters of messages that the history shows
         self._ever_cancelled: set[str] = set()
         world.blip.on_accept = self._accepted
         self.events = StatusEvents(self._break, all_receipts=world.settings.all_receipts)
@@ -112,7 +113,7 @@ class Invariants:
         world.requests.on_sent = self._sent_to_requests
         world.dead_letters.on_sent = self._sent_to_dead_letters
 
-    # --- while it goes on -------------------------------------------------------------------------
+    # --- during the run ---------------------------------------------------------------------------
 
     def published(self, body: str) -> None:
         """Take note of a request."""
@@ -127,7 +128,7 @@ class Invariants:
         wanted.contents.add(parsed.content_hash)
 
     def redriven(self, letter: "Message") -> None:
-        """Take note of a dead letter that is put back."""
+        """Record a dead letter that is redriven."""
         try:
             request = parse(letter.body).request
         except InvalidRequest:
@@ -180,7 +181,7 @@ class Invariants:
 
     @property
     def _truthful(self) -> bool:
-        """Whether BLiP's history shows everything before the settle window ends."""
+        """Return whether BLiP's history shows everything before the settle window ends."""
         settings = self._world.settings
         window = settings.policy.get("settle_window_seconds", 900)
         return settings.history.kept and settings.history.lag < window
@@ -307,7 +308,7 @@ class Invariants:
                 letters[key].add((facts["reason"], facts["generation"]))
             if facts["notification_id"] and facts["reason"] in {"invalid", "id_conflict"}:
                 key = ledger_key(facts["bot"] or "default", facts["notification_id"]) + REFUSED
-                events = world.bus.told[facts["notification_id"]]
+                events = world.bus.published[facts["notification_id"]]
                 heard = any(each["reason"] == facts["reason"] for each in events)
                 if not heard and key not in unheard:
                     broken.append(f"upstream never heard that {key} is {facts['reason']}")
@@ -326,24 +327,24 @@ class Invariants:
             if "forgotten" in item:
                 continue
             status, generation = item["status"], item["generation"]
-            told = {
+            published = {
                 (detail["status"], detail["reason"])
-                for detail in world.bus.told[wanted.request.id]
+                for detail in world.bus.published[wanted.request.id]
                 if detail["bot"] == wanted.request.bot
             }
             never_heard = f"{name} is {status}, and upstream never heard of it"
             if status in SENT:
                 if not sent[key]:
                     broken.append(f"lost: {name} is {status}, and BLiP never took it")
-                if key not in unheard and not told & {(each, None) for each in SENT}:
+                if key not in unheard and not published & {(each, None) for each in SENT}:
                     broken.append(never_heard)
             elif status in UNDELIVERED:
                 if (item.get("reason"), generation) not in letters[key]:
                     broken.append(f"lost: {name} {status} at {generation} without a dead letter")
-                if key not in unheard and (status, item.get("reason")) not in told:
+                if key not in unheard and (status, item.get("reason")) not in published:
                     broken.append(never_heard)
             elif status == "cancelled":
-                if key not in unheard and (status, None) not in told:
+                if key not in unheard and (status, None) not in published:
                     broken.append(never_heard)
                 continue
             else:

@@ -31,19 +31,19 @@ AWAY_SECONDS = 0.1
 
 @dataclass
 class Redriven:
-    """What came of a long queue.
+    """The result of a long queue of dead letters.
 
     Attributes:
         listed_in: seconds.
         took: seconds for the list, the run that was killed, the wait after it and the next run.
-        put_back_twice: letters that the kill left on both queues.
+        redriven_twice: dead letters that the kill left on both queues.
         sent: requests that BLiP took.
     """
 
     listed: int = 0
     listed_in: float = 0.0
     took: float = 0.0
-    put_back_twice: int = 0
+    redriven_twice: int = 0
     sent: int = 0
     sent_twice: int = 0
     broken: list[str] = field(default_factory=list)
@@ -69,11 +69,11 @@ def redrive(letters: int, undelivered: int, seed: int = 1) -> Redriven:
         world.simulation.kill(process)
         if len(put_back) >= undelivered:
             result.broken.append("the run ended before it was killed")
-        # What the killed run had under way arrives a little later, and hides what it received.
+        # The killed run's calls under way arrive a little later; what they receive is in flight.
         world.run(VISIBILITY_SECONDS + STRAGGLES_SECONDS)
         _finished(world, order)
         result.took = world.simulation.now - began
-        result.put_back_twice = sum(times > 1 for times in put_back.values())
+        result.redriven_twice = sum(times > 1 for times in put_back.values())
         _compare(result, "put back", set(put_back), set(wanted))
 
         world.settle()

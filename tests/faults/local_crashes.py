@@ -1,7 +1,7 @@
 """Real sandboxes in the local stack, killed before and after every call out.
 
-Each story is told once with nobody killed, in a new sandbox, for the list of its calls. Then it is
-told again for every place in that list, with SIGKILL there; SQS shows the request again, and
+Each story runs once without a kill, in a new sandbox, for the list of its calls. Then it runs
+again for every place in that list, with SIGKILL there; SQS shows the request again, and
 another sandbox finds what the dead one has left.
 """
 
@@ -55,10 +55,10 @@ class Story:
         reason: of its dead letter.
         sent: how many messages BLiP takes.
         killed: the function whose sandbox is killed.
-        known: it is known who the recipient is.
+        known: the recipient's identity is stored.
         fault: what goes wrong at BLiP, as `blip.faults.Fault` has it.
         late: by how many seconds receipts are late, so that the history comes first.
-        body: what is published, where it is no request.
+        body: the published body, if it is not a request.
     """
 
     status: str = "consumed"
@@ -72,7 +72,7 @@ class Story:
 
 
 STORIES = {
-    # Nobody but BLiP's history knows of it when it is seen again.
+    # Only BLiP's history knows of it when the request is received again.
     "known recipient": Story(late=SEEN_AGAIN_SECONDS + 12),
     "new recipient": Story(known=False),
     "dead letter: no phone number": Story(
@@ -181,12 +181,12 @@ class Theatre:
 
     def _told_until_killed(self, point: Point) -> tuple[bool, str, str]:
         for _ in range(KILL_TRIES - 1):
-            told = self._told_with_a_kill(point)
-            if told[0]:
-                return told
-        return self._told_with_a_kill(point)
+            run = self._run_with_a_kill(point)
+            if run[0]:
+                return run
+        return self._run_with_a_kill(point)
 
-    def _told_with_a_kill(self, point: Point) -> tuple[bool, str, str]:
+    def _run_with_a_kill(self, point: Point) -> tuple[bool, str, str]:
         story = STORIES[point.story]
         self._in_a_new_sandbox(story)
         call = point.number or self._physical(point.call)
@@ -221,7 +221,7 @@ class Theatre:
         return identifier, body
 
     def _let_the_bot_be_well(self) -> None:
-        """Forget what failed in other stories: five in a row would open the breaker."""
+        """Reset the count of failures of other stories: five in a row would open the breaker."""
         self._stack.aws.dynamodb.update_item(
             TableName=self._stack.identities_table,
             Key={"key": {"S": "bot:default"}},

@@ -1,7 +1,7 @@
 """A storm over the local stack: real sandboxes, sockets and queues, everything going wrong at once.
 
 What was published and what BLiP took is known here from outside; of the product only the ledger and
-the dead letters are looked at, as an operator would.
+the dead letters are read, as by an operator.
 """
 
 import json
@@ -329,7 +329,7 @@ def _judge_one(
     letters: dict[str, list[Letter]],
     result: Result,
 ) -> None:
-    """Look at one notification: it must have ended, as it should, and every letter must be true."""
+    """Judge one notification: it must have the right status, and each dead letter must be true."""
     name = f"{wanted.notification_id} ({wanted.kind})"
     status = item.get("status", {}).get("S", "")
     reason = item.get("reason", {}).get("S")
@@ -367,7 +367,7 @@ def _deserved(
     late = [letter for letter in letters if letter.sent_at >= wanted.valid_until]
     if late:
         deserved.add(("expired", "expired"))
-    # Nobody heard anything, and the history has nothing of it: the producer wants it to end, or it
+    # No answer came, and the history lacks it: the producer wants it to end, or it
     # was so a second time.
     denied_twice = any(letter.failure.get("attempts", 0) > 1 for letter in letters)
     if wanted.if_unknown == "fail" or denied_twice:

@@ -72,10 +72,10 @@ def flood(receipts: int) -> Flooded:
         wait_until(lambda: is_quiet(stack) and blip.inbox(), "all to be sent", every=1)
         keys = [ledger_key("default", each["id"]) for each in requests]
         ours, victims = keys[:SENT], keys[SENT:]
-        told = [(key, event) for key in ours for event in EVENTS]
-        told += chance.choices(told, k=receipts - len(told))
+        posted = [(key, event) for key in ours for event in EVENTS]
+        posted += chance.choices(posted, k=receipts - len(posted))
         secret = stack.aws.secrets.get_secret_value(SecretId=stack.resources["WebhookSecret"])
-        good = [Post(_receipt(*each), secret=secret["SecretString"]) for each in told]
+        good = [Post(_receipt(*each), secret=secret["SecretString"]) for each in posted]
         bad = _bad(victims, secret["SecretString"])
         posts = good + bad
         chance.shuffle(posts)

@@ -22,14 +22,14 @@ def request(number: int, bot: str = "default") -> dict[str, Any]:
 
 @dataclass
 class Outage:
-    """What an outage did.
+    """The result of an outage.
 
     Attributes:
         spent: attempts counted while the breaker was open.
         shortest_between_probes: in seconds.
         back_after: how long after its end the first message went out, in seconds.
         drained_in: how long after that the last one did.
-        drained_at: messages per second, from the time when everybody may come back.
+        drained_at: messages per second, from the time when all requests may return.
     """
 
     requests: int

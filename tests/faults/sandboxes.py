@@ -81,9 +81,9 @@ def _socket_at(port: int) -> str:
 
 
 class Killer:
-    """Stands between the functions and all that they call, and kills a sandbox at a call.
+    """A proxy between the functions and all that they call, which kills a sandbox at a call.
 
-    It passes everything on as it is. Every call of the function that is looked at is counted; at
+    It passes everything on as it is. Every call of the function under test is counted; at
     the one that was asked for, the process that made it gets SIGKILL: before the call goes on, or
     when its answer is there and the process has not seen it.
     """

@@ -1,4 +1,4 @@
-"""Stories of one notification, short enough to be told again with a crash at each call out."""
+"""Stories of one notification, short enough to be repeated with a crash at each call."""
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -204,7 +204,7 @@ class Story:
         ends: the status in which it ends.
         sent: how many messages BLiP gets.
         receipts: whether they come; else only the history knows.
-        trusted: the bot's history is known to show everything, so that it can deny something.
+        trusted: the bot's history is known to be complete, so that a missing message was not sent.
         or_else: how it may end as well, if its sandbox is killed.
     """
 
@@ -219,7 +219,7 @@ class Story:
 STORIES = {
     "known recipient": Story(_known, "consumed"),
     "new recipient": Story(_new, "consumed"),
-    # Who has received it is not asked about any more.
+    # A received message is no longer polled.
     "receipts asked for": Story(_known, "received", receipts=False, or_else="consumed"),
     "no phone number": Story(_no_phone_number, "rejected", sent=0),
     "refused by BLiP": Story(_refused, "rejected", sent=0),
@@ -266,9 +266,9 @@ class Point:
     """Where a sandbox is killed.
 
     Attributes:
-        number: the how manieth call out of the whole story.
+        number: the number of the call within the story.
         call: its name.
-        where: before it, after it, or before it with the call under way all the same.
+        where: before it, after it, or before it while the call still takes effect.
     """
 
     number: int

@@ -86,7 +86,7 @@ BLIP_WEATHER = BlipFaults(
     },
     sporadic={131016: 0.001, 1016: 0.001, 131000: 0.001},
 )
-# What the history neither shows nor denies is given up when it has forgotten it.
+# A message that the history cannot decide about is given up when the history has dropped it.
 MAX_SECONDS = 5 * 86_400
 
 
@@ -155,7 +155,7 @@ def run(storm: Storm) -> Result:
         history=HistorySettings(kept=storm.history),
         all_receipts=storm.all_receipts,
     )
-    # Whether BLiP prolongs a penalty for what it refuses meanwhile, nobody has said.
+    # Whether BLiP prolongs a cooldown for calls that it refuses meanwhile is not documented.
     bots = [
         Account("default", storm.plan, 4 * storm.plan, chat=_chat(storm)),
         Account("clinic", storm.plan, 4 * storm.plan, prolonged=True),

@@ -10,7 +10,7 @@ from tests.faults.local_storm import Storm, rage
 from tests.local.events import listening
 
 # Where it matters most; `make faults` takes every call. Receipts have a stack of their own, because
-# their story waits until all others of the stack are told.
+# their story waits until all others of the stack have run.
 SENDING = [
     Point("known recipient", 0, "UpdateItem LedgerTable", "after"),
     Point("known recipient", 0, "BLiP: send", "before"),

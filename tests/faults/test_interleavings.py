@@ -13,9 +13,9 @@ def test_no_interleaving_loses_anything_or_sends_it_twice() -> None:
 
 
 def test_message_forgotten_by_the_history_becomes_a_deserved_dead_letter() -> None:
-    """A random search found this story once. For 75 hours nobody takes the copies.
+    """A random search found this story once. For 75 hours no sandbox receives the copies.
 
-    When the unknown is asked about at last, BLiP's history has forgotten it.
+    When the history is queried at last, BLiP's history has dropped it.
     """
     story = Interleavings()
     story.deploy(

@@ -110,7 +110,7 @@ class Settings:
         all_receipts: status events are published for `accepted` and `dispatched`, too.
         groups: requests come with SQS's `MessageGroupId`; what comes through SNS has none.
         secret: what stands in the secret beside each bot's key and plan.
-        manual: nothing happens until somebody says so, and calls take as long as they are let.
+        manual: nothing happens until `step` is called, and calls take as long as they are let.
     """
 
     concurrency: int = 5
@@ -273,7 +273,7 @@ class World:
         self._patches.close()
 
     def now(self) -> float:
-        """Return the time as whoever asks sees it."""
+        """Return the time on the calling process's clock."""
         process = self.simulation.process
         return self.simulation.now + (process.skew if process else 0.0)
 
@@ -348,7 +348,7 @@ class World:
         self._put(another, item | {"key": another, "id": before})
 
     def poison(self) -> None:
-        """Put an item into the ledger that stands for events, and that nobody understands."""
+        """Put an unreadable item with events into the ledger."""
         number = len(self.invariants.poison)
         key = ledger_key("default", f"poison-{number}")
         item = {
@@ -391,7 +391,7 @@ class World:
         key, seen = f"bot:{bot}", self.simulation.now + 100 * 86_400
         self.tables["identities"].items[key] = {"key": key, "history_seen": round(seen * 1000)}
 
-    # --- letting it go on -------------------------------------------------------------------------
+    # --- running ----------------------------------------------------------------------------------
 
     def run(self, seconds: float) -> None:
         """Run the world for so long."""
@@ -413,7 +413,7 @@ class World:
         return self.simulation.now - start
 
     def let_go(self) -> None:
-        """Leave the manual mode: from here on everything goes on by itself."""
+        """Leave the manual mode: from here on events happen by themselves."""
         self.simulation.let_go()
         self.blip.manual_receipts = False
         self.sending.let_go()

@@ -188,8 +188,8 @@ class ReceiptsStack:
         again = [numbers.index(each["itemIdentifier"]) for each in answer["batchItemFailures"]]
         return records[min(again) :] if again else []
 
-    def told(self) -> list[Json]:
-        """Run the publisher until it has caught up; return all that the listener has heard."""
+    def published(self) -> list[Json]:
+        """Run the publisher until it has caught up. Return the events that were received."""
         assert self.publish() == 0
         return self.heard()
 

@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say: a short run of everybody, and how units are counted."""
+"""The benchmarks measure what they say: a short run of each competitor, and the count of units."""
 
 from collections.abc import Iterator
 
@@ -27,7 +27,7 @@ def functions(running: Lab) -> list[Function]:
 def test_every_competitor_does_the_work_and_every_call_is_counted(
     running: Lab, functions: list[Function]
 ) -> None:
-    """Whoever sends less than was asked fails the run."""
+    """A competitor that sends too few messages fails the run."""
     case = Case("mixed", known=5, new=5, refused=1, rounds=2)
 
     figures = {f.competitor: f for f in measure(running, functions, case, latency=0)}

@@ -25,7 +25,7 @@ from tests.local.console import Console, Sources
 from tests.local.console.pages import MAX_ROWS
 from tests.local.events import Heard
 from tests.local.machine import ROOT
-from tests.support.builders import a_request
+from tests.support.builders import MARIA, a_request
 
 WAIT_SECONDS = 60
 
@@ -82,7 +82,7 @@ def test_a_message_is_shown_with_the_producers_id_its_text_and_its_request(
     shown = page.get("/messages")
     assert "order-1" in shown
     assert "+55 31 99999-8888" in shown
-    assert "Olá, Maria! O pedido 981 saiu para entrega." in shown
+    assert f"Olá, {MARIA}! O pedido 981 saiu para entrega." in shown
     assert "&#34;id&#34;: &#34;order-1&#34;" in shown
     assert ledger_key("default", "order-1") in shown
 

@@ -15,20 +15,20 @@ from notifier.domain.bots import Bot
 from notifier.domain.recipients import Identity
 from tests.support.simulated_aws.dynamodb import DirectAws, SimTable
 
-# How many items one page of a scan has.
+# The number of items in one page of a scan.
 PAGE_SIZE = 3
 
 
 class CountingTable(SimTable):
-    """The simulated table without a simulation. `writes` counts, also those that did not hold."""
+    """The simulated table without a simulation. `writes` also counts failed conditions."""
 
     def __init__(self) -> None:
-        # Nothing asks for the time but a sweep, which never comes here.
+        # Only a sweep of expired items would read the clock, and none happens here.
         super().__init__("table", DirectAws(lambda: 0.0), page=PAGE_SIZE)
         self.writes = 0
 
     def get_many(self, keys: list[str]) -> tuple[list[Item], set[str]]:
-        # Items that a test has put there may lack their key.
+        # Items that a test has written may lack their key.
         return [self.get(key) | {"key": key} for key in keys if key in self.items], set()
 
     def update(
@@ -52,7 +52,7 @@ class WholeLedger(DynamoDbLedger, DynamoDbReceiptsLedger, DynamoDbNotifications)
 
 
 class CountingIdentities(DynamoDbIdentities):
-    """The real ones, with the template's parameters, which count their reads."""
+    """The real adapter with the template's parameters; counts its reads."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class CountingIdentities(DynamoDbIdentities):
 
 
 class RecordingBotStates(DynamoDbBotStates):
-    """The real one, which notes what was reserved."""
+    """The real adapter; records every reservation."""
 
     def __init__(self, table: CountingTable, now: Callable[[], float]) -> None:
         super().__init__(table, now)

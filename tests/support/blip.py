@@ -1,4 +1,4 @@
-"""A BLiP that answers every call, unless told what to raise."""
+"""A BLiP in memory, which answers every call unless a test makes it raise."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from tests.support.clock import Clock
 
 @dataclass(frozen=True)
 class Sent:
-    """A message that BLiP was given."""
+    """A message as BLiP received it."""
 
     bot: Bot
     message_id: str
@@ -22,17 +22,17 @@ class Sent:
 
 
 class FakeBlip:
-    """Answers every call, unless told what to raise.
+    """Answers every call, unless one of its `before_` functions raises.
 
     Attributes:
-        look_ups: every number asked for, refused or not.
-        sent: every message handed over, refused or not.
-        taken: those of them that BLiP took.
-        call_seconds: what each call takes.
+        look_ups: every number looked up, refused or not.
+        sent: every message received, refused or not.
+        taken: the messages that BLiP accepted.
+        call_seconds: the duration of each call.
         before_look_up, before_send, before_history, before_ping: called with each call's bot,
             before it is answered; what they raise is what the call raises.
-        stored: what the history knows, by message id.
-        asked: the message ids that the history was asked about.
+        stored: the receipts in the history, by message id.
+        asked: the message ids of the history queries.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -88,12 +88,12 @@ class FakeBlip:
 
 
 def identity_of(phone: str) -> str:
-    """Return what the fake BLiP calls a number: nobody could guess it."""
+    """Return the identity of a number at the fake BLiP; it cannot be derived from the digits."""
     return f"wa-{phone[::-1].rstrip('+')}@wa.gw.msging.net"
 
 
 def raises(*failures: Exception) -> Callable[[Bot], None]:
-    """Raise these, one per call; then nothing any more."""
+    """Return a function that raises these, one per call, and then nothing."""
     left = list(failures)
 
     def strike(_: Bot) -> None:
@@ -104,7 +104,7 @@ def raises(*failures: Exception) -> Callable[[Bot], None]:
 
 
 def always(failure: Callable[[], Failure]) -> Callable[[Bot], None]:
-    """Raise such a failure at every call."""
+    """Return a function that raises such a failure at every call."""
 
     def strike(_: Bot) -> None:
         raise failure()

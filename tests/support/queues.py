@@ -1,4 +1,9 @@
-"""The queues and the event bus in memory."""
+"""The queues and the event bus in memory.
+
+They are lists in a fixed order. The simulated queues of `simulated_aws` deliver in any order and
+need a simulation to wait in, so tests of single batches do without them; `DeadLettersQueue` and
+`RequestsQueue` pass the same suite as these (`tests/integration/aws/test_queues.py`).
+"""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -28,7 +33,7 @@ class Letter:
 
 @dataclass
 class _Kept:
-    """A dead letter on its queue; `letter` is None for what SQS itself has moved there."""
+    """A dead letter on its queue; its content is None if SQS itself has moved the message there."""
 
     letter_id: str
     body: str
@@ -70,7 +75,7 @@ class FakeDeadLetters:
         self._keep(body, letter)
 
     def moved(self, body: str) -> None:
-        """What SQS does with a message that was received too often."""
+        """Do what SQS does with a message that was received too often."""
         self._keep(body, None)
 
     def _keep(self, body: str, letter: Letter | None) -> None:
@@ -121,19 +126,19 @@ def _dead_letter(kept: _Kept) -> DeadLetter:
 
 
 class FakeRequests:
-    """The requests queue, as far as requests are put back.
+    """The requests queue, as far as requests are enqueued again.
 
     Attributes:
-        put_backs: by the stack itself: body, generation and delay.
-        put_back_redrives: how often an operator had put each of those back before.
-        redriven: by an operator, as requests on the queue.
-        refuses: tells of which bodies this queue wants to know nothing.
+        enqueued: next generations: body, generation and delay.
+        enqueued_redrives: the number of redrives of each of those.
+        redriven: the requests that an operator redrove, as they are on the queue.
+        refuses: whether this queue refuses a body.
     """
 
     def __init__(self) -> None:
         self.now: Callable[[], float] = lambda: 0.0
-        self.put_backs: list[tuple[str, int, int]] = []
-        self.put_back_redrives: list[int] = []
+        self.enqueued: list[tuple[str, int, int]] = []
+        self.enqueued_redrives: list[int] = []
         self.redriven: list[QueuedRequest] = []
         self.refuses: Callable[[str], bool] = lambda _: False
 
@@ -147,8 +152,8 @@ class FakeRequests:
         delay_seconds: int,
     ) -> None:
         assert bot
-        self.put_backs.append((body, generation, delay_seconds))
-        self.put_back_redrives.append(redrives)
+        self.enqueued.append((body, generation, delay_seconds))
+        self.enqueued_redrives.append(redrives)
 
     def redrive(self, letters: Sequence[DeadLetter]) -> list[DeadLetter]:
         taken = [letter for letter in letters if not self.refuses(letter.body)]
@@ -167,15 +172,16 @@ class FakeRequests:
 
 
 class FakeStatusEvents:
-    """The event bus; takes every event, and keeps what upstream hears in `told`.
+    """The event bus; accepts every event unless `outcome` says otherwise.
 
     Attributes:
-        outcome: what becomes of an event.
+        published: the accepted events.
+        outcome: the answer to an event.
         calls: the events of each call.
     """
 
     def __init__(self) -> None:
-        self.told: list[StatusEvent] = []
+        self.published: list[StatusEvent] = []
         self.calls: list[list[StatusEvent]] = []
         self.outcome: Callable[[StatusEvent], Publication] = lambda _: Publication.TAKEN
 
@@ -183,12 +189,12 @@ class FakeStatusEvents:
         self.calls.append(list(events))
         outcomes = [self.outcome(event) for event in events]
         taken = zip(events, outcomes, strict=True)
-        self.told += [event for event, outcome in taken if outcome is Publication.TAKEN]
+        self.published += [event for event, outcome in taken if outcome is Publication.TAKEN]
         return outcomes
 
 
 class FakeUnpublished:
-    """The queue of what cannot be published; it takes a key unless it is `down`."""
+    """The queue of unpublished keys; it accepts a key unless it is `down`."""
 
     def __init__(self) -> None:
         self.down = False

@@ -1,4 +1,4 @@
-"""Everything that sandboxes share, and a sandbox."""
+"""What sandboxes share, and a sandbox."""
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -53,13 +53,13 @@ class InlineExecutor(Executor):
 
 @dataclass
 class World:
-    """Everything that sandboxes share. `sandbox()` makes one more of them.
+    """What sandboxes share. `sandbox()` builds one more of them.
 
     Each write of the ledger is published at once, as its stream would have it in the end.
 
     Attributes:
         bots: the secret's content; a text stands for itself.
-        published: the statuses that upstream wants to hear of.
+        published: the statuses that are published.
     """
 
     clock: Clock = field(default_factory=Clock)
@@ -87,7 +87,7 @@ class World:
         assert self.publisher().publish([write], float("inf")) is None
 
     def publisher(self) -> Publisher:
-        """Build what the function on the ledger's stream uses."""
+        """Build the publisher of the function on the ledger's stream."""
         return Publisher(
             self.events, self.unpublished, self.meter, self.clock, self.published, uniform=max
         )
@@ -99,7 +99,7 @@ class World:
         uniform: Callable[[float, float], float] = max,
         **policy: Any,
     ) -> "Sandbox":
-        """Build what runs in one sandbox. `uniform` gives the upper bound unless told otherwise."""
+        """Build one sandbox. By default `uniform` returns the upper bound."""
         return Sandbox(self, threads or InlineExecutor(), uniform, Policy(**policy))
 
     def queued(
@@ -110,7 +110,7 @@ class World:
         age: float = 0.0,
         receive_count: int = 1,
     ) -> QueuedRequest:
-        """Return a request as it lies on the queue, for `age` seconds."""
+        """Return a request as it is received after `age` seconds on the queue."""
         text = body if isinstance(body, str) else json.dumps(body)
         record_id = str(uuid4())
         published_at = self.clock.now() - age
@@ -187,7 +187,7 @@ class Sandbox:
     def deliver(
         self, *requests: str | Mapping[str, Any] | QueuedRequest, seconds: float = 30
     ) -> list[Result]:
-        """Deliver one batch, with so much time left; the results in the order of the requests."""
+        """Deliver one batch with so much time left. Return the results in request order."""
         batch: Sequence[QueuedRequest] = [
             request if isinstance(request, QueuedRequest) else self._world.queued(request)
             for request in requests

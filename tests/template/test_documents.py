@@ -103,7 +103,11 @@ BANNED = re.compile(
 FIRST_WORD = re.compile(r"(?:Give|Tell|Let)s?\b")
 MODULES = sorted(
     path
-    for folder in ("layers/notifier/notifier", "functions")
+    for folder in (
+        "layers/notifier/notifier",
+        "functions",
+        *(f"tests/{name}" for name in ("support", "unit", "integration", "faults", "benchmarks")),
+    )
     for path in (ROOT / folder).rglob("*.py")
 )
 

@@ -53,7 +53,7 @@ def _starved(
     name: str,
     settings: Settings,
 ) -> float:
-    fault: Fault = "throttled" if state == "penalty" else "refused"
+    fault: Fault = "throttled" if state == "cooldown" else "refused"
     faults = Faults(blip=BlipFaults(spells=[(START, START + DAY, fault, "default")]))
     bots = [Account("default"), Account("clinic")]
     with World(seed, bots=bots, faults=faults, settings=settings) as world:
@@ -80,7 +80,7 @@ def starvation(
     *,
     waiting: int = 130_000,
     others: int = 600,
-    states: Iterable[str] = ("penalty", "paused", "broken"),
+    states: Iterable[str] = ("cooldown", "paused", "broken"),
     lead: float = 120,
     groups: Iterable[bool] = (True, False),
     concurrency: int = 5,
@@ -119,7 +119,7 @@ def starvation(
             p99 = _starved(state, waiting, others, lead, seed, came, name, settings)
             slowest.append(f"{name} {p99:.1f} s")
             came.check(f"{name}: p99 {p99:.1f} s", held=p99 <= (5 if grouped else 180 / scale))
-    came.told = "the other's p99: " + ", ".join(slowest)
+    came.summary = "the other's p99: " + ", ".join(slowest)
     return came
 
 
@@ -127,7 +127,7 @@ def starvation(
 
 
 def _aws_storm(came: Came, requests: int, seed: int) -> None:
-    """Many calls fail. What was never posted must not be told as possibly sent."""
+    """Make many calls fail. A message that was never posted must not count as possibly sent."""
     aws = AwsFaults(repeated=0.02, failed=0.03, slow=0.02, stale=0.2)
     faults = Faults(aws=aws, bus=BusFaults(calls=aws, throttled=[(*ALWAYS, 0.02)]))
     bots = [Account("default"), Account("clinic")]
@@ -164,7 +164,7 @@ def _one_record(came: Came, seed: int) -> float:
                     left = [AwsError(error, happens)]
 
                     def fail(point: str, call: str = call, left: list[AwsError] = left) -> Any:
-                        # Who everybody is, is read for the whole batch.
+                        # All identities of a batch are read with one call.
                         own = point.startswith(call) and not point.endswith(".get_many")
                         return left.pop() if left and own else None
 
@@ -214,7 +214,7 @@ def aws_errors(
                     ]
     _aws_storm(came, requests, seed)
     others = _one_record(came, seed)
-    came.told = (
+    came.summary = (
         f"{points} failing calls in stories, a storm of {requests}; beside a failing record the "
         f"other nine went out within {others:.1f} s"
     )
@@ -245,7 +245,7 @@ def _without_a_bus(came: Came, requests: int, hours: float, seed: int, *, away: 
     with World(seed, bots=[Account("default")], faults=faults) as world:
         published = publish(world, range(requests), per_second=requests / (hours * 3600))
         world.run(ends - world.simulation.now)
-        early = len(world.bus.told)
+        early = len(world.bus.published)
         came.check(f"{name}: {early} events", held=(early == 0) is away)
         waits = waited(world, published)
         done_in = world.run_until(
@@ -262,16 +262,18 @@ def _without_a_bus(came: Came, requests: int, hours: float, seed: int, *, away: 
         lost = [*publishing.dropped, *publishing.errors, *world.unpublished.waiting()]
         came.check(f"{name}: {lost[:3]}", held=not lost and not publishing.timeouts)
         came.broken += [f"{name}: {what}" for what in world.invariants.broken()]
-        ids = Counter(each["event_id"] for told in world.bus.told.values() for each in told)
+        ids = Counter(
+            each["event_id"] for events in world.bus.published.values() for each in events
+        )
         repeated = sum(times > 1 for times in ids.values())
         return _Outbox(p99_of(waits), done_in, len(ids), repeated)
 
 
 def _poison_in_the_stream(came: Came, requests: int, seed: int) -> float:
-    """One item nobody understands, two notifications whose events the bus refuses for ever.
+    """Write an unreadable item, and two notifications whose events the bus always refuses.
 
-    While the bus is away for some minutes, what cannot be published is put aside once all the same.
-    Returns how long the others' events took, all but one of a hundred.
+    While the bus is away for some minutes, what cannot be published is put aside once nevertheless.
+    Return how long the others' events took, all but one of a hundred.
     """
     never, too_large = (request(number)["id"] for number in (10, 20))
     away = (START + 60, START + 360)
@@ -320,7 +322,7 @@ def outbox(*, requests: int = 10_000, hours: float = 2, seed: int = 1) -> Came:
     )
     came.check(f"published {away.done_in:.0f} s after the outage", held=away.done_in <= 300)
     others = _poison_in_the_stream(came, 300, seed)
-    came.told = (
+    came.summary = (
         f"{requests} sent with a p99 of {away.sent_in:.2f} s, {calm.sent_in:.2f} s without the "
         f"outage; {away.events} events published within {away.done_in:.0f} s after it, "
         f"{away.repeated} of them twice; beside poison the others' p99 is {others:.1f} s"

@@ -57,7 +57,7 @@ def distance(
                     held=bot.throttled == 0,
                 )
                 came.broken += world.invariants.broken()
-    came.told = (
+    came.summary = (
         f"{requests} drained in {slowest:.1f} s at most, {throttled} throttled; "
         f"{set_ups} connections were set up"
     )
@@ -85,27 +85,27 @@ class _Paced:
         left: the plan less the chat's busiest second.
     """
 
-    penalties: list[float]
+    cooldowns: list[float]
     per_second: float
     left: float
 
     def judge(self, came: Came, name: str, hours: float) -> str:
         """Hold it against the bounds; return it as a sentence."""
         by_hour = [
-            sum(start <= (at - START) / 3600 < end for at in self.penalties)
+            sum(start <= (at - START) / 3600 < end for at in self.cooldowns)
             for start, end in ((0, 1), (1, 2), (2, 24))
         ]
         for count, most, when in zip(
             by_hour, (6, 2, 10), ("first hour", "second", "next 22 h"), strict=True
         ):
-            came.check(f"{name}: {count} penalties in the {when}", held=count <= most)
-        # Of less than two hours the first penalties are too large a part.
+            came.check(f"{name}: {count} cooldowns in the {when}", held=count <= most)
+        # Of less than two hours the first cooldowns are too large a part.
         came.check(
             f"{name}: {self.per_second:.1f} a second, {self.left:g} were left",
             held=self.per_second >= 0.75 * self.left or hours < 2,
         )
         return (
-            f"{name}, {hours:g} h: {'+'.join(map(str, by_hour))} penalties, "
+            f"{name}, {hours:g} h: {'+'.join(map(str, by_hour))} cooldowns, "
             f"{self.per_second:.1f} a second of {self.left:g}"
         )
 
@@ -125,8 +125,8 @@ def live_chat(*, hours: float = 2, kind: str = "bursts", seed: int = 1) -> Came:
                 number += 1
             world.run(1)
         rate = len(world.blip.sent) / ran
-        result = _Paced(bot.penalties, rate, PLAN - chat.busiest)
-        came.told = result.judge(came, kind, hours)
+        result = _Paced(bot.cooldowns, rate, PLAN - chat.busiest)
+        came.summary = result.judge(came, kind, hours)
         came.broken += world.invariants.broken(quiet=False)
     return came
 
@@ -177,6 +177,6 @@ def paced_chat(
         done_at = max(slots, default=at + wait) + here.random.uniform(0.05, 0.3)
         heapq.heappush(sandboxes, (done_at, sandbox))
     came = Came()
-    result = _Paced(account.penalties, sent / (hours * 3600), PLAN - chat.busiest)
-    came.told = result.judge(came, kind, hours)
+    result = _Paced(account.cooldowns, sent / (hours * 3600), PLAN - chat.busiest)
+    came.summary = result.judge(came, kind, hours)
     return came

@@ -65,7 +65,7 @@ def poison(
             )
             came.broken += [f"{kind}: {what}" for what in world.invariants.broken()]
             slowest.append(f"{kind} {p99_of(waits):.1f} s")
-    came.told = "the others' p99: " + ", ".join(slowest)
+    came.summary = "the others' p99: " + ", ".join(slowest)
     return came
 
 
@@ -87,7 +87,7 @@ def poison_alone(*, kinds: Iterable[str] = ("403", "look-up 81"), seed: int = 1)
             came.check(f"{kind} alone: {letters[:3]}", held=letters == [reason] * len(poisoned))
             came.check(f"{kind} alone: took {seconds / DAY:.1f} days", held=seconds <= 3 * DAY)
             took.append(f"{kind} {seconds / 3600:.1f} h")
-    came.told = "left alone behind an open breaker they ended after " + ", ".join(took)
+    came.summary = "left alone behind an open breaker they ended after " + ", ".join(took)
     return came
 
 
@@ -110,7 +110,7 @@ def wrong_bot(*, requests: int = 500, hours: float = 3, seed: int = 1) -> Came:
             sent = len(waited(world, published))
             came.check(f"{kind}: {sent} sent in the end", held=sent == requests)
             came.broken += [f"{kind}: {what}" for what in world.invariants.broken()]
-    came.told = f"a wrong key and no channel for {hours:g} h: no dead letter"
+    came.summary = f"a wrong key and no channel for {hours:g} h: no dead letter"
     return came
 
 
@@ -123,7 +123,7 @@ SPORADIC = (131016, 1016, 131000)
 def sporadic(
     *, requests: int = 10_000, per_second: float = 10, rate: float = 0.001, seed: int = 1
 ) -> Came:
-    """Once in a while WhatsApp itself fails: it tells nothing about the bot's number."""
+    """Make WhatsApp itself fail occasionally, which says nothing about the bot's number."""
     came = Came()
     slowest, failures = 0.0, 0
     for code in SPORADIC:
@@ -141,7 +141,7 @@ def sporadic(
             again = [key for key in failed if f"{key}:2" not in world.blip.sent]
             came.check(f"{code}: {len(again)} were not sent once more", held=not again)
             came.broken += [f"{code}: {what}" for what in world.invariants.broken()]
-    came.told = f"p99 {slowest:.1f} s, {failures} failed and went out once more"
+    came.summary = f"p99 {slowest:.1f} s, {failures} failed and went out once more"
     return came
 
 
@@ -160,7 +160,7 @@ def lagging_history(
 ) -> Came:
     """One send in twenty goes unanswered, taken or not, and the history is of little help."""
     came = Came()
-    told: list[str] = []
+    summary: list[str] = []
     for kind in histories:
         for flow in ("steady", "first message", "one a day"):
             count = {"steady": requests, "first message": 1, "one a day": 6}[flow]
@@ -193,6 +193,6 @@ def lagging_history(
                         came.check(f"{name}: {len(lost)} were not", held=not lost)
                     elif kind != "three hours behind" or flow == "first message":
                         came.check(f"{name}: {again} sent again", held=again == 0)
-                    told.append(f"{name}: {again} denied, {len(letters)} letters")
-    came.told = "0 twice, 0 lost; " + "; ".join(told)
+                    summary.append(f"{name}: {again} denied, {len(letters)} letters")
+    came.summary = "0 twice, 0 lost; " + "; ".join(summary)
     return came

@@ -21,14 +21,14 @@ DAY = 86_400.0
 
 @dataclass
 class Came:
-    """What came of a row.
+    """The result of a row.
 
     Attributes:
-        told: in a sentence.
-        broken: which bounds were not kept.
+        summary: one sentence.
+        broken: the bounds that were not kept.
     """
 
-    told: str = ""
+    summary: str = ""
     broken: list[str] = field(default_factory=list)
 
     def check(self, what: str, *, held: bool) -> None:
@@ -80,7 +80,7 @@ def sent_twice(world: World) -> list[str]:
 
 
 class Silent(dict[str, Fate]):
-    """Nobody's messages are received: no receipts, which have nothing to do with the pace."""
+    """Fates without any receipt, since receipts do not affect the pace."""
 
     def get(self, _: object, __: object = None) -> Any:
         return Fate(silent=True)

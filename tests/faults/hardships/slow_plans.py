@@ -57,7 +57,7 @@ def _with(values: Mapping[str, int]) -> Settings:
 WEEK = 7 * DAY
 MAX_RECEIVES = 700
 # What keeps a request waiting for a week.
-WAITS = ("for a slot", "outage", "penalties", "history fails")
+WAITS = ("for a slot", "outage", "cooldowns", "history fails")
 
 
 def _slow(came: Came, name: str, settings: Settings, plan: float, requests: int, seed: int) -> int:
@@ -74,7 +74,7 @@ def _waiting(came: Came, name: str, settings: Settings, wait: str, week: float, 
     bot = Account("default")
     spells: list[Any] = []
     if wait != "for a slot":
-        fault = {"outage": "refused", "penalties": "throttled", "history fails": "dropped"}[wait]
+        fault = {"outage": "refused", "cooldowns": "throttled", "history fails": "dropped"}[wait]
         spells.append((START, START + 10 * DAY, fault, None))
     faults = Faults(blip=BlipFaults(spells=spells))
     settings = replace(settings, history=HistorySettings(answers=False))
@@ -137,5 +137,5 @@ def slow_plan(
         for wait in waits:
             count += 1
             most = max(most, _waiting(came, f"{name}, {wait}", settings, wait, week, seed))
-    came.told = f"no time-out, {most} receive_count at most, in {count} runs"
+    came.summary = f"no time-out, {most} receive_count at most, in {count} runs"
     return came

@@ -42,7 +42,7 @@ TTL, NEGATIVE_TTL = 6 * 86_400, 86_400
 
 
 class Backend(Protocol):
-    """Somewhere to keep state, and what several sandboxes see of it."""
+    """A place for state, and the adapters of several sandboxes on it."""
 
     clock: Clock
 
@@ -61,7 +61,7 @@ class Backend(Protocol):
 
 
 class Fakes:
-    """The fakes, on tables in memory."""
+    """The adapters on simulated tables, and the queues in memory."""
 
     def __init__(self) -> None:
         self.clock = Clock()

@@ -23,7 +23,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 @pytest.fixture(autouse=True)
 def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Whatever an adapter logs, it is no personal data."""
+    """Assert that no adapter logs personal data."""
     yield
     for record in caplog.records:
         assert "99999888" not in str(record.__dict__)

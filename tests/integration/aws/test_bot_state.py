@@ -413,7 +413,7 @@ def test_number_that_is_down_is_polled_for_receipts(backend: Backend) -> None:
     assert bot_states.reserve(a_bot(), "commands", 1, HORIZON, share=SHARE, asking=True).slots
     assert reserve(backend, plan="commands") == Reservation(
         (), None, HoldReason.BREAKER_OPEN
-    )  # nobody is looked up
+    )  # no recipient is looked up
     bot_states.pause("default")
     assert not bot_states.reserve(a_bot(), "commands", 1, HORIZON, share=SHARE, asking=True).slots
 

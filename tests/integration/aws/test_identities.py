@@ -231,7 +231,7 @@ def test_memory_is_bounded_and_drops_the_oldest(
     for recipient in recipients:
         backend.change("identities", "/".join(recipient), address="another@wa.gw.msging.net")
 
-    # The newest first: to read what was forgotten is to remember it.
+    # The newest first: reading a dropped identity caches it again.
     remembered = [
         known(identities, recipient) == Identity(ADDRESS) for recipient in reversed(recipients)
     ]

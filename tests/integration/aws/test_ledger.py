@@ -309,7 +309,7 @@ def test_expired_entry_is_cancelled_in_advance(backend: Backend) -> None:
 
     assert cancel(backend, notification).status is Status.CANCELLED
 
-    # What was before is another notification's, of which no event may tell.
+    # The earlier entry is another notification's and must not be published.
     cancel(backend, never_seen)
     names = {"key": notification.key, "id": "order-1"}
     assert entry(backend, notification) == entry(backend, never_seen) | names
@@ -539,7 +539,7 @@ def test_simulated_and_moto_ledger_agree(real: RealOnes) -> None:
         until = fakes.clock.now() + rng.choice([0.5, LEASE])
         generation = rng.choice([None, None, 1, 2])
         content = rng.choice(contents)
-        # What is cancelled or forgotten stays so: others take its place.
+        # Cancelled or erased entries stay so: others take their place.
         content = content | {"id": f"{content['id']}-{step // 20}"}
         notification = of_generation(a_notification(**content), generation)
         receipt = Receipt(
@@ -568,7 +568,7 @@ def test_simulated_and_moto_ledger_agree(real: RealOnes) -> None:
             move == "complete" and fakes.item("ledger", notification.key) != waiting
         )
 
-    # The stories were not all the same.
+    # The stories differed.
     assert seen["claim: Claim"] > 5
     assert seen["claim: LedgerEntry"] > 5
     assert seen["start: str"] > 2

@@ -18,7 +18,7 @@ from tests.integration.conftest import Aws
 from tests.support.builders import a_failure
 from tests.support.clock import Clock
 
-# --- Dead letters that are looked at and put back -------------------------------------------------
+# --- Dead letters that are scanned and redriven ---------------------------------------------------
 
 
 def lay_down(letters: Any, body: str, **changes: Any) -> None:
@@ -455,11 +455,11 @@ def test_failure_is_short_ascii_however_many_fields_are_broken(aws: Aws) -> None
     text = parameters["MessageAttributes"]["failure"]["StringValue"]
     assert text.isascii()
     assert len(text) <= 4096
-    told = json.loads(text)
-    kept = len(told["fields"])
-    assert told["fields"] == [asdict(one) for one in broken[:kept]]
+    written = json.loads(text)
+    kept = len(written["fields"])
+    assert written["fields"] == [asdict(one) for one in broken[:kept]]
     assert kept
-    assert told["fields_left_out"] == 20 - kept
+    assert written["fields_left_out"] == 20 - kept
 
 
 def test_adapters_get_boto3_s_own_client(aws: Aws) -> None:

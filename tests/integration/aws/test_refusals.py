@@ -47,7 +47,7 @@ def test_refused_request_has_its_own_ledger_entry(backend: Backend) -> None:
         "updated_at": now + 1000,
         "expires_at": round(backend.clock.now() + 14 * DAY),
     }
-    # The notification that has the id goes on undisturbed.
+    # The notification with this id is not affected.
     assert entry(backend, notification) == before
 
 

@@ -40,7 +40,7 @@ def test_bot_with_a_refused_key_is_fetched_again(backend: Backend) -> None:
     fresh = secrets.fresh("default", stale)
 
     assert fresh.key == OTHER_KEY
-    # Who comes a moment later gets the same without another fetch.
+    # A call a moment later gets the same without another fetch.
     backend.put_secret(a_secret(default=KEY))
     backend.clock.advance(60)
     assert secrets.fresh("default", stale) == fresh

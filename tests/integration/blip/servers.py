@@ -26,7 +26,7 @@ def at(port: int, scheme: str = "http") -> Bot:
 
 
 def at_once() -> None:
-    """Wait for no slot."""
+    """Do not wait for a slot."""
 
 
 def send(client: BlipClient, bot: Bot, message_id: str = "id") -> Failure | None:
@@ -118,7 +118,7 @@ def _complete(data: bytes) -> bool:
 
 
 def answering(*parts: bytes, every_seconds: float = 0, close: bool = False) -> Server:
-    """A server that answers every request with these parts, and then again, until it closes."""
+    """Return a server that answers each request with these parts until it closes."""
 
     def script(connection: socket.socket) -> None:
         while True:

@@ -235,7 +235,7 @@ def test_refusal_with_a_truncated_reason_is_a_refusal(client: BlipClient) -> Non
 
 
 def test_long_request_on_a_closing_connection_is_an_unknown_outcome(client: BlipClient) -> None:
-    """The server stops reading: what it has read, nobody knows."""
+    """The server stops reading; how much it has read is unknown."""
     huge = Template(name="order_shipped", language="pt_BR", components=[HUGE])
 
     def script(connection: socket.socket) -> None:

@@ -262,7 +262,7 @@ def test_connection_is_reused(client: BlipClient) -> None:
 def test_idle_connection_is_not_reused_after_its_limit(
     client: BlipClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A frozen sandbox's monotonic clock stands still: only the wall clock tells."""
+    """A frozen sandbox's monotonic clock stands still, so the wall clock counts."""
     wall_clock, frozen_for = time.time, [0.0]
     monkeypatch.setattr(time, "time", lambda: wall_clock() + frozen_for[0])
     with answering(TAKEN) as server:

@@ -141,8 +141,8 @@ def terminal(columns: int, typed: str = "") -> Iterator[Terminal]:
         os.close(slave)
         reader.start()
         sys.stdin = open(0, closefd=False)  # noqa: SIM115 - closed below
-        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - likewise
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - likewise
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - closed with the command
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - closed with the command
         yield shown
     finally:
         for stream in (sys.stdout, sys.stderr, sys.stdin):

@@ -47,7 +47,7 @@ def function(aws: Aws, receipts_dead_letters: str) -> ForgetRecipient:
 
 @pytest.fixture
 def everything(aws: Aws, receipts_dead_letters: str) -> Callable[[], str]:
-    """Return whatever the tables and the dead letters hold, as text; the letters stay."""
+    """Return the content of the tables and the dead letters as text; the dead letters stay."""
 
     def read() -> str:
         tables = [aws.dynamodb.scan(TableName=name)["Items"] for name in ("ledger", "identities")]

@@ -190,7 +190,7 @@ def test_waiting_notification_is_cancelled_and_never_sent(
     assert stack.deliver(request | {"to": "+5531988887777"}) == []
     assert stack.blip.inbox() == []
     assert stack.aws.dead_letters() == []
-    details = [event["detail"] for event in receipts.told()]
+    details = [event["detail"] for event in receipts.published()]
     assert {(d["id"], d["status"], d["reason"]) for d in details} == {
         (request["id"], "cancelled", None)
     }
@@ -236,7 +236,7 @@ def test_cancellation_is_published_when_the_bus_answers_again(
         assert receipts.publish() == 1
 
     assert asked.cancel("order-1")[0] == 200
-    assert len(receipts.told()) == 1
+    assert len(receipts.published()) == 1
 
 
 def test_cancellation_in_advance_is_published_once_when_its_request_arrives(
@@ -244,16 +244,16 @@ def test_cancellation_in_advance_is_published_once_when_its_request_arrives(
 ) -> None:
     request = a_request(id="order-1", metadata={"order": "981"}, correlation_id="trace-1")
     assert asked.cancel("order-1")[0] == 200
-    assert receipts.told() == []
+    assert receipts.published() == []
 
     assert stack.deliver(request, request) == []
 
-    (event,) = receipts.told()
+    (event,) = receipts.published()
     detail = event["detail"]
     assert (detail["status"], detail["generation"]) == ("cancelled", 0)
     assert (detail["metadata"], detail["correlation_id"]) == ({"order": "981"}, "trace-1")
     assert asked.cancel("order-1")[1]["template"] == "order_shipped"
-    assert receipts.told() == []
+    assert receipts.published() == []
 
 
 # --- What was refused -----------------------------------------------------------------------------
@@ -285,7 +285,7 @@ def test_invalid_request_is_returned_with_its_reasons(
         "created_at": at,
         "updated_at": at,
     }
-    (event,) = receipts.told()
+    (event,) = receipts.published()
     detail = event["detail"]
     assert (detail["id"], detail["status"], detail["reason"], detail["time"]) == (
         *("order-1", "rejected", "invalid"),
@@ -303,7 +303,7 @@ def test_last_ten_refusals_of_an_id_are_returned(
     for number in range(12):
         clock.advance(60)
         assert stack.deliver(a_request(id="order-1", to=f"no number {number}")) == []
-        heard += [event["detail"]["time"] for event in receipts.told()]
+        heard += [event["detail"]["time"] for event in receipts.published()]
         times.append(asked("order-1")[1]["updated_at"])
 
     answer = asked("order-1")[1]
@@ -325,13 +325,13 @@ def test_notification_takes_precedence_over_refusals(
 
     assert (answer["status"], answer["reason"], answer["generation"]) == ("sent", None, 1)
     assert [change["status"] for change in answer["timeline"]] == ["sent"]
-    told = [event["detail"] for event in receipts.told()]
-    assert [(d["status"], d["reason"], d["generation"]) for d in told] == [
+    published = [event["detail"] for event in receipts.published()]
+    assert [(d["status"], d["reason"], d["generation"]) for d in published] == [
         ("sent", None, 1),
         ("rejected", "id_conflict", 0),
     ]
-    assert {d["id"] for d in told} == {"order-1"}
-    assert len({d["event_id"] for d in told}) == 2
+    assert {d["id"] for d in published} == {"order-1"}
+    assert len({d["event_id"] for d in published}) == 2
 
 
 def test_refusals_are_returned_for_fourteen_days(
@@ -348,7 +348,7 @@ def test_refusals_are_returned_for_fourteen_days(
 def test_table_that_does_not_answer_is_an_error_of_the_function(asked: Asked, aws: Aws) -> None:
     aws.dynamodb.delete_table(TableName="ledger")
 
-    with pytest.raises(ClientError):  # a 500: whoever asks comes again
+    with pytest.raises(ClientError):  # a 500: the client asks again
         asked("order-1")
 
 

@@ -189,7 +189,7 @@ def test_message_that_ended_meanwhile_stays_final(
     assert due_in(stack, key, clock) is None
 
 
-# --- Whom -----------------------------------------------------------------------------------------
+# --- Which bots -----------------------------------------------------------------------------------
 
 
 def test_bots_with_a_webhook_are_not_polled(
@@ -329,7 +329,7 @@ def test_open_breaker_stops_polling(
 def test_number_that_is_down_is_still_polled(
     receipts: ReceiptsStack, stack: Stack, clock: MachineClock
 ) -> None:
-    """They are what can tell whether it still is."""
+    """Only they can show whether it still is."""
     sent(stack)
     table = Table(stack.aws.dynamodb, "identities")
     DynamoDbBotStates(table, clock.now).number_down("default", "131042: payment")
@@ -391,7 +391,7 @@ def test_failed_query_is_postponed_and_does_not_delay_the_others(
     stack.blip.add_fault(path="history", **fault, times=1)
     clock.advance(6 * MINUTE)
 
-    # One of the first two fails, and nobody else is asked about in this run.
+    # One of the first two fails, and no other message is polled in this run.
     assert [receipts.poll() for _ in range(3)] == [1, 1, 0]
 
     waits = sorted(due_in(stack, key, clock) or 0 for key in keys)

@@ -117,7 +117,7 @@ def bus(receipts: ReceiptsStack) -> Iterator[Bus]:
 
 
 def test_each_event_has_its_documented_form(receipts: ReceiptsStack) -> None:
-    """Word for word: whoever listens may depend on it, and tells repetitions by the id."""
+    """Word for word: consumers may depend on it, and recognise repetitions by the id."""
     image = an_image(
         "order-1",
         ["sent", 1, AT, None],

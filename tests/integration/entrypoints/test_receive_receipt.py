@@ -132,7 +132,7 @@ def test_secret_is_compared_in_constant_time(
 
     monkeypatch.setattr(hmac, "compare_digest", compare)
 
-    # Nothing but this comparison lets anybody in.
+    # Only this comparison accepts a request.
     assert receipts.post(RECEIPT) == UNAUTHORIZED
     assert receipts.post(RECEIPT, secret=NEWEST_SECRET) == OK
     assert set(compared) == {

@@ -48,7 +48,7 @@ def item(stack: Stack, key: str) -> Json:
 @pytest.fixture
 def key(stack: Stack, receipts: ReceiptsStack) -> str:
     key = sent(stack, id="order-1", metadata={"order": "1"})
-    receipts.told()
+    receipts.published()
     return key
 
 
@@ -60,9 +60,9 @@ def test_each_change_is_published(receipts: ReceiptsStack, stack: Stack, key: st
         assert receipts.record(a_receipt(key, event)) == []
         assert item(stack, key)["status"] == event
 
-    told = receipts.told()
-    assert [heard["detail"]["status"] for heard in told] == ["received", "consumed"]
-    for heard in told:
+    published = receipts.published()
+    assert [heard["detail"]["status"] for heard in published] == ["received", "consumed"]
+    for heard in published:
         schema("status-event.schema.json").validate(heard)
         assert heard["source"] == "blip-notifier"
         assert heard["detail-type"] == "Notification Status Changed"
@@ -85,7 +85,7 @@ def test_each_change_is_published(receipts: ReceiptsStack, stack: Stack, key: st
 def test_sent_is_published(receipts: ReceiptsStack, stack: Stack) -> None:
     sent(stack, id="order-1")
 
-    (event,) = receipts.told()
+    (event,) = receipts.published()
     schema("status-event.schema.json").validate(event)
     assert (event["detail"]["id"], event["detail"]["status"]) == ("order-1", "sent")
 
@@ -93,7 +93,7 @@ def test_sent_is_published(receipts: ReceiptsStack, stack: Stack) -> None:
 def test_dead_letter_is_published_with_its_reason(receipts: ReceiptsStack, key: str) -> None:
     receipts.record(a_receipt(key, "failed", 132_001))
 
-    (event,) = receipts.told()
+    (event,) = receipts.published()
     schema("status-event.schema.json").validate(event)
     assert event["detail"]["status"] == "failed"
     assert event["detail"]["reason"] == "undelivered"
@@ -109,8 +109,8 @@ def test_accepted_and_dispatched_are_published_if_enabled(
 
     receipts.record(*(a_receipt(key, event) for event in ("accepted", "dispatched", "received")))
 
-    told = [event["detail"]["status"] for event in receipts.told()]
-    assert told == ["sent", "accepted", "dispatched", "received"]
+    published = [event["detail"]["status"] for event in receipts.published()]
+    assert published == ["sent", "accepted", "dispatched", "received"]
 
 
 @pytest.mark.parametrize("problem", ["raises", "refuses"])
@@ -144,9 +144,9 @@ def test_unpublished_receipt_is_recorded_at_once_and_published_later(
         assert receipts.publish() == 1
         assert receipts.heard() == []
 
-    assert [each["detail"]["status"] for each in receipts.told()] == [event]
+    assert [each["detail"]["status"] for each in receipts.published()] == [event]
     assert receipts.record(*batch) == []
-    assert receipts.told() == []
+    assert receipts.published() == []
     assert stack.aws.dead_letters() == []
 
 
@@ -188,17 +188,17 @@ def test_redrive_is_the_next_generation(receipts: ReceiptsStack, stack: Stack, k
     receipts.record(a_receipt(key, "failed", 132_001))
     (letter,) = stack.aws.dead_letters()
 
-    # Put back twice: by hand, and by the console.
+    # Redriven twice: by hand, and by the console.
     assert stack.deliver(letter["body"], generation=int(letter["generation"])) == []
     assert stack.deliver(letter["body"], generation=int(letter["generation"])) == []
 
     assert [message["id"] for message in stack.blip.inbox()] == [key, f"{key}:2"]
-    receipts.told()
+    receipts.published()
     # What comes late about the first one changes nothing any more,
     assert receipts.record(a_receipt(key, "dispatched"), a_receipt(key, "failed", 131_026)) == []
     assert item(stack, key)["status"] == "sent"
     assert stack.aws.dead_letters() == []
-    assert receipts.told() == []
+    assert receipts.published() == []
     # what comes about the second one does,
     assert receipts.record(a_receipt(f"fwd:{key}:2", "failed", 132_001)) == []
     (letter,) = stack.aws.dead_letters()
@@ -208,8 +208,10 @@ def test_redrive_is_the_next_generation(receipts: ReceiptsStack, stack: Stack, k
     assert item(stack, key)["status"] == "received"
     assert stack.deliver(letter["body"], generation=2) == []
     assert len(stack.blip.inbox()) == 2
-    told = [(event["detail"]["status"], event["detail"]["generation"]) for event in receipts.told()]
-    assert told == [("failed", 2), ("received", 1)]
+    published = [
+        (event["detail"]["status"], event["detail"]["generation"]) for event in receipts.published()
+    ]
+    assert published == [("failed", 2), ("received", 1)]
 
 
 def test_rate_limit_enqueues_the_request_once(
@@ -232,7 +234,7 @@ def test_rate_limit_enqueues_the_request_once(
             "redrives": {"DataType": "Number", "StringValue": "0"},
         },
     }
-    assert receipts.told() == []
+    assert receipts.published() == []
     assert stack.deliver() == []  # not before its time
     assert len(stack.blip.inbox()) == 1
 
@@ -276,16 +278,16 @@ def test_repeated_receipts_change_nothing(receipts: ReceiptsStack, stack: Stack,
     assert receipts.record(*batch) == []
 
     assert len(stack.aws.dead_letters()) == 1
-    assert len(receipts.told()) == 1
+    assert len(receipts.published()) == 1
     assert receipts.record(*[a_receipt(key, "received")] * 3, a_receipt(key, "failed", 1)) == []
-    assert [event["detail"]["status"] for event in receipts.told()] == ["received"]
+    assert [event["detail"]["status"] for event in receipts.published()] == ["received"]
     assert item(stack, key)["status"] == "received"
 
 
 def test_batch_may_hold_any_body(receipts: ReceiptsStack, stack: Stack) -> None:
     keys = [sent(stack, to=f"+55319999988{number:02}") for number in range(8)]
     foreign = ledger_key("default", "nobody's")
-    receipts.told()
+    receipts.published()
     batch = [a_receipt(key, "received") for key in keys[:4]]
     batch += [a_receipt(key, "failed", 131_026) for key in keys[4:]]
     batch += [a_receipt(keys[0], "dispatched"), a_receipt(keys[7], "consumed")]
@@ -299,7 +301,7 @@ def test_batch_may_hold_any_body(receipts: ReceiptsStack, stack: Stack) -> None:
         keys[7]: "consumed"
     }
     assert len(stack.aws.dead_letters()) == 4
-    assert len(receipts.told()) == 4 + 4 + 1
+    assert len(receipts.published()) == 4 + 4 + 1
 
 
 def test_receipt_before_the_send_s_answer_is_kept(
@@ -320,8 +322,8 @@ def test_receipt_before_the_send_s_answer_is_kept(
     found = item(stack, key)
     assert found["status"] == "received"
     assert not found.keys() & {"token", "lease_until", "request"}
-    told = [event["detail"]["status"] for event in receipts.told()]
-    assert told == ["sent", "received"]
+    published = [event["detail"]["status"] for event in receipts.published()]
+    assert published == ["sent", "received"]
 
 
 def test_failure_before_the_send_s_answer_is_kept(
@@ -340,7 +342,7 @@ def test_failure_before_the_send_s_answer_is_kept(
 
     assert item(stack, key)["status"] == "failed"
     assert len(stack.aws.dead_letters()) == 1
-    assert [event["detail"]["status"] for event in receipts.told()] == ["sent", "failed"]
+    assert [event["detail"]["status"] for event in receipts.published()] == ["sent", "failed"]
 
 
 def test_receipts_may_arrive_weeks_later(
@@ -352,7 +354,7 @@ def test_receipts_may_arrive_weeks_later(
     assert receipts.record(a_receipt(key, "received")) == []
     assert item(stack, key)["status"] == "received"
 
-    # And when the ledger has forgotten.
+    # And when the ledger's entry has expired.
     stack.aws.dynamodb.delete_item(TableName="ledger", Key={"key": {"S": key}})
     assert receipts.record(*(a_receipt(key, e) for e in ("accepted", "consumed", "failed"))) == []
     assert stack.aws.ledger() == []
@@ -369,7 +371,7 @@ def test_receipts_without_a_notification_write_nothing(
 
     assert stack.aws.ledger() == []
     assert stack.aws.dead_letters() == []
-    assert receipts.told() == []
+    assert receipts.published() == []
     # The bot's other messages cost no call at all.
     stack.aws.calls.clear()
     receipts.record(a_receipt(keys[1], "received"), a_receipt(keys[2], "failed"))
@@ -380,7 +382,7 @@ def test_two_sandboxes_with_the_same_batch_do_the_same_as_one(
     receipts: ReceiptsStack, stack: Stack
 ) -> None:
     keys = [sent(stack, to=f"+55319999988{number:02}") for number in range(6)]
-    receipts.told()
+    receipts.published()
     other = ReceiptsStack(**{name: getattr(receipts, name) for name in receipts.__annotations__})
     batch = [a_receipt(key, event) for key in keys for event in ("consumed", "received")]
 
@@ -390,9 +392,11 @@ def test_two_sandboxes_with_the_same_batch_do_the_same_as_one(
     other.recorder.close()
 
     assert {item["status"] for item in stack.aws.ledger()} == {"consumed"}
-    told = [event["detail"] for event in receipts.told()]
-    assert len({detail["event_id"] for detail in told}) == len(told)  # each is told once
-    assert [detail["status"] for detail in told].count("consumed") == 6
+    published = [event["detail"] for event in receipts.published()]
+    assert len({detail["event_id"] for detail in published}) == len(
+        published
+    )  # each is published once
+    assert [detail["status"] for detail in published].count("consumed") == 6
 
 
 # --- What cannot be recorded hurts nothing else ---------------------------------------------------

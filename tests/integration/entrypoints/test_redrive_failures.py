@@ -45,7 +45,7 @@ def depth(aws: Aws, url: str) -> int:
     )
 
 
-# --- One letter's way -----------------------------------------------------------------------------
+# --- One dead letter ------------------------------------------------------------------------------
 
 
 def test_failed_request_is_sent_again_after_its_cause_is_fixed(
@@ -73,7 +73,7 @@ def test_failed_request_is_sent_again_after_its_cause_is_fixed(
 def test_dead_letter_that_fails_again_counts_its_redrives(
     stack: Stack, receipts: ReceiptsStack
 ) -> None:
-    """Also after a retry, whoever makes the letter."""
+    """Also after a retry, whichever function writes the dead letter."""
     stack.deliver(a_request(id="order-1"))
     key = ledger_key("default", "order-1")
     message_id = key
@@ -99,7 +99,7 @@ def test_dead_letter_that_fails_again_counts_its_redrives(
 
 
 def test_redrive_of_the_sqs_console_is_understood(stack: Stack, receipts: ReceiptsStack) -> None:
-    """It copies a letter with all of its attributes, also one that the function puts back."""
+    """It copies a dead letter with all of its attributes, also one that the function enqueues."""
     key = ledger_key("default", "order-1")
     stack.deliver(a_request(id="order-1"))
     receipts.record(a_receipt(key, "failed", 132_001))
@@ -122,7 +122,7 @@ def test_redrive_of_the_sqs_console_is_understood(stack: Stack, receipts: Receip
     assert stack.aws.dead_letters() == []
 
 
-# --- A thousand letters ---------------------------------------------------------------------------
+# --- A thousand dead letters ----------------------------------------------------------------------
 
 
 class Death(BaseException):
@@ -193,7 +193,7 @@ REASONS = [
 def thousand(aws: Aws) -> list[Json]:
     """A thousand dead letters of five reasons, in any order; the requests that were undelivered.
 
-    The ledger knows what was tried, as it does after the functions have made such letters.
+    The ledger holds what was tried, as it does after the functions have written them.
     """
     now = 1_800_000_000.0
     ledger = WholeLedger(Table(aws.dynamodb, "ledger"), lambda: now)

@@ -108,7 +108,7 @@ def test_simulator_runs_as_a_process() -> None:
             headers={"Authorization": started["keys"]["bot"]},
         )
         assert answer.status_code == 202
-        assert httpx.get(f"{started['inbox']}inbox").json()[0]["bot"] == "bot"
+        assert httpx.get(started["inbox"]).json()[0]["bot"] == "bot"
     finally:
         process.terminate()
         process.communicate(timeout=60)
@@ -126,7 +126,7 @@ def test_simulator_runs_as_a_process_with_tls(tmp_path: Path) -> None:
         started = json.loads(process.stdout.readline())
         trusting = ssl.create_default_context(cafile=certificate)
         assert started["url"].startswith("https://")
-        assert httpx.get(f"{started['inbox']}inbox", verify=trusting).json() == []
+        assert httpx.get(started["inbox"], verify=trusting).json() == []
     finally:
         process.terminate()
         process.communicate(timeout=10)

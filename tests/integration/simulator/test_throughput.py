@@ -1,4 +1,4 @@
-"""The BLiP simulator: the plan, its penalty and other traffic."""
+"""The BLiP simulator: the plan, its cooldown and other traffic."""
 
 from random import Random
 from typing import Any

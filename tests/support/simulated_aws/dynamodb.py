@@ -83,8 +83,8 @@ class AwsError:
     """A call that fails in all its tries.
 
     Attributes:
-        name: of the error.
-        happens: how many of the tries have their effect all the same.
+        name: the error's name.
+        happens: how many of the tries take effect although they fail.
     """
 
     name: str
@@ -193,8 +193,8 @@ class SimTable(Table):
 
     Attributes:
         items: by key.
-        on_write: called for every write, with the item before and after it; a deletion's is empty,
-            by whomever it was, as is that of an item that was not there before.
+        on_write: called for every write, with the item before and after it. After a deletion the
+            item is empty, as it is before a first write.
         polled: the keys of the items in the index `polls`.
         page: how many items a scan looks at in one call.
     """

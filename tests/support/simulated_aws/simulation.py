@@ -59,7 +59,7 @@ class _Task:
     """A thread of a process.
 
     Attributes:
-        turns: how often it has run; tells a wake-up that came too late from the one it waits for.
+        turns: how often it has run; distinguishes a late wake-up from the one it waits for.
     """
 
     def __init__(self, process: Process, function: Callable[[], Any], future: "SimFuture") -> None:
@@ -83,7 +83,7 @@ class _Call:
         self.error: Exception | None = None
 
 
-# What happens at a time: a thread goes on, if it is still at that turn, or something is done.
+# An event: a thread continues, if it is still at that turn, or a function is called.
 type _Event = tuple[_Task, int] | Callable[[], None]
 
 
@@ -142,7 +142,7 @@ class Simulation:
     Attributes:
         now: the time, in epoch seconds.
         random: the only source of chance.
-        manual: nothing goes on until `step` says so.
+        manual: nothing happens until `step` names it.
         ready: in the manual mode, what can happen next.
         crash: asked at every call, before it begins and when it is back, whether the process shall
             be killed here. Given the process, the call's name and which of the two it is.
@@ -275,7 +275,7 @@ class Simulation:
         return future
 
     def kill(self, process: Process) -> None:
-        """End a process where it is. What it had under way arrives or not."""
+        """End a process where it is. Its calls under way arrive or not."""
         process.dead = True
         for task in list(process.tasks):
             call = task.call
@@ -296,7 +296,7 @@ class Simulation:
         self._at(self.now + self.random.random() * STRAGGLES_SECONDS, arrive)
 
     def at(self, time: float, action: Callable[[], None]) -> None:
-        """Do something at a time."""
+        """Call a function at a time."""
         self._at(time, action)
 
     # --- driving it -------------------------------------------------------------------------------
@@ -315,7 +315,7 @@ class Simulation:
         self.now = max(self.now, self._until)
 
     def step(self, number: int) -> None:
-        """In the manual mode: let one of what is ready happen."""
+        """In the manual mode: run one of the ready events."""
         event = self.ready.pop(number)
         if callable(event):
             event()
@@ -325,7 +325,7 @@ class Simulation:
             self._raise_failure()
 
     def advance(self, seconds: float) -> None:
-        """In the manual mode: move the clock. Who has slept long enough becomes ready."""
+        """In the manual mode: move the clock. Threads that have slept long enough become ready."""
         until = self.now + max(0.0, seconds)
         while self._timers and self._timers[0][0] <= until:
             time, _, event = heapq.heappop(self._timers)
@@ -337,7 +337,7 @@ class Simulation:
         self.now = until
 
     def let_go(self) -> None:
-        """Leave the manual mode: from here on everything goes on by itself."""
+        """Leave the manual mode: from here on events happen by themselves."""
         self.manual = False
         for event in self.ready:
             self._at(self.now, event)
@@ -371,7 +371,7 @@ class Simulation:
             self._at(self.now + seconds, event)
 
     def _pause(self, task: _Task) -> None:
-        """Return way until this task's turn comes; whoever gives way chooses who is next."""
+        """Yield until this task's turn comes; the yielding thread picks the next one."""
         following = self._next()
         if following is not task:
             self._hand_over(following)
@@ -394,7 +394,7 @@ class Simulation:
             raise failure
 
     def _next(self) -> _Task | None:
-        """Do what is due until it is a thread's turn; None: it is the turn of who drives us."""
+        """Run due events until it is a thread's turn. `None` means the driving thread's turn."""
         self._current = None
         if self.manual or self._closing or self._failure is not None:
             return None
@@ -407,7 +407,7 @@ class Simulation:
                     event()
                 elif event[0].turns == event[1]:
                     return self._started(event[0])
-        except BaseException as error:  # noqa: BLE001 - it belongs to who drives us
+        except BaseException as error:  # noqa: BLE001 - it is raised in the driving thread
             self._failure = error
         return None
 

@@ -34,7 +34,7 @@ class QueueFaults:
     """How often a standard queue does what it may do, as probabilities per receipt.
 
     Attributes:
-        shown_twice: a message that somebody has just received is shown to somebody else, too.
+        shown_twice: a message that was just received is delivered to another receiver, too.
         comes_back: a deleted message is delivered once more.
     """
 
@@ -47,7 +47,7 @@ class Message:
     """One message.
 
     Attributes:
-        hidden: how often its visibility was set; tells the last time from an earlier one.
+        changes: how often its visibility was set; distinguishes the last time from earlier ones.
     """
 
     number: int
@@ -56,7 +56,7 @@ class Message:
     group: str
     sent_at: float
     receive_count: int = 0
-    hidden: int = 0
+    changes: int = 0
     handle: str = ""
     received_at: float = 0.0
     in_flight: bool = False
@@ -127,7 +127,7 @@ class Queue:
         self._visible: dict[str, list[Message]] = {}
         self._in_flight: Counter[str] = Counter()
         self._flying = 0
-        self._hidden: list[tuple[float, int, Message, int]] = []
+        self._invisible: list[tuple[float, int, Message, int]] = []
         self._numbers = count(1)
         self._nudge_at = float("inf")
         self._approximate = approximate
@@ -151,13 +151,13 @@ class Queue:
         self.messages[message.number] = message
         self.on_sent(message)
         if delay:
-            self._hide(message, delay)
+            self._make_invisible(message, delay)
         else:
             self._show(message)
         return message
 
-    def receive(self, most: int = BATCH, hidden: float | None = None) -> list[Message]:
-        """Take messages off, hidden from others for so long, or for the visibility timeout."""
+    def receive(self, most: int = BATCH, visibility: float | None = None) -> list[Message]:
+        """Receive messages, in flight for `visibility` seconds or for the visibility timeout."""
         self._reveal()
         batch: list[Message] = []
         while len(batch) < most and self._visible and self._flying < MAX_IN_FLIGHT:
@@ -178,7 +178,9 @@ class Queue:
             self._fly(message, True)
             message.handle = f"{message.number}/{message.receive_count}"
             message.received_at = self._simulation.now
-            self._hide(message, self._visibility_timeout if hidden is None else hidden)
+            self._make_invisible(
+                message, self._visibility_timeout if visibility is None else visibility
+            )
             if self._simulation.random.random() < self.faults.shown_twice:
                 self.show_again(message)
             batch.append(message)
@@ -191,15 +193,15 @@ class Queue:
             return
         if self._simulation.random.random() < self.faults.comes_back:
             self._fly(message, False)
-            self._hide(message, self._simulation.random.uniform(1, 300))
+            self._make_invisible(message, self._simulation.random.uniform(1, 300))
             return
         self._drop(message)
 
     def change_visibility(self, handle: str, seconds: float) -> str | None:
-        """Hide a message for this long from now.
+        """Change when a message is visible again: this long from now.
 
         Returns:
-            None, or SQS's code: the message is not in flight, or would be hidden for more than
+            None, or SQS's code: the message is not in flight, or would be in flight for more than
             twelve hours from its receipt.
         """
         assert 0 <= seconds <= MAX_VISIBILITY_SECONDS
@@ -208,13 +210,13 @@ class Queue:
             return "MessageNotInflight"
         if self._simulation.now + seconds > message.received_at + MAX_VISIBILITY_SECONDS:
             return "InvalidParameterValue"
-        self._hide(message, seconds)
+        self._make_invisible(message, seconds)
         return None
 
     def show_again(self, message: Message) -> None:
-        """Show a message although somebody has it."""
+        """Make a message visible although it is in flight."""
         if not message.deleted:
-            self._hide(message, 0.0)
+            self._make_invisible(message, 0.0)
 
     def depth(self) -> tuple[int, int]:
         """Return how many messages can be received, and how many are in flight."""
@@ -222,11 +224,11 @@ class Queue:
         return len(self.messages) - self._flying, self._flying
 
     def waiting(self) -> list[Message]:
-        """Return everything on the queue, hidden or not."""
+        """Return everything on the queue, in flight or not."""
         return [message for message in self.messages.values() if not message.deleted]
 
     def figures(self) -> tuple[int, int]:
-        """Return the depth as SQS tells it: approximate queues as it was some seconds ago."""
+        """Return the depth as SQS reports it: for approximate queues as it was some seconds ago."""
         if not self._approximate:
             return self.depth()
         now, chance = self._simulation.now, self._simulation.random
@@ -241,15 +243,15 @@ class Queue:
         self._reveal()
         return bool(self._visible)
 
-    def _hide(self, message: Message, seconds: float) -> None:
-        message.hidden += 1
+    def _make_invisible(self, message: Message, seconds: float) -> None:
+        message.changes += 1
         until = self._simulation.now + seconds
-        heapq.heappush(self._hidden, (until, message.number, message, message.hidden))
+        heapq.heappush(self._invisible, (until, message.number, message, message.changes))
         self._nudge_later()
 
     def _nudge_later(self) -> None:
-        if self._hidden and self._hidden[0][0] < self._nudge_at:
-            self._nudge_at = self._hidden[0][0]
+        if self._invisible and self._invisible[0][0] < self._nudge_at:
+            self._nudge_at = self._invisible[0][0]
             self._simulation.at(self._nudge_at, self._nudge)
 
     def _nudge(self) -> None:
@@ -261,9 +263,9 @@ class Queue:
 
     def _reveal(self) -> None:
         now = self._simulation.now
-        while self._hidden and self._hidden[0][0] <= now:
-            _, _, message, hidden = heapq.heappop(self._hidden)
-            if message.hidden == hidden and not message.deleted:
+        while self._invisible and self._invisible[0][0] <= now:
+            _, _, message, changes = heapq.heappop(self._invisible)
+            if message.changes == changes and not message.deleted:
                 self._fly(message, False)
                 self._show(message)
 
@@ -370,10 +372,10 @@ class SimSqs:
         queue = self._queues[arguments["QueueUrl"]]
 
         def count() -> dict[str, Any]:
-            visible, hidden = queue.figures()
+            visible, in_flight = queue.figures()
             counts = {
                 "ApproximateNumberOfMessages": str(visible),
-                "ApproximateNumberOfMessagesNotVisible": str(hidden),
+                "ApproximateNumberOfMessagesNotVisible": str(in_flight),
             }
             return {"Attributes": counts}
 
@@ -400,7 +402,7 @@ class SimSqs:
                 ],
             }
 
-        return self._aws.call(f"{queue.name}.hide", change, self._away)
+        return self._aws.call(f"{queue.name}.change_visibility", change, self._away)
 
 
 type Handler = Callable[[dict[str, Any], float], dict[str, Any]]
@@ -456,7 +458,7 @@ class SourceMapping[Batch](ABC):
 
     @abstractmethod
     def _over(self, batch: Batch, /) -> None:
-        """Go on after a batch, however it ended."""
+        """Continue after a batch, however it ended."""
 
     def _invoke(self, batch: Batch, records: list[dict[str, Any]]) -> None:
         """Hand a batch to a sandbox; see to its end, whatever that is."""

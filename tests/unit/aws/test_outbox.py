@@ -180,10 +180,10 @@ def test_each_timeline_entry_is_published_exactly_once(names: list[str]) -> None
         STEPS[name](history)
         history.world.clock.advance(1)
 
-    told = [entry_of(event) for event in history.world.events.told]
-    refusals = [entry for entry in told if entry[3] == "invalid"]
+    published = [entry_of(event) for event in history.world.events.published]
+    refusals = [entry for entry in published if entry[3] == "invalid"]
     assert [entry[:2] for entry in refusals] == [("rejected", 0)] * history.refused
-    assert [entry for entry in told if entry not in refusals] == [
+    assert [entry for entry in published if entry not in refusals] == [
         event for life in history.lives for event in events_of(life)
     ]
 
@@ -195,10 +195,10 @@ def test_cancelling_an_expired_id_waits_for_its_next_request() -> None:
     history.world.clock.advance(46 * DAY)
 
     assert history.ledger.cancel("default", "order-1").timeline[1:] == ()
-    assert history.world.events.told == []
+    assert history.world.events.published == []
     history.world.sandbox().deliver(OTHER)
 
-    (event,) = history.world.events.told
+    (event,) = history.world.events.published
     assert (event.status, event.generation) == (Status.CANCELLED, 0)
     assert (event.metadata, event.correlation_id) == ({"order": "982"}, None)
 

@@ -50,7 +50,7 @@ def test_full_list_that_expires_starts_again(world: World, monkeypatch: pytest.M
     refuse(world, "the last")
 
     assert kept(world) == ["the last"]
-    assert len(world.events.told) == 11
+    assert len(world.events.published) == 11
 
 
 @pytest.mark.parametrize("before", [0, 3, 9, 10])
@@ -60,7 +60,7 @@ def test_refusal_with_a_lost_answer_is_one_event(
     """boto3 asks again, and DynamoDB writes it twice."""
     for number in range(before):
         refuse(world, f"message-{number}")
-    world.events.told.clear()
+    world.events.published.clear()
     update = world.ledger_table.update
 
     def twice(*call: Any) -> Any:
@@ -73,20 +73,20 @@ def test_refusal_with_a_lost_answer_is_one_event(
 
     assert kept(world)[-1] == "the last"
     assert len(kept(world)) <= 10
-    assert len(world.events.told) == 1
+    assert len(world.events.published) == 1
 
 
 def test_refusals_affect_no_notification_and_no_other_id(world: World) -> None:
     first, second = a_request(id="order-1"), a_request(id="order-2")
     world.sandbox().deliver(first, second)
     before = world.entry(first), world.entry(second)
-    told = list(world.events.told)
+    published = list(world.events.published)
 
     fill(world)
     refuse(world, "the last")
 
     assert (world.entry(first), world.entry(second)) == before
-    refused = world.events.told[len(told) :]
+    refused = world.events.published[len(published) :]
     assert [(event.key, event.generation) for event in refused] == [
         (ledger_key("default", "order-1"), 0)
     ] * 11

@@ -267,7 +267,7 @@ def test_code_of_a_refused_message_takes_precedence_over_its_status(
     status: int, code: int, expected: type[Failure]
 ) -> None:
     if code == 34 and status in {401, 403}:
-        expected = Misconfigured  # the two contradict each other: a ping tells which is true
+        expected = Misconfigured  # the two contradict each other: a ping decides
 
     assert type(send(answering(status, {"code": code}))) is expected
 
@@ -323,7 +323,7 @@ def test_unknown_code_leaves_the_decision_to_the_status(code: int) -> None:
     assert type(send(answering(400, {"code": code}))) is Rejected
     assert type(send(answering(500, {"code": code}))) is Unknown
     assert type(send(answering(503, {"code": code}))) is Unknown
-    # A look-up sends nothing: to ask once more does no harm.
+    # A look-up sends nothing, so it can be repeated.
     assert type(look_up(failing(code))) is Transient
     assert type(look_up(answering(400, {"code": code}))) is Rejected
 

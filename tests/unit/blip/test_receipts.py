@@ -66,7 +66,7 @@ def test_every_code_is_found_inside_the_description(
         ({"code": 81, "description": "Message undeliverable 131026"}, 131026),
         ({"code": 81, "description": "131056: (131056) pair rate"}, 131056),
         ({"code": 81, "description": "error=80007;"}, 80007),
-        # A code that we don't know tells more than a vague one; one that we know tells most.
+        # An unknown code is more specific than a vague one; a known one is the most specific.
         ({"code": 81, "description": "code 139999"}, 139999),
         ({"code": 81, "description": "code 139999, then 131026"}, 131026),
         ({"code": 81, "description": "(#101) 131026"}, 131026),

@@ -175,7 +175,7 @@ def test_samples_show_every_kind_of_header_value_and_button() -> None:
     assert any(template.components for template in templates)
 
 
-# --- Whoever checks with the schema first is never stricter than we are ---------------------------
+# --- The schema is never stricter than parse ------------------------------------------------------
 
 SCHEMA_CASES: list[Json] = [
     {"id": "a", "to": " (+55) (0)31 99999\u20118888 ", "template": {"name": "a", "language": "en"}},
@@ -323,10 +323,12 @@ def test_status_event_matches_its_schema(
     status: Status, reason: Reason | None, generation: int
 ) -> None:
     key = ledger_key("default", "order-981")
-    told = StatusEvent(key, "order-981", "default", status, generation, 1.5, reason, {"a": "b"})
+    status_event = StatusEvent(
+        key, "order-981", "default", status, generation, 1.5, reason, {"a": "b"}
+    )
     ended = status in {"failed", "rejected", "expired"}
     inward = status in {"claimed", "sending", "retrying", "unknown"}
-    assert EVENT_VALIDATOR.is_valid(event(**detail(told, "blip-notifier"))) == (
+    assert EVENT_VALIDATOR.is_valid(event(**detail(status_event, "blip-notifier"))) == (
         not inward and ended == (reason is not None)
     )
 

@@ -354,5 +354,5 @@ CANARY = "Zuleica 98765 4321"
 def test_errors_hold_no_value_of_the_request(path: tuple[str | int, ...], value: object) -> None:
     refusal = judged(json.dumps(replaced(path, value)))
     if refusal is not None:
-        told = f"{refusal.detail} {refusal.fields} {refusal.notification_id} {refusal.template}"
-        assert not any(word in told for word in CANARY.split())
+        text = f"{refusal.detail} {refusal.fields} {refusal.notification_id} {refusal.template}"
+        assert not any(word in text for word in CANARY.split())

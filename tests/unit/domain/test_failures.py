@@ -1,4 +1,4 @@
-"""What may be logged of an exception that nobody foresaw."""
+"""What is logged of an unexpected error."""
 
 import json
 from collections.abc import Callable

@@ -66,7 +66,7 @@ def test_receipts_replace_only_earlier_statuses() -> None:
     assert set(before(Status.SENT)) == on_its_way
     assert set(before(Status.ACCEPTED)) == {*on_its_way, Status.SENT}
     assert set(before(Status.DISPATCHED)) == {*on_its_way, Status.SENT, Status.ACCEPTED}
-    # Who has it on the phone has it, whatever was given up before.
+    # A delivery to the phone is a fact, even after an earlier failure.
     assert set(before(Status.RECEIVED)) == set(Status) - {Status.RECEIVED, Status.CONSUMED}
     assert set(before(Status.CONSUMED)) == set(Status) - {Status.CONSUMED}
 

@@ -122,7 +122,7 @@ def test_everything_but_the_block_is_erased(memory: Memory) -> None:
         *(each["id"] for each in requests),
     ):
         assert trace not in everything
-    assert everything.count(OTHER) == 3 + 2 + 1  # bodies, an identity and its key, a letter
+    assert everything.count(OTHER) == 3 + 2 + 1  # bodies, an identity and its key, a dead letter
     for request in requests:
         item = memory.world.entry(request)
         assert item.keys() == {
@@ -152,17 +152,17 @@ def test_copy_still_on_the_queue_is_not_sent(memory: Memory, failures: tuple[Fai
     world.sandbox().deliver(request)
     sent = len(world.blip.taken)
     memory.run()
-    world.events.told.clear()
+    world.events.published.clear()
 
     for generation in (None, 0, 1):
-        # Put back later than the mark: what stops it is the tombstone.
+        # Enqueued later than the mark: the tombstone stops it.
         world.clock.advance(100)
         again = world.queued(request, generation=generation)
         (result,) = world.sandbox().deliver(again)
         assert (result.outcome, result.retry_in) == (Outcome.CANCELLED, None)
 
     assert len(world.blip.taken) == sent
-    assert world.events.told == []
+    assert world.events.published == []
     assert world.dead_letters.letters == []
 
 
@@ -170,18 +170,18 @@ def test_unclaimed_request_is_not_sent(memory: Memory) -> None:
     world, request = memory.world, a_request()
     on_the_queue = world.queued(request)
     sandbox = world.sandbox()
-    sandbox.deliver(a_request())  # it remembers who that is
+    sandbox.deliver(a_request())  # it has cached the identity
     world.clock.advance(1)
     memory.run()
-    world.events.told.clear()
+    world.events.published.clear()
 
     (result,) = sandbox.deliver(on_the_queue)
 
     assert (result.outcome, result.retry_in) == (Outcome.CANCELLED, None)
     assert len(world.blip.taken) == 1
     assert world.entry(request) == {}
-    assert world.events.told == []
-    # Of another bot neither, and nobody is held up by it.
+    assert world.events.published == []
+    # Of another bot neither, and it delays no other request.
     other = a_request(to=OTHER)
     of_another_bot = world.queued(a_request(bot="clinic"), age=100)
     results = sandbox.deliver(of_another_bot, other)
@@ -224,14 +224,14 @@ def test_receipt_of_an_erased_notification_writes_nothing(memory: Memory, status
     sandbox.deliver(request)
     memory.run()
     before = world.entry(request)
-    world.events.told.clear()
+    world.events.published.clear()
 
     effect = sandbox.receipts.record(Receipt(before["key"], 1, status, code=131026))
 
     assert effect is ReceiptOutcome.FOREIGN
     assert world.entry(request) == before
     assert world.dead_letters.letters == []
-    assert world.events.told == []
+    assert world.events.published == []
 
 
 def test_other_number_with_the_same_last_digits_is_kept(memory: Memory) -> None:

@@ -56,7 +56,7 @@ def test_waiting_notification_is_cancelled_and_published(asked: Asked) -> None:
 
     assert asked.cancel(request) is Status.CANCELLED
 
-    (event,) = asked.world.events.told
+    (event,) = asked.world.events.published
     assert (event.key, event.notification_id) == (
         ledger_key("default", request["id"]),
         request["id"],
@@ -71,11 +71,11 @@ def test_waiting_notification_is_cancelled_and_published(asked: Asked) -> None:
 def test_cancellation_in_advance_is_published_when_its_request_arrives(asked: Asked) -> None:
     request = a_request(metadata={"order": "981"})
     assert asked.cancel(request) is Status.CANCELLED
-    assert asked.world.events.told == []
+    assert asked.world.events.published == []
 
     asked.world.sandbox().deliver(request)
 
-    (event,) = asked.world.events.told
+    (event,) = asked.world.events.published
     assert (event.status, event.generation) == (Status.CANCELLED, 0)
     assert event.metadata == {"order": "981"}
     assert asked.world.blip.look_ups == []
@@ -101,14 +101,14 @@ def test_notification_that_cannot_be_cancelled_is_unchanged(
     asked.world.sandbox().deliver(request)
     item = asked.world.ledger_table.items[ledger_key("default", "order-1")]
     item |= {"status": status.value, "lease_until": 2**53}
-    asked.world.events.told.clear()
+    asked.world.events.published.clear()
 
     with pytest.raises(TooLate) as refused:
         asked.cancel(request)
 
     assert str(refused.value) == f"notification order-1 of bot default cannot be cancelled: {why}"
     assert item["status"] == status
-    assert asked.world.events.told == []
+    assert asked.world.events.published == []
 
 
 def test_every_answer_is_logged_with_id_and_bot(
@@ -216,7 +216,7 @@ def test_refusal_written_at_the_same_time_is_not_lost(
         *(f"message-{number}" for number in range(3, 10)),
         *("between 1", "between 2", "the last"),
     ]
-    assert len(world.events.told) == 13
+    assert len(world.events.published) == 13
 
 
 def test_refused_id_can_still_be_cancelled_in_advance(asked: Asked) -> None:
@@ -228,5 +228,5 @@ def test_refused_id_can_still_be_cancelled_in_advance(asked: Asked) -> None:
 
     assert asked.world.blip.taken == []
     assert asked.notifications.get("default", "order-1").status is Status.CANCELLED
-    told = [(event.status, event.generation) for event in asked.world.events.told]
-    assert told == [(Status.REJECTED, 0), (Status.CANCELLED, 0)]
+    published = [(event.status, event.generation) for event in asked.world.events.published]
+    assert published == [(Status.REJECTED, 0), (Status.CANCELLED, 0)]

@@ -36,8 +36,10 @@ def world() -> World:
 
 
 def heard(world: World) -> list[tuple[str, int, str | None]]:
-    """What upstream has heard: status, generation, reason."""
-    return [(event.status.value, event.generation, event.reason) for event in world.events.told]
+    """Return the published events: status, generation, reason."""
+    return [
+        (event.status.value, event.generation, event.reason) for event in world.events.published
+    ]
 
 
 # --- What the ledger's items stand for ------------------------------------------------------------
@@ -121,7 +123,7 @@ def test_receipt_before_the_send_s_answer_shows_that_it_was_sent(
 def test_dead_letter_of_this_stack_does_not_show_that_it_was_sent(
     status: str, reason: Reason
 ) -> None:
-    """It may have been sent, or surely was not: only BLiP can tell."""
+    """It may have been sent, or was certainly not: only BLiP knows."""
     assert stands_for(an_item([status, 1, 2000, reason])) == [(status, 1, 2.0, reason)]
 
 
@@ -167,7 +169,7 @@ def test_cancellation_in_advance_is_no_event_before_its_request() -> None:
 
     assert stands_for(item) == []
     assert stands_for(item | {"template": "order_shipped"}) == [("cancelled", 0, 2.0, None)]
-    # That the person has it all the same is worth an event in any case.
+    # A delivery to the phone is published in any case.
     received = item | {"timeline": [*item["timeline"], ["received", 1, 3000, None]]}
     assert stands_for(received) == [("sent", 1, 3.0, None), ("received", 1, 3.0, None)]
 
@@ -390,7 +392,7 @@ def test_reused_id_publishes_its_own_events(world: World) -> None:
     world.sandbox().deliver(REQUEST | {"metadata": {"order": "982"}})
 
     assert heard(world) == [("rejected", 1, "rejected"), ("sent", 1, None)]
-    assert [event.metadata["order"] for event in world.events.told] == ["981", "982"]
+    assert [event.metadata["order"] for event in world.events.published] == ["981", "982"]
     assert [status for status, *_ in world.entry(REQUEST)["timeline"]] == ["sent"]
 
 
@@ -404,7 +406,7 @@ def test_cancellation_in_advance_is_published_once_when_its_request_arrives(worl
     for _ in range(3):
         world.sandbox().deliver(REQUEST)
 
-    (event,) = world.events.told
+    (event,) = world.events.published
     assert (event.status, event.generation, event.time) == (Status.CANCELLED, 0, cancelled_at)
     assert (event.metadata, event.correlation_id) == ({"order": "981"}, "trace-1")
 
@@ -441,7 +443,7 @@ class Bus:
 
     @property
     def taken(self) -> list[str]:
-        return [event.notification_id for event in self.world.events.told]
+        return [event.notification_id for event in self.world.events.published]
 
     def fails(self, outcome: Publication, *ids: str, times: float = float("inf")) -> None:
         """Have the bus answer so for these events, that many times each."""
@@ -508,7 +510,7 @@ def test_call_has_at_most_one_event_of_a_notification(bus: Bus) -> None:
     assert bus.publish(writes) is None
 
     assert bus.calls == [["a", "b"], ["a"], ["a"]]
-    of_a = [event.status for event in bus.world.events.told if event.notification_id == "a"]
+    of_a = [event.status for event in bus.world.events.published if event.notification_id == "a"]
     assert of_a == [Status.SENT, Status.RECEIVED, Status.CONSUMED]
 
 
@@ -519,8 +521,10 @@ def test_throttled_event_is_repeated_before_later_ones(bus: Bus) -> None:
     assert bus.publish(writes) is None
 
     assert bus.calls == [["a", "b"], ["a"], ["a"], ["a"]]
-    told = [(event.notification_id, event.status.value) for event in bus.world.events.told]
-    assert told == [("b", "sent"), ("a", "sent"), ("a", "received")]
+    published = [
+        (event.notification_id, event.status.value) for event in bus.world.events.published
+    ]
+    assert published == [("b", "sent"), ("a", "sent"), ("a", "received")]
     assert bus.world.clock.slept == [0.2, 0.5]
 
 
@@ -654,8 +658,8 @@ def test_only_wanted_statuses_are_published(bus: Bus, *, every: bool) -> None:
 
     assert bus.publish([write]) is None
 
-    told = {event.status for event in bus.world.events.told}
-    assert told == (ALL_PUBLISHED if every else DEFAULT_PUBLISHED)
+    published = {event.status for event in bus.world.events.published}
+    assert published == (ALL_PUBLISHED if every else DEFAULT_PUBLISHED)
 
 
 def named(events: Iterable[StatusEvent]) -> list[tuple[str, int, str]]:
@@ -663,7 +667,7 @@ def named(events: Iterable[StatusEvent]) -> list[tuple[str, int, str]]:
 
 
 def taken(bus: Bus) -> list[tuple[str, int, str]]:
-    return named(bus.world.events.told)
+    return named(bus.world.events.published)
 
 
 @given(

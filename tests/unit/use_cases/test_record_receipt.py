@@ -32,7 +32,7 @@ class Crash(Exception):
 
 
 class Mortal:
-    """Passes calls on, and crashes before or after the one that it is told."""
+    """Passes calls on, and crashes before or after a given one."""
 
     def __init__(self, real: Any, countdown: list[float]) -> None:
         self._real = real
@@ -99,11 +99,11 @@ class Case:
         return self.world.identities_table.get("bot:default")
 
     @property
-    def told(self) -> list[tuple[str, int, str | None]]:
+    def published(self) -> list[tuple[str, int, str | None]]:
         """What upstream has heard from receipts: status, generation, reason."""
         return [
             (event.status.value, event.generation, event.reason)
-            for event in self.world.events.told
+            for event in self.world.events.published
             if event.status is not Status.SENT
         ]
 
@@ -148,7 +148,7 @@ def test_each_receipt_moves_the_status_forward() -> None:
         assert case.item["status"] == status
 
     assert case.timeline() == [("sent", 1), *((status, 1) for status in ORDER)]
-    assert case.told == [("received", 1, None), ("consumed", 1, None)]
+    assert case.published == [("received", 1, None), ("consumed", 1, None)]
     assert "request" not in case.item
     assert case.item["metadata"] == {"order": "1"}
 
@@ -160,7 +160,7 @@ def test_time_to_the_phone_is_measured_once() -> None:
         case.record(status)
 
     assert case.world.meter.times["sent_to_received"] == [pytest.approx(2)]
-    assert {event.correlation_id for event in case.world.events.told} == {"checkout-1"}
+    assert {event.correlation_id for event in case.world.events.published} == {"checkout-1"}
 
 
 @pytest.mark.parametrize("reported", list(permutations(ORDER)), ids="-".join)
@@ -196,11 +196,11 @@ def test_receipts_in_any_order_and_repetition_end_in_the_same_status(reported: l
     assert "token" not in case.item
     assert "lease_until" not in case.item
     # Upstream hears each change once, however often it was reported.
-    assert len(case.told) == len(set(case.told))
+    assert len(case.published) == len(set(case.published))
     first = [reported.index(status) for status in ("failed", *delivered) if status in reported]
     died = bool(first) and reported[min(first)] == "failed"
     assert len(case.world.dead_letters.letters) == died
-    assert (("failed", 1, "undelivered") in case.told) == died
+    assert (("failed", 1, "undelivered") in case.published) == died
 
 
 def test_failed_after_received_is_ignored() -> None:
@@ -213,9 +213,9 @@ def test_failed_after_received_is_ignored() -> None:
 
     assert case.item == before
     assert case.world.dead_letters.letters == []
-    assert case.world.requests.put_backs == []
+    assert case.world.requests.enqueued == []
     assert case.bot.get("broken") is None
-    assert case.told == [("received", 1, None)]
+    assert case.published == [("received", 1, None)]
 
 
 @pytest.mark.parametrize("status", ["received", "consumed"])
@@ -229,7 +229,7 @@ def test_received_after_failed_wins(status: str, code: int) -> None:
     assert case.item["status"] == status
     assert "reason" not in case.item
     assert "code" not in case.item
-    assert case.told[-1] == (status, 1, None)
+    assert case.published[-1] == (status, 1, None)
 
 
 def test_received_cancels_a_generation_that_waits_on_the_queue() -> None:
@@ -257,7 +257,7 @@ def test_received_cancels_a_generation_that_was_started(status: str) -> None:
     assert case.item["status"] == "received"
     assert case.item["generation"] == 2
     assert "token" not in case.item
-    assert case.told[-1] == ("received", 1, None)
+    assert case.published[-1] == ("received", 1, None)
 
 
 def test_receipt_of_an_older_generation_is_kept_and_not_published() -> None:
@@ -265,7 +265,7 @@ def test_receipt_of_an_older_generation_is_kept_and_not_published() -> None:
     case.record("failed", 131049)
     assert case.send(generation=1) == "sent"
     before = case.item
-    told = list(case.told)
+    published = list(case.published)
 
     for status, code in (("accepted", None), ("dispatched", None), ("failed", 131026)):
         assert case.record(status, code, generation=1) is ReceiptOutcome.REPEATED
@@ -273,15 +273,15 @@ def test_receipt_of_an_older_generation_is_kept_and_not_published() -> None:
     after = case.item
     assert case.late() == [("accepted", 1), ("dispatched", 1), ("failed", 1)]
     assert {**after, "late": None} == {**before, "late": None}
-    assert case.told == told
-    assert [event.generation for event in case.world.events.told] == [1, 1, 2]
+    assert case.published == published
+    assert [event.generation for event in case.world.events.published] == [1, 1, 2]
     assert len(case.world.dead_letters.letters) == 1
 
     # That the person has the first one, too, is no news when the second one has arrived.
     case.record("received", generation=2)
     assert case.record("received", generation=1) is ReceiptOutcome.REPEATED
     assert (case.timeline()[-1], case.late()[-1]) == (("received", 2), ("received", 1))
-    assert case.told == [*told, ("received", 2, None)]
+    assert case.published == [*published, ("received", 2, None)]
 
 
 def test_receipt_may_arrive_before_the_send_s_answer() -> None:
@@ -326,28 +326,28 @@ def test_rate_limit_enqueues_one_next_generation_after_a_delay(code: int) -> Non
 
     assert case.record("failed", code) is ReceiptOutcome.POSTPONED
 
-    assert case.world.requests.put_backs == [(case.body, 1, 600)]
+    assert case.world.requests.enqueued == [(case.body, 1, 600)]
     assert case.item["status"] == "failed"
     assert (case.item["reason"], case.item["code"]) == ("undelivered", code)
     assert case.world.dead_letters.letters == []
-    assert case.told == []
+    assert case.published == []
     # However often it is reported.
     assert case.record("failed", code) is ReceiptOutcome.REPEATED
-    assert len(case.world.requests.put_backs) == 1
+    assert len(case.world.requests.enqueued) == 1
 
     assert case.send(generation=1) == "sent"
     assert case.send(generation=1) == "duplicate"
     assert [sent.message_id for sent in case.world.blip.taken] == [KEY, f"{KEY}:2"]
     assert case.record("failed", code, generation=1) is ReceiptOutcome.REPEATED
-    assert len(case.world.requests.put_backs) == 1
+    assert len(case.world.requests.enqueued) == 1
 
     # The second time it is given up.
     assert case.record("failed", code, generation=2) is ReceiptOutcome.DEAD_LETTER
-    assert len(case.world.requests.put_backs) == 1
+    assert len(case.world.requests.enqueued) == 1
     (letter,) = case.world.dead_letters.letters
     assert (letter.reason, letter.generation) == (Reason.UNDELIVERED, 2)
     assert letter.failure["code"] == code
-    assert case.told == [("failed", 2, "undelivered")]
+    assert case.published == [("failed", 2, "undelivered")]
 
 
 def test_delay_after_a_rate_limit_is_random_and_within_the_limit_of_sqs() -> None:
@@ -361,7 +361,7 @@ def test_delay_after_a_rate_limit_is_random_and_within_the_limit_of_sqs() -> Non
     replace(case.receipts, uniform=uniform).record(a_receipt("failed", 131056))
 
     assert asked == [(300, 900)]
-    assert case.world.requests.put_backs[0][2] == 900
+    assert case.world.requests.enqueued[0][2] == 900
 
 
 def test_redrive_may_be_rate_limited_once_more() -> None:
@@ -372,7 +372,7 @@ def test_redrive_may_be_rate_limited_once_more() -> None:
 
     assert case.item["generation"] == 3
     assert case.record("failed", 131056, generation=3) is ReceiptOutcome.POSTPONED
-    assert [generation for _, generation, _ in case.world.requests.put_backs] == [1, 3]
+    assert [generation for _, generation, _ in case.world.requests.enqueued] == [1, 3]
 
 
 def test_redrive_that_is_rate_limited_keeps_its_count() -> None:
@@ -382,7 +382,7 @@ def test_redrive_that_is_rate_limited_keeps_its_count() -> None:
 
     case.record("failed", 131056, generation=2)
 
-    assert case.world.requests.put_back_redrives == [3]
+    assert case.world.requests.enqueued_redrives == [3]
 
 
 def test_redrive_after_another_failure_may_be_rate_limited() -> None:
@@ -421,8 +421,8 @@ def test_every_other_failure_is_a_dead_letter(code: int | None) -> None:
     assert PHONE not in json.dumps(letter.failure)
     assert case.item["status"] == "failed"
     assert (case.item["reason"], case.item["code"]) == ("undelivered", code)
-    assert case.told == [("failed", 1, "undelivered")]
-    assert case.world.requests.put_backs == []
+    assert case.published == [("failed", 1, "undelivered")]
+    assert case.world.requests.enqueued == []
     case.world.clock.advance(600)  # the number may be down
     assert case.send() == "duplicate"
     # However often it is reported.
@@ -463,7 +463,7 @@ def test_final_status_is_published_with_all_its_fields() -> None:
     case = Case(correlation_id="trace-1")
     case.record("failed", 131026)
 
-    assert case.world.events.told[-1] == StatusEvent(
+    assert case.world.events.published[-1] == StatusEvent(
         key=KEY,
         notification_id="order-1",
         bot="default",
@@ -601,7 +601,7 @@ def test_crash_anywhere_repeats_the_effects_and_loses_none(status: str, code: in
     letters = {
         (letter.notification_id, letter.generation) for letter in calm.world.dead_letters.letters
     }
-    told = {event_id(event) for event in calm.world.events.told}
+    published = {event_id(event) for event in calm.world.events.published}
 
     seen = 0
     for case in crashes(Case, about):
@@ -609,23 +609,23 @@ def test_crash_anywhere_repeats_the_effects_and_loses_none(status: str, code: in
         unmoved = case.item["status"] == "sent"
         if not unmoved:
             # Once the ledger has moved, every effect is there.
-            assert {event_id(event) for event in case.world.events.told} == told
+            assert {event_id(event) for event in case.world.events.published} == published
             assert bool(case.world.dead_letters.letters) == bool(letters)
-            assert bool(case.world.requests.put_backs) == (code == 131056)
+            assert bool(case.world.requests.enqueued) == (code == 131056)
 
         case.receipts.record(about)
 
         assert case.item == calm.item
         assert case.bot == calm.bot
         assert case.world.identities_table.items == calm.world.identities_table.items
-        assert {event_id(event) for event in case.world.events.told} == told
+        assert {event_id(event) for event in case.world.events.published} == published
         found = case.world.dead_letters.letters
         assert {(letter.notification_id, letter.generation) for letter in found} == letters
-        assert set(case.world.requests.put_backs) == set(calm.world.requests.put_backs)
+        assert set(case.world.requests.enqueued) == set(calm.world.requests.enqueued)
         # Two next generations on the queue are one message to the person.
-        for _ in case.world.requests.put_backs:
+        for _ in case.world.requests.enqueued:
             case.send(generation=1)
-        assert len(case.world.blip.taken) == 1 + bool(case.world.requests.put_backs)
+        assert len(case.world.blip.taken) == 1 + bool(case.world.requests.enqueued)
     assert seen >= 2
 
 
@@ -637,7 +637,7 @@ def test_receipt_without_a_ledger_entry_is_foreign() -> None:
         assert case.receipts.record(replace(a_receipt(status), key=key)) is ReceiptOutcome.FOREIGN
 
     assert list(case.world.ledger_table.items) == [KEY]
-    assert case.told == []
+    assert case.published == []
 
 
 def test_accepted_and_dispatched_are_published_if_wanted() -> None:
@@ -647,7 +647,7 @@ def test_accepted_and_dispatched_are_published_if_wanted() -> None:
     for status in ("dispatched", "accepted", "received"):
         case.record(status)
 
-    assert case.told == [("dispatched", 1, None), ("received", 1, None)]
+    assert case.published == [("dispatched", 1, None), ("received", 1, None)]
     assert case.item["status"] == "received"
 
 
@@ -655,7 +655,7 @@ def test_event_has_the_producer_s_fields_and_no_phone_number() -> None:
     case = Case()
     case.record("received")
 
-    (event,) = [event for event in case.world.events.told if event.status is Status.RECEIVED]
+    (event,) = [event for event in case.world.events.published if event.status is Status.RECEIVED]
 
     assert detail(event, "notifier-dev") == {
         "event_id": event_id(event),

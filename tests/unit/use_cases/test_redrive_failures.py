@@ -1,4 +1,4 @@
-"""Dead letters: what an operator may ask for, which of them go, and that dying does no harm."""
+"""Dead letters: what an operator may order, which are redriven, and that a kill loses none."""
 
 import json
 import logging
@@ -125,8 +125,8 @@ def test_listed_dead_letters_are_visible_again(world: World) -> None:
 
 
 def test_each_dead_letter_is_listed_on_request_without_its_body(world: World) -> None:
-    told = {"detail": "No such template.", "code": 132_001, "redrives": 2}
-    body = put(world, failure=told, generation=3)
+    details = {"detail": "No such template.", "code": 132_001, "redrives": 2}
+    body = put(world, failure=details, generation=3)
 
     (letter,) = run(world, "list", each=True)["dead_letters"]
 
@@ -170,7 +170,7 @@ def test_dead_letters_in_flight_are_counted(world: World) -> None:
 def test_dead_letter_received_twice_counts_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SQS may deliver again what is hidden."""
+    """SQS may deliver a message again while it is in flight."""
     for _ in range(13):
         put(world)
     receive = world.dead_letters.receive
@@ -397,7 +397,7 @@ def test_request_that_fails_again_at_once_is_redriven_only_once(
 
 
 class Death(BaseException):
-    """The sandbox is gone; nothing in it goes on, no `finally` either."""
+    """The sandbox is gone; nothing in it continues, no `finally` either."""
 
 
 class Mortal:
@@ -592,7 +592,7 @@ def test_run_holds_at_most_as_many_dead_letters_as_sqs_keeps_in_flight(
     assert answer["more"]
     assert 50 < answer["scanned"] < 600
     assert world.dead_letters.depth() == (600, 0)
-    # What is put back is held no more.
+    # Redriven dead letters are no longer in flight.
     answer = execute(world)
     assert (answer["more"], len(world.requests.redriven)) == (False, 600)
 
@@ -600,8 +600,8 @@ def test_run_holds_at_most_as_many_dead_letters_as_sqs_keeps_in_flight(
 def test_progress_is_reported(world: World) -> None:
     for _ in range(25):
         put(world)
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
 
-    use_case(world, lambda *numbers: told.append(numbers)).run(ListOrder())
+    use_case(world, lambda *numbers: progress.append(numbers)).run(ListOrder())
 
-    assert told[:3] == [(10, 25), (20, 25), (25, 25)]
+    assert progress[:3] == [(10, 25), (20, 25), (25, 25)]

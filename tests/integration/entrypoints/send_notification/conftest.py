@@ -15,7 +15,7 @@ from tests.support.clock import MachineClock
 
 @pytest.fixture(autouse=True)
 def log(monkeypatch: pytest.MonkeyPatch, stack: Stack) -> Iterator[io.StringIO]:
-    """What the function logs; whatever happens, no number, no parameter and no key in it."""
+    """Yield the function's log, and assert that it holds no number, no parameter and no key."""
     telemetry.metrics.clear_metrics()
     stream = io.StringIO()
     monkeypatch.setattr(telemetry.logger.registered_handler, "stream", stream)
@@ -29,12 +29,13 @@ def log(monkeypatch: pytest.MonkeyPatch, stack: Stack) -> Iterator[io.StringIO]:
 
 @pytest.fixture
 def no_holding_still(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch that can do nothing waits a moment: the unit tests show it, these don't wait."""
+    """Remove the pause of a batch that cannot proceed: the unit tests cover it."""
     monkeypatch.setattr(batches, "HOLD_STILL_SECONDS", 0)
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> MachineClock:
+def shifted_clock(monkeypatch: pytest.MonkeyPatch) -> MachineClock:
+    """A clock that a test moves forward. Slots are still waited for, unlike with `clock`."""
     clock = MachineClock()
     monkeypatch.setattr(SystemClock, "now", staticmethod(clock.now))
     return clock

@@ -9,7 +9,7 @@ from tests.integration.conftest import Record, Stack
 
 
 def phone(number: int) -> str:
-    """One of many recipients, whose identity has the number's own digits."""
+    """Return one of many numbers, whose identity has the number's own digits."""
     return f"+551198888{7700 + number:04}"
 
 
@@ -28,13 +28,13 @@ def know(stack: Stack, *phones: str) -> None:
 
 
 def statuses(stack: Stack) -> dict[str, str]:
-    """The ledger: a status by the producer's id."""
+    """Return the ledger's statuses by the producer's id."""
     ledger = stack.aws.ledger()
     return {item["id"]: item["status"] for item in ledger if "refusals" not in item}
 
 
 def hidden(stack: Stack) -> list[int]:
-    """For how long requests were hidden, since this was last asked."""
+    """Return the visibility timeouts that were set since the last call of this function."""
     seconds = [
         entry["VisibilityTimeout"]
         for name, parameters in stack.aws.calls
@@ -46,7 +46,7 @@ def hidden(stack: Stack) -> list[int]:
 
 
 def max_threads(stack: Stack, *batches: list[Record]) -> list[str]:
-    """Hand each batch to a sandbox of its own, all at once; the bodies that come back."""
+    """Hand each batch to a sandbox of its own, all at once. Return the bodies that return."""
     functions = [stack.sandbox() for _ in batches]
     start = threading.Barrier(len(batches))
 

@@ -224,7 +224,9 @@ def test_several_sandboxes_together_keep_to_the_plan(stack: Stack) -> None:
     assert stack.blip.statistics()["highest_per_second"]["simulated"]["messages"] <= 23
 
 
-def test_throttling_stops_the_bot_in_every_sandbox(stack: Stack, clock: MachineClock) -> None:
+def test_throttling_stops_the_bot_in_every_sandbox(
+    stack: Stack, shifted_clock: MachineClock
+) -> None:
     set_plan(stack, messages_per_second=5)
     know(stack, *map(phone, range(5)))
     stack.blip.add_fault(path="messages", status=429, code=34)
@@ -250,7 +252,7 @@ def test_throttling_stops_the_bot_in_every_sandbox(stack: Stack, clock: MachineC
     assert all(100 <= seconds <= 125 for seconds in hidden(stack))
 
     stack.blip.clear_faults()
-    clock.advance(121)
+    shifted_clock.advance(121)
     assert stack.handle([*records, *more]) == []
     assert Counter(statuses(stack).values()) == {"sent": 6}
     assert stack.aws.dead_letters() == []

@@ -20,7 +20,7 @@ from tests.support.clock import MachineClock
 # Of no bot anywhere.
 OLD_KEY, NEW_KEY = "Key c2ltdWxhdGVkOnNlY3JldA==", "Key c2ltdWxhdGVkOnJvdGF0ZWQ="
 
-PEOPLE = count(1)  # everybody is new
+PEOPLE = count(1)  # every recipient is new
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ def calls(stack: Stack) -> list[str]:
 
 
 def waits(stack: Stack) -> list[int]:
-    """For how long the last batch's requests are hidden."""
+    """Return the visibility timeouts of the last batch's requests."""
     stack_calls = [p for n, p in stack.aws.calls if n == "ChangeMessageVisibilityBatch"]
     return [entry["VisibilityTimeout"] for entry in stack_calls[-1]["Entries"]]
 
@@ -483,9 +483,9 @@ def test_wrong_key_stops_the_rest_of_its_batch(stack: Stack) -> None:
     refused = len(calls(stack))
     assert len(stack.handle(batch(stack, 10))) == 10
 
-    # What was under way already, each once more with a fresh secret, and a ping, likewise.
+    # The calls already under way, each once more with a fresh secret, and a ping, also repeated.
     assert refused <= 22
-    assert len(calls(stack)) - refused <= 2  # the probe, likewise
+    assert len(calls(stack)) - refused <= 2  # the probe, also repeated
     assert stack.aws.dead_letters() == []
     assert stack.blip.inbox() == []
 

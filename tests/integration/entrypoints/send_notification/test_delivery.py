@@ -114,7 +114,7 @@ def test_same_request_in_five_sandboxes_at_once_is_sent_once(stack: Stack) -> No
 
     assert len(stack.blip.inbox()) == 1
     assert stack.blip.statistics()["lookups"] == {PHONE: 1}
-    # Who came too soon comes back when the lease ends, and finds it done.
+    # A request that was too early returns when the lease ends, and is a duplicate.
     assert set(waiting) <= {json.dumps(body)}
     assert stack.handle(records) == []
     assert len(stack.blip.inbox()) == 1
@@ -175,7 +175,7 @@ def test_claim_lost_during_the_look_up_sends_nothing(stack: Stack) -> None:
     ],
 )
 def test_requests_of_a_bot_without_a_key_wait(
-    stack: Stack, secret: str, clock: MachineClock
+    stack: Stack, secret: str, shifted_clock: MachineClock
 ) -> None:
     good = {"default": {"base_url": stack.blip.url, "key": stack.blip.key}}
     stack.aws.put_bots(secret)
@@ -192,13 +192,13 @@ def test_requests_of_a_bot_without_a_key_wait(
     assert stack.aws.dead_letters() == []
 
     stack.aws.put_bots(good)
-    clock.advance(600)
+    shifted_clock.advance(600)
     assert stack.handle(records) == []
     assert len(stack.blip.inbox()) == 3
 
 
 def test_wrong_key_stops_the_bot_until_it_is_rotated(
-    stack: Stack, clock: MachineClock, log: io.StringIO
+    stack: Stack, shifted_clock: MachineClock, log: io.StringIO
 ) -> None:
     old = Bot(name="simulated", key="c2ltdWxhdGVkOm9sZA==")
     wrong = {"default": {"base_url": stack.blip.url, "key": old.key}}
@@ -206,12 +206,12 @@ def test_wrong_key_stops_the_bot_until_it_is_rotated(
     stack.blip.put_bot(old)
     stack.aws.put_bots(wrong)
     assert stack.deliver(a_request(to=phone(9))) == []
-    stack.blip.put_bot(Bot(name="simulated"))  # somebody rotated the key over there
+    stack.blip.put_bot(Bot(name="simulated"))  # the key was rotated at BLiP
     know(stack, *map(phone, range(5)))
     bodies = [a_request(to=phone(number)) for number in range(5)]
     stack.publish(*bodies)
     records = stack.receive()
-    clock.advance(60)
+    shifted_clock.advance(60)
     stack.aws.calls.clear()
 
     assert len(stack.handle(records)) == 5
@@ -224,7 +224,7 @@ def test_wrong_key_stops_the_bot_until_it_is_rotated(
 
     # Others don't even try.
     asked = len(stack.blip.requests)
-    clock.advance(60)
+    shifted_clock.advance(60)
     stack.publish(a_request(to=phone(7)))
     more = stack.receive()
     assert len(stack.handle(more, function=stack.sandbox())) == 1
@@ -233,19 +233,19 @@ def test_wrong_key_stops_the_bot_until_it_is_rotated(
 
     stack.aws.put_bots(right)
     for _ in range(2):  # one goes with the probe, then the others
-        clock.advance(601)
+        shifted_clock.advance(601)
         stack.handle([*records, *more])
     assert stack.handle([*records, *more]) == []
     assert Counter(statuses(stack).values()) == {"sent": 7}
     assert stack.aws.dead_letters() == []
 
 
-def test_key_rotated_in_time_delays_no_request(stack: Stack, clock: MachineClock) -> None:
+def test_key_rotated_in_time_delays_no_request(stack: Stack, shifted_clock: MachineClock) -> None:
     assert stack.deliver(a_request(to=phone(9))) == []
     rotated = Bot(name="simulated", key="c2ltdWxhdGVkOm5ldw==")
     stack.blip.put_bot(rotated)
     stack.aws.put_bots({"default": {"base_url": stack.blip.url, "key": rotated.key}})
-    clock.advance(60)
+    shifted_clock.advance(60)
 
     assert stack.deliver(*[a_request(to=phone(number)) for number in range(5)]) == []
 
@@ -269,7 +269,7 @@ def test_little_time_left_returns_the_whole_batch_at_once(stack: Stack) -> None:
 
 
 def test_possibly_sent_request_waits_for_its_reconciliation(
-    stack: Stack, clock: MachineClock
+    stack: Stack, shifted_clock: MachineClock
 ) -> None:
     """An answer that got lost: not sent again before it is known whether it went out."""
     stack.blip.add_fault(path="messages", drop=True, accept=True, times=1)
@@ -279,11 +279,11 @@ def test_possibly_sent_request_waits_for_its_reconciliation(
 
     assert stack.handle(records) == [json.dumps(body)]
     assert statuses(stack) == {body["id"]: "unknown"}
-    clock.advance(600)
+    shifted_clock.advance(600)
     assert stack.handle(records) == [json.dumps(body)]
     assert all(0 < seconds <= 901 for seconds in hidden(stack))
 
-    clock.advance(602)
+    shifted_clock.advance(602)
     assert stack.handle(records) == []
     assert len(stack.blip.inbox()) == 1
     assert statuses(stack)[body["id"]] in {"accepted", "dispatched", "received", "consumed"}

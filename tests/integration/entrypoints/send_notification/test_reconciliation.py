@@ -1,4 +1,4 @@
-"""Sends of which nobody knows the outcome, the function whole: BLiP's own history is the judge."""
+"""Sends with an unknown outcome, the function whole: BLiP's history decides."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -50,7 +50,7 @@ def fast(stack: Stack, clock: MachineClock, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class Case:
-    """One request whose send may get lost, delivered as often as told."""
+    """One request whose send may get lost, delivered as often as a test wants."""
 
     def __init__(self, stack: Stack, **changes: Any) -> None:
         self.stack = stack
@@ -100,7 +100,7 @@ def lost(stack: Stack, fault: Json | None = None, *, accept: bool, **changes: An
     """Have one send get lost on its way, or on its way back."""
     stack.blip.add_fault(path="messages", **(fault or {"drop": True}), accept=accept, times=1)
     case = Case(stack, **changes)
-    assert case.deliver() == 900  # no request is hidden for longer at a time
+    assert case.deliver() == 900  # the longest visibility timeout that is set
     assert case.status == "unknown"
     believe_history(stack)
     return case
@@ -116,8 +116,10 @@ def believe_history(stack: Stack) -> None:
     )
 
 
-def told(receipts: ReceiptsStack) -> list[tuple[str, str | None]]:
-    return [(event["detail"]["status"], event["detail"]["reason"]) for event in receipts.told()]
+def published(receipts: ReceiptsStack) -> list[tuple[str, str | None]]:
+    return [
+        (event["detail"]["status"], event["detail"]["reason"]) for event in receipts.published()
+    ]
 
 
 # --- It went out ----------------------------------------------------------------------------------
@@ -128,9 +130,9 @@ def test_message_in_the_history_is_not_sent_again(
     stack: Stack, receipts: ReceiptsStack, clock: MachineClock, fault: Json
 ) -> None:
     case = lost(stack, fault, accept=True)
-    assert told(receipts) == []
+    assert published(receipts) == []
 
-    # Within the settle window an answer would mean nothing: nobody asks, and nobody sends.
+    # Within the settle window an answer would mean nothing: no query and no send is made.
     for _ in range(3):
         clock.advance(WINDOW / 4)
         wait = case.deliver()
@@ -146,7 +148,7 @@ def test_message_in_the_history_is_not_sent_again(
     assert case.status == "consumed"
     assert case.posts == [case.key]
     assert len(stack.blip.inbox()) == 1
-    assert told(receipts) == [("sent", None), ("consumed", None)]
+    assert published(receipts) == [("sent", None), ("consumed", None)]
     assert not case.item.keys() & {"token", "lease_until"}
     # And whatever SQS shows again.
     assert case.deliver() is None
@@ -163,7 +165,7 @@ def test_message_found_in_the_history_is_published_as_sent(
     assert case.deliver() is None
 
     assert case.status == "dispatched"
-    assert told(receipts) == [("sent", None)]
+    assert published(receipts) == [("sent", None)]
 
 
 @pytest.mark.parametrize("every", [True, False])
@@ -177,7 +179,7 @@ def test_receipt_found_in_the_history_is_published_like_a_pushed_one(
 
     case.deliver()
 
-    assert (("dispatched", None) in told(receipts)) == every
+    assert (("dispatched", None) in published(receipts)) == every
 
 
 def test_failure_found_in_the_history_is_recorded(
@@ -192,7 +194,7 @@ def test_failure_found_in_the_history_is_recorded(
     (letter,) = stack.aws.dead_letters()
     assert (letter["reason"], letter["failure"]["code"]) == ("undelivered", 132_001)
     assert case.status == "failed"
-    assert told(receipts) == [("sent", None), ("failed", "undelivered")]
+    assert published(receipts) == [("sent", None), ("failed", "undelivered")]
     assert case.posts == [case.key]
 
 
@@ -236,7 +238,7 @@ def test_message_missing_from_the_history_is_sent_once_more_with_the_same_id(
     assert len(stack.blip.inbox()) == 1
     assert case.item["denials"] == "1"
     assert case.item["generation"] == "1"
-    assert told(receipts) == [("sent", None)]
+    assert published(receipts) == [("sent", None)]
     assert stack.aws.dead_letters() == []
 
 
@@ -254,7 +256,7 @@ def test_if_unknown_fail_ends_in_a_dead_letter(
     assert letter["failure"]["possibly_sent"] is True
     assert letter["failure"]["phase"] == "settle"
     assert (case.status, case.item["reason"]) == ("failed", "outcome_unknown")
-    assert told(receipts) == [("failed", "outcome_unknown")]
+    assert published(receipts) == [("failed", "outcome_unknown")]
     assert case.deliver() is None
     assert case.posts == [case.key]
     assert stack.aws.dead_letters() == []
@@ -280,14 +282,14 @@ def test_second_empty_history_is_final(
     (letter,) = stack.aws.dead_letters()
     assert letter["reason"] == "outcome_unknown"
     assert case.posts == [case.key, case.key]
-    assert told(receipts) == [("failed", "outcome_unknown")]
+    assert published(receipts) == [("failed", "outcome_unknown")]
 
 
 def test_redrive_may_be_resent_again(stack: Stack, clock: MachineClock) -> None:
     case = lost(stack, accept=False)
     for generation in (1, 2):
         stack.blip.add_fault(path="messages", drop=True, times=2)
-        for _ in range(4):  # lost, denied, lost, denied
+        for _ in range(4):  # lost, not sent, lost, not sent
             case.deliver()
             clock.advance(WINDOW + 2)
         assert (case.status, case.item["generation"]) == ("failed", str(generation))
@@ -323,7 +325,7 @@ def test_history_counts_after_it_shows_a_later_message(stack: Stack, clock: Mach
     ]
 
 
-# --- Nobody can tell ------------------------------------------------------------------------------
+# --- No answer ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fault", NO_ANSWERS.values(), ids=NO_ANSWERS)
@@ -410,15 +412,15 @@ def test_message_forgotten_by_the_history_is_given_up(
 
     assert case.deliver() is None
 
-    assert case.questions == 2  # had it been shown, it would be settled, however late
+    assert case.questions == 2  # had the history shown it, it would be marked sent, however late
     (letter,) = stack.aws.dead_letters()
     assert letter["reason"] == "outcome_unknown"
     assert letter["failure"]["possibly_sent"] is True
-    assert told(receipts) == [("failed", "outcome_unknown")]
+    assert published(receipts) == [("failed", "outcome_unknown")]
     assert case.posts == [case.key]
 
 
-# --- Receipts settle it, too ----------------------------------------------------------------------
+# --- Receipts -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("event", ["accepted", "dispatched", "received", "consumed"])
@@ -437,7 +439,7 @@ def test_receipt_before_the_query_settles_the_outcome(
     assert case.posts == [case.key]
     # The receipt shows that it was sent, too.
     known = [(event, None)] if event in {"received", "consumed"} else []
-    assert told(receipts) == [("sent", None), *known]
+    assert published(receipts) == [("sent", None), *known]
 
 
 def test_failed_receipt_before_the_query_settles_the_outcome(
@@ -633,7 +635,7 @@ def test_message_sent_in_time_is_not_expired(
 
     assert case.status == "consumed"
     assert stack.aws.dead_letters() == []
-    assert told(receipts) == [("sent", None), ("consumed", None)]
+    assert published(receipts) == [("sent", None), ("consumed", None)]
 
 
 @pytest.mark.parametrize("policy", ["resend", "fail"])
@@ -650,7 +652,7 @@ def test_unsent_request_expires_only_after_the_history_was_queried(
     assert letter["reason"] == "expired"
     assert letter["failure"]["possibly_sent"] is False
     assert case.status == "expired"
-    assert told(receipts) == [("expired", "expired")]
+    assert published(receipts) == [("expired", "expired")]
     assert case.posts == [case.key]
 
 

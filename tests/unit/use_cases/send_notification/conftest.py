@@ -17,7 +17,7 @@ def world() -> World:
 
 @pytest.fixture(autouse=True)
 def discreet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Whatever happens, no log holds a number, a parameter or a key."""
+    """Assert that no log holds a number, a parameter or a key."""
     caplog.set_level(logging.INFO, "notifier")
     yield
     logged = "\n".join(f"{record.__dict__} {record.exc_text}" for record in caplog.records)

@@ -41,7 +41,7 @@ def at(seconds: float) -> str:
 
 
 def ends(world: World) -> list[tuple[str, str | None]]:
-    """The dead letters: reason and the notification's id."""
+    """Return the dead letters: reason and the notification's id."""
     return [(letter.reason.value, letter.notification_id) for letter in world.dead_letters.letters]
 
 
@@ -84,7 +84,7 @@ def unknown(world: World, body: Request, *, stored: Status | None = None) -> Non
 
 
 class Spread:
-    """Stands in for chance: takes the upper bound, and remembers both."""
+    """Replaces `random.uniform`: returns the upper bound and records both bounds."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[float, float]] = []
@@ -95,7 +95,7 @@ class Spread:
 
 
 def refused(kind: str) -> list[Request]:
-    """Two different bodies under one id, which both are refused."""
+    """Return two different bodies under one id, which both are refused."""
     if kind == "id_conflict":
         return [a_request(id="order-1", to=f"+55119888877{number:02}") for number in range(2)]
     return [a_request(id="order-1", to=f"123{number}") for number in range(2)]

@@ -138,7 +138,7 @@ def test_bot_without_a_slot_soon_leaves_its_requests_unclaimed(world: World) -> 
 
 
 @pytest.mark.parametrize("in_flight", [0, 79_999, 80_000, 109_999, 110_000])
-@pytest.mark.parametrize("reason", ["paused", "penalty", "broken"])
+@pytest.mark.parametrize("reason", ["paused", "cooldown", "broken"])
 def test_stopped_bot_leaves_room_in_flight_for_other_bots(
     world: World, reason: str, in_flight: int
 ) -> None:
@@ -156,8 +156,8 @@ def test_stopped_bot_leaves_room_in_flight_for_other_bots(
 
     (result,) = sandbox.deliver(a_request())
 
-    # What waits for the end of a penalty comes back by 200 a second.
-    long = 105 + in_flight / 200 if reason == "penalty" else 900
+    # Requests that wait for the end of a cooldown return at 200 a second.
+    long = 105 + in_flight / 200 if reason == "cooldown" else 900
     assert result.retry_in == (long if in_flight < 80_000 else 30)
     assert [slept for slept in world.clock.slept if slept > 0.01] == (
         [3] if in_flight >= 110_000 else []

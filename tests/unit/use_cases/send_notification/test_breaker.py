@@ -143,7 +143,7 @@ def test_wrong_key_stops_the_bot_and_its_requests_wait(world: World, stage: str)
     assert len(world.blip.sent) <= 1
     assert ends(world) == []
 
-    # Somebody fixes the key.
+    # An operator fixes the key.
     world.bots = {"default": {"key": OTHER_KEY}}
     world.clock.advance(700)
     for _ in range(2):
@@ -215,7 +215,7 @@ def test_batch_that_cannot_proceed_holds_still_for_a_moment(world: World) -> Non
     world.sandbox().deliver(a_request(), a_request())
     assert world.clock.slept == [pytest.approx(3)]
 
-    # But not where somebody had something to do.
+    # But not if a request of the batch could proceed.
     world.sandbox().deliver(a_request(), "not JSON")
     assert len(world.clock.slept) == 1
 

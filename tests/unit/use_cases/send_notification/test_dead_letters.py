@@ -55,7 +55,7 @@ def test_invalid_body_is_a_dead_letter(world: World, body: str, reason: str) -> 
 def test_invalid_request_with_a_readable_id_is_published(world: World) -> None:
     world.sandbox().deliver({"id": "order-1", "to": PHONE})
 
-    (event,) = world.events.told
+    (event,) = world.events.published
     assert (event.notification_id, event.status) == ("order-1", Status.REJECTED)
     assert event.reason is Reason.INVALID
     (letter,) = world.dead_letters.letters
@@ -83,7 +83,7 @@ def test_expired_request_is_a_dead_letter(world: World) -> None:
     assert world.entry(body)["status"] == "expired"
     assert world.blip.look_ups == []
     assert world.blip.sent == []
-    (event,) = world.events.told
+    (event,) = world.events.published
     assert (event.status, event.reason) == (Status.EXPIRED, Reason.EXPIRED)
 
 
@@ -270,7 +270,7 @@ def test_refused_message_is_a_dead_letter_at_once(world: World) -> None:
 
 
 def test_dead_letter_is_written_before_the_ledger(world: World) -> None:
-    """A crash in between repeats the letter, which can be told apart, and loses nothing."""
+    """A crash in between repeats the dead letter, which can be recognised, and loses nothing."""
     world.blip.before_send = always(lambda: Rejected(Reason.REJECTED, "no", code=21))
     body, sandbox = a_request(), world.sandbox()
     statuses = []
@@ -295,7 +295,7 @@ def test_failed_dead_letter_write_loses_nothing(world: World) -> None:
     assert outcome(result) == "crashed"
     assert result.retry_in is not None
     assert 30 <= result.retry_in <= 60
-    assert world.events.told == []
+    assert world.events.published == []
 
     world.clock.advance(result.retry_in)
     (result,) = world.sandbox().deliver(body)
@@ -314,7 +314,7 @@ def test_refused_message_received_twice_is_one_dead_letter(world: World, kind: s
     first = a_request(id="order-1")
     world.sandbox().deliver(first)
     before = world.entry(first)
-    world.events.told.clear()
+    world.events.published.clear()
     message = world.queued(refused(kind)[0])
 
     for receive_count in (1, 2, 3):
@@ -323,7 +323,7 @@ def test_refused_message_received_twice_is_one_dead_letter(world: World, kind: s
 
     (letter,) = world.dead_letters.letters
     assert letter.reason == kind
-    (event,) = world.events.told
+    (event,) = world.events.published
     assert (event.reason, event.generation, event.key) == (kind, 0, before["key"])
     assert [refusal[0] for refusal in world.ledger_table.get(REFUSED)["refusals"]] == [
         message.record_id
@@ -334,7 +334,7 @@ def test_refused_message_received_twice_is_one_dead_letter(world: World, kind: s
 @pytest.mark.parametrize("kind", ["invalid", "id_conflict"])
 def test_another_body_under_the_same_id_is_another_dead_letter(world: World, kind: str) -> None:
     world.sandbox().deliver(a_request(id="order-1"))
-    world.events.told.clear()
+    world.events.published.clear()
     bodies = refused(kind)
 
     for body in bodies:
@@ -343,14 +343,14 @@ def test_another_body_under_the_same_id_is_another_dead_letter(world: World, kin
 
     letters = [json.loads(letter.body) for letter in world.dead_letters.letters]
     assert letters == bodies
-    assert [event.reason for event in world.events.told] == [kind, kind]
+    assert [event.reason for event in world.events.published] == [kind, kind]
 
 
 @pytest.mark.parametrize("kind", ["invalid", "id_conflict"])
 def test_redriven_dead_letter_that_is_still_invalid_is_another_dead_letter(
     world: World, kind: str
 ) -> None:
-    """SQS gives what is put back another message id."""
+    """SQS assigns another message id to a redriven request."""
     world.sandbox().deliver(a_request(id="order-1"))
     body = refused(kind)[0]
     world.sandbox().deliver(body)
@@ -365,7 +365,7 @@ def test_redriven_dead_letter_that_is_still_invalid_is_another_dead_letter(
 @pytest.mark.parametrize("kind", ["invalid", "id_conflict"])
 def test_dead_letter_is_written_before_the_refusal(world: World, kind: str) -> None:
     world.sandbox().deliver(a_request(id="order-1"))
-    world.events.told.clear()
+    world.events.published.clear()
     message = world.queued(refused(kind)[0])
     held = []
 
@@ -377,14 +377,14 @@ def test_dead_letter_is_written_before_the_refusal(world: World, kind: str) -> N
     world.dead_letters.before_put = crash
     (result,) = world.sandbox().deliver(message)
     assert outcome(result) == "crashed"
-    assert world.events.told == []
+    assert world.events.published == []
 
     (result,) = world.sandbox().deliver(message)
     assert outcome(result) == "dead_letter"
 
     assert held == [{}, {}]
     assert len(world.dead_letters.letters) == 1
-    assert [event.reason for event in world.events.told] == [kind]
+    assert [event.reason for event in world.events.published] == [kind]
 
 
 @pytest.mark.parametrize("kind", ["invalid", "id_conflict"])
@@ -405,7 +405,7 @@ def test_refused_body_without_a_readable_id_leaves_only_its_dead_letter(world: W
 
     assert len(world.dead_letters.letters) == 2
     assert world.ledger_table.items == {}
-    assert world.events.told == []
+    assert world.events.published == []
 
 
 def test_failed_dead_letter_write_returns_only_its_own_request(

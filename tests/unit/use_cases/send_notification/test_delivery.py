@@ -57,7 +57,7 @@ def test_known_recipient_is_sent_to_at_once(world: World) -> None:
 
 
 def test_known_recipient_costs_two_ledger_writes(world: World) -> None:
-    """Claimed, so that it is sent at once; and settled. Look-ups cost one write more."""
+    """One for the claim, which starts the send, and one for the result; a look-up costs a third."""
     world.know(PHONE)
 
     world.sandbox().deliver(a_request())
@@ -85,7 +85,7 @@ def test_sent_notification_is_published(world: World) -> None:
 
     world.sandbox().deliver(body)
 
-    (event,) = world.events.told
+    (event,) = world.events.published
     assert (event.notification_id, event.bot) == (body["id"], "default")
     assert (event.status, event.generation) == (Status.SENT, 1)
     assert event.metadata == {"order": "981"}
@@ -99,8 +99,8 @@ def test_correlation_id_of_the_producer_is_in_logs_and_events(
         a_request(correlation_id="checkout-2", id="order-1", extra="a typo"),
     )
 
-    told = {event.status.value: event.correlation_id for event in world.events.told}
-    assert told == {"sent": "checkout-1", "rejected": "checkout-2"}
+    published = {event.status.value: event.correlation_id for event in world.events.published}
+    assert published == {"sent": "checkout-1", "rejected": "checkout-2"}
     logged = {vars(record).get("correlation_id") for record in caplog.records}
     assert logged == {"checkout-1", "checkout-2"}
 
@@ -321,15 +321,15 @@ def test_cancelled_request_is_acknowledged_in_every_form(
         sandbox.deliver(body)
     cancelled(world, body)
     before = world.entry(body)
-    assert len(world.events.told) == (not in_advance)
+    assert len(world.events.published) == (not in_advance)
 
     for _ in range(2):
         again = world.queued(body | changes, generation=generation, age=age)
         (result,) = sandbox.deliver(again)
         assert (result.outcome, result.retry_in) == (Outcome.CANCELLED, None)
 
-    # Upstream hears of it once, however often its request comes.
-    (event,) = world.events.told
+    # The cancellation is published once, however often its request arrives.
+    (event,) = world.events.published
     assert (event.status, event.reason) == (Status.CANCELLED, None)
     assert event.metadata == {"order": "981"}
     what_its_event_needs = {"template": "order_shipped", "correlation_id": None}
@@ -369,7 +369,7 @@ def test_erased_notification_is_never_published(world: World) -> None:
     assert (result.outcome, result.retry_in) == (Outcome.CANCELLED, None)
     assert world.entry(body) == before
     assert world.ledger_table.writes == 1  # the claim, which did not hold
-    assert world.events.told == []
+    assert world.events.published == []
     assert world.blip.look_ups == []
 
 
@@ -440,7 +440,7 @@ def test_sent_request_is_acknowledged_even_if_the_bot_s_item_cannot_be_written(
     (result,) = sandbox.deliver(a_request())
 
     assert (outcome(result), result.retry_in) == ("sent", None)
-    assert len(world.events.told) == 1
+    assert len(world.events.published) == 1
     assert "the bot's item was not written" in caplog.messages
 
 
@@ -510,7 +510,7 @@ def test_repeated_request_is_not_published_again(world: World) -> None:
         (result,) = world.sandbox().deliver(world.queued(body, receive_count=receive_count))
         assert (outcome(result), result.retry_in) == ("duplicate", None)
 
-    assert [(event.notification_id, event.status) for event in world.events.told] == [
+    assert [(event.notification_id, event.status) for event in world.events.published] == [
         (body["id"], Status.SENT)
     ]
     assert len(world.blip.sent) == 1
@@ -552,7 +552,7 @@ MISHAPS = {
 def test_any_mishap_ends_in_one_send_or_one_dead_letter(
     sends: list[str], look_ups: list[str], early: list[bool], if_unknown: str
 ) -> None:
-    """BLiP's history is told the truth, so that nothing need be sent twice."""
+    """BLiP's history is correct, so that no second send is needed."""
     world = World()
     body = a_request(if_unknown=if_unknown)
     arrived: list[str] = []
@@ -577,7 +577,7 @@ def test_any_mishap_ends_in_one_send_or_one_dead_letter(
         if result.retry_in is None:
             done = True
             break
-        # SQS delivers again when it was told to; or, once in a while, earlier.
+        # SQS delivers again when the visibility ends; or, occasionally, earlier.
         world.clock.advance(result.retry_in / (3 if early and early.pop() else 1) + 0.001)
 
     assert done

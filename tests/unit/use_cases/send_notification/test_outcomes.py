@@ -1,4 +1,4 @@
-"""What delivery tells: operators by dead letters and logs, upstream by events; word for word."""
+"""Dead letters, logs and status events of each outcome, word for word."""
 
 import json
 import logging
@@ -55,14 +55,14 @@ def at(seconds: float) -> str:
 
 
 def logged(caplog: pytest.LogCaptureFixture, message: str) -> dict[str, Any]:
-    """The facts of the only log line with this message."""
+    """Return the facts of the only log line with this message."""
     (record,) = [record for record in caplog.records if record.getMessage() == message]
     ordinary = vars(logging.makeLogRecord({})).keys() | {"message", "asctime"}
     return {name: fact for name, fact in vars(record).items() if name not in ordinary}
 
 
 def to_the_millisecond(world: World) -> Any:
-    """The time now, as the ledger holds it."""
+    """Return the current time with the ledger's precision."""
     return pytest.approx(world.clock.now(), abs=0.001)
 
 
@@ -125,7 +125,7 @@ def test_invalid_request_is_dead_lettered_published_and_logged_with_its_details(
     event = an_event(
         Status.REJECTED, Reason.INVALID, generation=0, metadata={}, correlation_id=None
     )
-    assert world.events.told == [event]
+    assert world.events.published == [event]
     assert logged(caplog, "dead letter") == {
         "reason": "invalid",
         "notification_id": "order-1",
@@ -140,7 +140,7 @@ def test_invalid_request_of_another_bot_names_that_bot(world: World) -> None:
     deliver(world, {"id": "order-1", "bot": "clinic"})
 
     assert world.dead_letters.letters[0].bot == "clinic"
-    (event,) = world.events.told
+    (event,) = world.events.published
     assert (event.bot, event.key) == ("clinic", ledger_key("clinic", "order-1"))
 
 
@@ -148,14 +148,14 @@ def test_invalid_request_with_an_invalid_bot_is_published_for_the_default_bot(wo
     deliver(world, {"id": "order-1", "bot": 5})
 
     assert world.dead_letters.letters[0].bot is None
-    (event,) = world.events.told
+    (event,) = world.events.published
     assert (event.bot, event.key) == ("default", KEY)
 
 
 def test_body_that_is_not_json_is_not_published(world: World) -> None:
     world.sandbox().deliver("not JSON")
 
-    assert world.events.told == []
+    assert world.events.published == []
     assert world.ledger_table.items == {}
 
 
@@ -163,7 +163,7 @@ def test_conflict_is_dead_lettered_and_published_with_its_details(world: World) 
     world.blip.before_send = raises(Rejected(Reason.REJECTED, "no", code=21))
     deliver(world)
     deliver(world, generation=1)  # so that it is at its second generation
-    world.events.told.clear()
+    world.events.published.clear()
 
     deliver(world, REQUEST | {"metadata": {"order": "982"}})
 
@@ -179,7 +179,7 @@ def test_conflict_is_dead_lettered_and_published_with_its_details(world: World) 
         "possibly_sent": False,
         "redrives": 0,
     }
-    assert world.events.told == [
+    assert world.events.published == [
         an_event(
             Status.REJECTED,
             Reason.ID_CONFLICT,
@@ -192,7 +192,7 @@ def test_conflict_is_dead_lettered_and_published_with_its_details(world: World) 
 
 @pytest.mark.parametrize("known", [True, False])
 def test_expired_request_that_was_never_tried_has_no_attempts(world: World, *, known: bool) -> None:
-    """It counts as no attempt, in the letter and in the ledger."""
+    """It counts as no attempt, in the dead letter and in the ledger."""
     if known:
         world.know(REQUEST["to"])
     body = REQUEST | {"valid_until": at(NOW)}
@@ -208,7 +208,7 @@ def test_expired_request_that_was_never_tried_has_no_attempts(world: World, *, k
         "possibly_sent": False,
         "redrives": 0,
     }
-    assert world.events.told == [an_event(Status.EXPIRED, Reason.EXPIRED)]
+    assert world.events.published == [an_event(Status.EXPIRED, Reason.EXPIRED)]
     assert world.entry(body)["attempts"] == 0
 
 
@@ -248,7 +248,7 @@ def test_unknown_bot_is_explained(world: World) -> None:
 
 
 def test_not_a_phone_number_counts_as_an_attempt(world: World) -> None:
-    """Asked for it was, so it counts as an attempt."""
+    """The look-up was made, so it counts as an attempt."""
     world.blip.before_look_up = always(lambda: Rejected(Reason.NOT_A_PHONE_NUMBER, "no", code=61))
     deliver(world)
 
@@ -262,7 +262,7 @@ def test_not_a_phone_number_counts_as_an_attempt(world: World) -> None:
         "possibly_sent": False,
         "redrives": 0,
     }
-    assert world.events.told == [an_event(Status.REJECTED, Reason.NOT_A_PHONE_NUMBER)]
+    assert world.events.published == [an_event(Status.REJECTED, Reason.NOT_A_PHONE_NUMBER)]
     assert world.entry(REQUEST)["attempts"] == 1
 
 
@@ -297,7 +297,7 @@ def test_refused_message_is_dead_lettered_published_and_logged_with_its_details(
         "possibly_sent": False,
         "redrives": 3,
     }
-    assert world.events.told == [an_event(Status.REJECTED, Reason.REJECTED)]
+    assert world.events.published == [an_event(Status.REJECTED, Reason.REJECTED)]
     entry = world.entry(REQUEST)
     assert (entry["reason"], entry["code"], entry["attempts"]) == ("rejected", 21, 1)
     assert logged(caplog, "dead_letter") == {
@@ -318,7 +318,7 @@ def test_failed_redrive_has_its_own_generation(world: World) -> None:
 
     assert [letter.generation for letter in world.dead_letters.letters] == [1, 2]
     time = to_the_millisecond(world)
-    assert world.events.told[-1] == an_event(
+    assert world.events.published[-1] == an_event(
         Status.REJECTED, Reason.REJECTED, generation=2, time=time
     )
 
@@ -358,7 +358,7 @@ def test_unknown_outcome_is_dead_lettered_as_possibly_sent(world: World) -> None
         "possibly_sent": True,
         "redrives": 0,
     }
-    (event,) = world.events.told
+    (event,) = world.events.published
     assert (event.status, event.reason) == (Status.FAILED, Reason.OUTCOME_UNKNOWN)
 
 
@@ -379,7 +379,7 @@ def test_request_not_sent_before_it_expired_says_so(world: World) -> None:
 def test_sent_notification_is_one_event(world: World) -> None:
     deliver(world)
 
-    assert world.events.told == [an_event(Status.SENT)]
+    assert world.events.published == [an_event(Status.SENT)]
 
 
 @pytest.mark.parametrize("receipt", [None, Status.ACCEPTED, Status.CONSUMED])
@@ -390,13 +390,13 @@ def test_repeated_record_of_a_sent_notification_publishes_nothing(
     sandbox.deliver(REQUEST)
     if receipt is not None:
         sandbox.ledger.advance(Receipt(KEY, 1, receipt))
-    told = [an_event(Status.SENT)]
-    told += [an_event(receipt)] if receipt is Status.CONSUMED else []
-    assert world.events.told == told
+    published = [an_event(Status.SENT)]
+    published += [an_event(receipt)] if receipt is Status.CONSUMED else []
+    assert world.events.published == published
 
     deliver(world, receive_count=2)
 
-    assert world.events.told == told
+    assert world.events.published == published
 
 
 def test_repeated_record_of_a_failed_notification_publishes_nothing(world: World) -> None:
@@ -407,14 +407,14 @@ def test_repeated_record_of_a_failed_notification_publishes_nothing(world: World
 
     deliver(world, generation=1, receive_count=2)
 
-    assert [(event.reason, event.generation, event.time) for event in world.events.told] == [
+    assert [(event.reason, event.generation, event.time) for event in world.events.published] == [
         (Reason.REJECTED, 1, NOW),
         (Reason.REJECTED, 2, NOW + 1),
     ]
 
 
 @pytest.mark.parametrize(
-    ("stored", "told"),
+    ("stored", "published"),
     [
         (Status.ACCEPTED, [Status.SENT]),
         (Status.DISPATCHED, [Status.SENT]),
@@ -424,15 +424,15 @@ def test_repeated_record_of_a_failed_notification_publishes_nothing(world: World
     ],
 )
 def test_status_found_in_the_history_is_published_once(
-    world: World, stored: Status, told: list[Status]
+    world: World, stored: Status, published: list[Status]
 ) -> None:
     unknown(world)
     world.blip.stored[KEY] = [Receipt(KEY, 1, stored)]
 
     world.sandbox().deliver(REQUEST)
 
-    assert [event.status for event in world.events.told] == told
-    assert world.events.told[0] == an_event(Status.SENT, time=world.clock.now())
+    assert [event.status for event in world.events.published] == published
+    assert world.events.published[0] == an_event(Status.SENT, time=world.clock.now())
 
 
 @pytest.mark.parametrize(("tried", "generation"), [(False, 0), (True, 1)])
@@ -447,7 +447,7 @@ def test_cancellation_in_advance_is_published_when_its_request_arrives(
     (result,) = world.sandbox().deliver(REQUEST)
 
     assert result.retry_in is None
-    assert world.events.told == [an_event(Status.CANCELLED, generation=generation)]
+    assert world.events.published == [an_event(Status.CANCELLED, generation=generation)]
 
 
 # --- Logs -----------------------------------------------------------------------------------------

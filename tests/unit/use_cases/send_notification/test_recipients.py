@@ -72,7 +72,7 @@ def test_recipient_is_not_looked_up_if_no_send_could_follow(world: World) -> Non
     assert world.blip.look_ups == []
     entry = world.entry(unknown)
     assert (entry["status"], entry["attempts"]) == ("retrying", 0)
-    # Its look-up is free for whoever comes next.
+    # Its look-up is free for the next sandbox.
     lease = world.sandbox().identities.lease(("default", PHONE), 10)
     assert isinstance(lease, LookUpLease)
 
@@ -113,7 +113,7 @@ def test_refused_look_up_is_a_dead_letter_and_is_not_cached(world: World) -> Non
 
 
 class Meanwhile(Clock):
-    """Something happens while somebody sleeps."""
+    """Calls a function while a thread sleeps."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -206,7 +206,7 @@ def test_unknown_outcome_waits_for_a_bot_missing_from_the_secret(
 
     assert (outcome(result), result.retry_in) == ("unsettled", wait)
     assert ends(world) == []
-    # Nobody has it meanwhile: whoever comes next may ask.
+    # No sandbox holds it meanwhile: the next one may query the history.
     world.bots = bots
     assert outcome(world.sandbox().deliver(body)[0]) == "denied"
 
@@ -248,7 +248,7 @@ def test_history_query_without_a_slot_soon_is_postponed(world: World) -> None:
     assert outcome(result) == "retry_later"
     assert result.retry_in == pytest.approx(60, abs=1)
     assert world.blip.asked == []
-    # Nobody has it meanwhile: whoever comes next may ask.
+    # No sandbox holds it meanwhile: the next one may query the history.
     world.clock.advance(60)
     assert outcome(world.sandbox().deliver(body)[0]) == "denied"
 

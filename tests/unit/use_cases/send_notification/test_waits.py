@@ -120,7 +120,7 @@ def test_request_that_expires_soon_returns_when_it_expires(world: World) -> None
         (partial(Throttled, "slowly"), (120, 137)),
         (partial(Throttled, "slowly", retry_after_seconds=9999), (3600, 3965)),
         (partial(Misconfigured, "wrong key"), (600, 900)),
-        (partial(RuntimeError, "nobody foresaw it"), (30, 60)),
+        (partial(RuntimeError, "unexpected"), (30, 60)),
     ],
 )
 def test_wait_after_a_failure_depends_on_its_kind(
@@ -165,8 +165,8 @@ def test_cooldown_delays_the_request_until_its_end_plus_up_to_a_tenth(world: Wor
         (600, None, 20),
         (DAY, None, 2880),
         (600, DAY, 20),
-        (6 * DAY, None, 3600),  # it is to be noticed within the hour that the plan has grown
-        (DAY, 300, 10),  # who is soon too late comes by more often
+        (6 * DAY, None, 3600),  # a larger plan takes effect within the hour
+        (DAY, 300, 10),  # a request that expires soon returns more often
     ],
 )
 def test_wait_for_a_slot_grows_with_the_request_s_age(
@@ -241,7 +241,7 @@ def test_lost_claim_delays_the_request_by_5_to_10_seconds(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lost(*_: object) -> None:
-        raise ClaimLost("key")  # not because the recipient was forgotten
+        raise ClaimLost("key")  # not because the recipient was erased
 
     spread = Spread()
     sandbox = world.sandbox(uniform=spread)
