@@ -85,7 +85,7 @@ def measure_afterwards(lab: Lab, sender: Function) -> list[Figures]:
 
 
 def table(results: Sequence[Figures]) -> Table:
-    """Lay it out; ratios are medians over the rounds, with quartiles."""
+    """Return the table; ratios are medians over the rounds, with quartiles."""
     shown = Table(title="One batch. Ratios: median of the rounds (quartiles)")
     for heading in (
         "batch", "BLiP ms", "", "p50 ms", "p95 ms", "CPU ms each", "calls each", "RCU each",

@@ -36,7 +36,7 @@ EVENT_SECONDS = 30
 
 
 def _prepare(folder: Path) -> dict[str, Path]:
-    """Build ours, and put the bare handler beside it; both compiled. Give each one's folder."""
+    """Build this project and the bare handler, both compiled. Return their folders."""
     built = build(folder)
     bare = folder / BARE
     bare.mkdir()
@@ -50,7 +50,7 @@ def _prepare(folder: Path) -> dict[str, Path]:
 
 
 def _invoke(task: Path, layers: str, lab: Lab, event: Any, folder: Path) -> dict[str, float]:
-    """Start a sandbox, let it handle a first and a second batch; give times and memory."""
+    """Start a sandbox and invoke it with two batches. Return times and memory."""
     port = free_ports(2)
     command = [
         *(EMULATOR, "--runtime-interface-emulator-address", f"{HOST}:{port}"),
@@ -144,7 +144,7 @@ def measure(lab: Lab, folder: Path) -> dict[str, Any]:
 
 
 def tables(measured: dict[str, Any]) -> Group:
-    """Lay it out."""
+    """Return the tables."""
     ours, bare = measured["starts"][OURS], measured["starts"][BARE]
     starts = Table(title="Cold start in the Runtime Interface Emulator, ten known, BLiP at 100 ms")
     for heading in ("", "imports and first batch, ms", "peak MB"):

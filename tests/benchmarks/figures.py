@@ -62,11 +62,11 @@ def quartiles(values: Sequence[float], digits: int = 2) -> str:
 
 
 def ratio(one: Sequence[float], other: Sequence[float]) -> str:
-    """Compare round by round: what disturbs a round disturbs both."""
+    """Return the ratio, compared round by round: a disturbance of a round affects both."""
     return quartiles([mine / theirs for mine, theirs in zip(one, other, strict=True)])
 
 
 def last_run(what: str) -> list[Figures]:
-    """Read what `make bench` wrote: of the batches, or of the receipts."""
+    """Return what `make bench` wrote about the batches or the receipts."""
     document = json.loads(RESULTS.read_text(encoding="utf-8"))
     return [Figures(**figures) for figures in document[what]]

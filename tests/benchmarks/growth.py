@@ -159,7 +159,7 @@ def measure(lab: Lab) -> dict[str, Any]:
 
 
 def tables(measured: dict[str, Any]) -> Group:
-    """Lay it out."""
+    """Return the tables."""
     items = Table(title="With a growing ledger: ten known and ten new by turns, BLiP at 0 ms")
     for heading in ("items", "p50 ms a batch", "calls each", "RCU each", "WCU each"):
         items.add_column(heading, justify="right")

@@ -81,7 +81,7 @@ def _start(lab: Lab, size: int) -> dict[str, float]:
 
 
 def tables(measured: dict[str, Any] | None) -> Group:
-    """Lay it out."""
+    """Return the tables."""
     if measured is None:
         return Group(
             "MemorySize: not measured. The quota needs the processor clock of another process,"

@@ -17,7 +17,7 @@ def _text(x: float, y: float, words: str, more: str = "") -> str:
 def _panel(
     top: int, title: str, rows: Sequence[tuple[str, str, float, str]]
 ) -> tuple[list[str], int]:
-    """Draw bars of (group, competitor, length, words); give the shapes, and where they end."""
+    """Draw bars of (group, competitor, length, words). Return the shapes, and where they end."""
     shapes = [_text(0, top, title, 'font-weight="bold"')]
     longest = max(length for _, _, length, _ in rows)
     y, group = top + 6, ""

@@ -51,7 +51,7 @@ class Row:
 
 
 def _crash_points() -> Row:
-    """Every call of every story in the simulated world: before, under way, after."""
+    """Kill at every call of every story in the simulated world: before, under way, after."""
     row = Row("", [])
     count = 0
     for name, story in stories.STORIES.items():
@@ -70,7 +70,7 @@ def _crash_points() -> Row:
 
 
 def _local_crash_points() -> Row:
-    """Every call of the local stack's stories: before and after."""
+    """Kill at every call of the local stack's stories: before and after."""
     row = Row("", [])
     with (
         killable_stack(local_crashes.PARAMETERS) as (stack, killer),
@@ -264,7 +264,7 @@ LOCAL: dict[str, Callable[[], Row]] = {
 
 
 def main(words: list[str]) -> int:
-    """Run everything, or what has one of these words in its name; 0 if nothing was broken."""
+    """Run all rows, or those with one of these words in their names. Return 0 if none is broken."""
     logging.disable()
     rows: dict[str, Row] = {}
     simulated = list(_chosen(SIMULATED, words))

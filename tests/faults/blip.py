@@ -642,7 +642,7 @@ def _success(resource: dict[str, Any]) -> _Answer:
 
 
 def _refusal(refusal: Refusal, description: str = "no") -> _Answer:
-    """Answer as BLiP does: a command's failure inside a 200, else a bare reason, if any."""
+    """Return a refusal as BLiP writes it: a command's failure inside a 200, else a bare reason."""
     status, code = refusal
     reason = {} if code is None else {"code": code, "description": description}
     body = {"status": "failure", "reason": reason} if status == 200 else reason
@@ -660,5 +660,5 @@ def identity_of(phone: str) -> str:
 
 
 def phone_of(identity: str) -> str:
-    """Whose identity it is."""
+    """Return the number of an identity."""
     return "+" + identity.partition("@")[0][::-1]

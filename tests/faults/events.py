@@ -81,7 +81,7 @@ class SimEventBus:
         return {"Entries": [self._put(each) for each in entries]}
 
     def _put(self, entry: dict[str, str]) -> dict[str, str]:
-        """Take an entry, whatever became of those before it."""
+        """Return the answer to one entry, which does not depend on the entries before it."""
         assert entry.keys() == {"EventBusName", "Source", "DetailType", "Detail"}
         detail = json.loads(entry["Detail"])
         chance = self._simulation.random

@@ -180,7 +180,7 @@ class Interleavings(RuleBasedStateMachine):
     # --- from outside -----------------------------------------------------------------------------
 
     def publish(self, number: int, valid_for: float | None, *, other: bool) -> None:
-        """A request; the same one if it was published before, or other content under its id."""
+        """Publish a request: the same one as before, if any, or other content under its id."""
         if number not in self.published:
             request = a_request(
                 id=f"order-{number}",
@@ -197,7 +197,7 @@ class Interleavings(RuleBasedStateMachine):
         self._world.publish(body)
 
     def cancel(self, number: int) -> None:
-        """Its producer takes a notification back; perhaps before it was published."""
+        """Cancel a notification, perhaps before it was published."""
         self._world.cancel(f"order-{number}")
 
     def redrive(self, which: int, *, with_attributes: bool, died: bool) -> None:
@@ -211,7 +211,7 @@ class Interleavings(RuleBasedStateMachine):
             self._world.requests.send(put_back.body, put_back.attributes, group=put_back.group)
 
     def happens_to_item(self, what: str, which: int) -> None:
-        """Something befalls an item of the ledger that has nothing to do with sending."""
+        """Change an item of the ledger in a way that does not concern sending."""
         world, name = self._world, f"order-{which % NOTIFICATIONS}"
         match what:
             case "refused":  # EventBridge takes no event of it from here on
@@ -239,7 +239,7 @@ class Interleavings(RuleBasedStateMachine):
     # --- the functions ----------------------------------------------------------------------------
 
     def start(self, which: int, most: int, steps: int, order: int) -> None:
-        """A sandbox gets a batch of requests, or of receipts, and begins."""
+        """Start a sandbox with a batch of requests, or of receipts."""
         startable = [
             mapping
             for mapping in self._mappings
@@ -250,7 +250,7 @@ class Interleavings(RuleBasedStateMachine):
             self.go_on(steps, order)
 
     def go_on(self, steps: int, order: int) -> None:
-        """One call after the other begins, arrives or comes back."""
+        """Make calls begin, arrive or return, one by one."""
         simulation, chance = self._world.simulation, Random(order)
         for _ in range(steps):
             if not simulation.ready:
@@ -279,14 +279,14 @@ class Interleavings(RuleBasedStateMachine):
     # --- what goes wrong --------------------------------------------------------------------------
 
     def kill(self, which: int) -> None:
-        """A sandbox dies where it is."""
+        """Kill a sandbox where it is."""
         busy = [(mapping, process) for mapping in self._mappings for process in mapping.busy]
         if busy:
             mapping, process = busy[which % len(busy)]
             mapping.kill(process)
 
     def kill_at(self, call: str, where: str) -> None:
-        """The next sandbox that calls this dies before, during or after it."""
+        """Kill the next sandbox that makes this call, before, during or after it."""
         at, crash = WHERE[where]
 
         def kill() -> Crash:
@@ -295,7 +295,7 @@ class Interleavings(RuleBasedStateMachine):
         self._next_time(call, at, kill)
 
     def stick_at(self, call: str, seconds: float) -> None:
-        """The next time that a sandbox calls this, everything takes that much longer."""
+        """Delay the next call of this name by so much."""
 
         def stick() -> None:
             self.stuck_for = seconds
@@ -312,14 +312,14 @@ class Interleavings(RuleBasedStateMachine):
         self._world.simulation.crash = look
 
     def aws_fails(self, how: str, steps: int) -> None:
-        """For a while, answers of AWS get lost: boto3 asks again, or gives up."""
+        """Lose answers of AWS for a while: boto3 asks again, or gives up."""
         faults = self._world.faults.aws
         setattr(faults, how, 1.0)
         self.go_on(steps, 0)
         setattr(faults, how, 0.0)
 
     def bus_fails(self, share: float, seconds: float) -> None:
-        """For a while, EventBridge throttles some of the events, or does not answer at all."""
+        """Make EventBridge throttle some events for a while, or not answer at all."""
         faults, now = self._world.faults.bus, self._world.simulation.now
         if share < 1:
             faults.throttled = [(now, now + seconds, share)]
@@ -327,7 +327,7 @@ class Interleavings(RuleBasedStateMachine):
             faults.away = [(now, now + seconds)]
 
     def blip_fails(self, kind: Kind, fault: Fault) -> None:
-        """The next call of this kind will fail so."""
+        """Make the next call of this kind fail like this."""
         if not self._world.blip.next_faults[kind]:
             self._world.blip.next_faults[kind].append(fault)
 
@@ -400,7 +400,7 @@ def run(examples: int, *, steps: int = 50, anew: bool = True, shrink: bool = Tru
 
 
 def overlooked(examples: int) -> list[str]:
-    """Break the code in each of the ways; give those that so many interleavings do not find."""
+    """Break the code in each way. Return the breaks that so many interleavings do not find."""
     missed = []
     for name, broken in BREAKS.items():
         with broken.made(), suppress(AssertionError):

@@ -266,7 +266,7 @@ class Invariants:
         return [body for body in bodies if "DDBStreamBatchInfo" not in body]
 
     def _unpublished(self) -> list[str]:
-        """Only what nothing else can be done with may be put aside."""
+        """Return the events that were set aside although they could have been published."""
         world = self._world
         keys = {
             key
@@ -291,7 +291,7 @@ class Invariants:
         ]
 
     def _ends(self, unheard: set[str]) -> list[str]:
-        """Every request must have ended, in its right place.
+        """Return the requests that have not ended as they should.
 
         Args:
             unheard: the keys of items of which not everything could be published.
@@ -359,7 +359,7 @@ class Invariants:
         return broken
 
     def _letters(self) -> list[str]:
-        """Every dead letter must say what is true."""
+        """Return the untrue dead letters."""
         broken = []
         for letter in self.letters:
             facts = _facts(letter)

@@ -50,7 +50,7 @@ class Redriven:
 
 
 def redrive(letters: int, undelivered: int, seed: int = 1) -> Redriven:
-    """Of so many dead letters so many were not delivered, and are put back."""
+    """Redrive the undelivered ones of so many dead letters, with a kill in the middle."""
     result = Redriven()
     reasons = {Reason.UNDELIVERED: undelivered, Reason.RETRIES_EXHAUSTED: letters - undelivered}
     with World(seed) as world, _operator(world):
@@ -112,7 +112,7 @@ def _operator(world: World) -> Iterator[None]:
 
 
 def _started(world: World, order: ListOrder) -> tuple[Process, Any]:
-    """Start an operator's command; its process and what it will answer."""
+    """Start an operator's command. Return its process and its future answer."""
     queues = {"RequestsQueue": world.requests, "DeadLettersQueue": world.dead_letters}
     sqs = SimSqs(world.aws, queues, AWAY_SECONDS)
     stack: Any = SimpleNamespace(client=lambda _: sqs, physical_id=lambda name: name)

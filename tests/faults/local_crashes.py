@@ -207,7 +207,7 @@ class Theatre:
         wait_until(lambda: not left(), "sandboxes to end")
 
     def _tell(self, story: Story) -> tuple[str, str]:
-        """Begin a story; give its request's id and what was published."""
+        """Begin a story. Return its request's id and the published body."""
         self._told += 1
         phone, identifier = f"+5531910{self._told:06}", f"story-{self._told}"
         body = story.body % identifier if story.body else json.dumps(_request(identifier, phone))

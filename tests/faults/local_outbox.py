@@ -81,7 +81,7 @@ def _request(number: int) -> dict[str, Any]:
 
 
 def _measured(log: Path) -> list[float]:
-    """Read `changed_to_published` out of the functions' log; in seconds."""
+    """Return the values of `changed_to_published` in the functions' log, in seconds."""
     found: list[float] = []
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
         if line.startswith('{"_aws"') and '"changed_to_published"' in line:

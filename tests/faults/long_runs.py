@@ -48,7 +48,7 @@ class Outage:
 
 
 def outage(requests: int, hours: float, fault: Fault, seed: int = 1) -> Outage:
-    """BLiP is down for hours, with so many requests waiting; then it is back."""
+    """Run an outage of BLiP for hours with so many requests waiting, and the time after it."""
     result = Outage(requests, hours, fault)
     bot = Account("default")
     start = 1_800_000_000.0
@@ -126,7 +126,7 @@ def backlog(
     concurrency: int = 5,
     seed: int = 1,
 ) -> Backlog:
-    """A bot has so many requests waiting, all at once; `second` more come for another bot."""
+    """Drain so many requests of one bot; `second` more arrive for another bot."""
     result = Backlog(requests, per_second)
     bots = [Account("default", per_second), Account("clinic")]
     with World(seed, bots=bots, settings=Settings(concurrency=concurrency)) as world:

@@ -47,7 +47,7 @@ class Sandbox:
 
 
 def sandboxes(home: Path) -> list[Sandbox]:
-    """Find the sandboxes of a local stack: processes that work in its folder."""
+    """Return the sandboxes of a local stack: processes that work in its folder."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -60,7 +60,7 @@ def sandboxes(home: Path) -> list[Sandbox]:
 
 
 def sandbox_behind(home: Path, port: int) -> Sandbox | None:
-    """Find the sandbox at the other end of a connection, by that end's port, if it lives."""
+    """Return the sandbox at the other end of a connection, by that end's port, if it lives."""
     for _ in range(TRIES):
         socket = _socket_at(port)
         for sandbox in sandboxes(home):
@@ -182,7 +182,7 @@ class Killer:
         return web.Response(status=answer.status, body=content, headers=_without(answer.headers))
 
     def _count(self, request: web.BaseRequest, body: bytes) -> tuple[Sandbox | None, Side]:
-        """Count a call; give the sandbox to kill, if this is the call to kill it at."""
+        """Count a call. Return the sandbox to kill, if this is the call to kill it at."""
         assert request.transport
         if not self._function or self._killed.is_set():
             return None, "before"

@@ -311,7 +311,7 @@ def points(story: Story) -> Iterator[Point]:
 
 
 def killed_at(story: Story, *where: Point) -> list[str]:
-    """Run a story with its sandbox killed at these points; give what did not hold.
+    """Run a story with its sandbox killed at these points. Return the violations.
 
     The second point counts from the first one on, and so forth.
     """
@@ -341,7 +341,7 @@ def killed_at(story: Story, *where: Point) -> list[str]:
 
 
 def failed_at(story: Story, number: int, error: AwsError) -> list[str]:
-    """Run a story of which this call to AWS fails; return what did not hold."""
+    """Run a story in which this call to AWS fails. Return the violations."""
     made = -1
     failing = False
 

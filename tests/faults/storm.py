@@ -129,7 +129,7 @@ class Result:
 
 
 def weather(rng: random.Random, storm: Storm, start: float) -> Faults:
-    """Faults at all times, and spells: a wrong key, an outage, a 429 out of the blue."""
+    """Return faults at all times, and periods of a wrong key, an outage and a sudden 429."""
     length = storm.requests / storm.per_second
     spells: list[Any] = []
     for fault, seconds in (

@@ -306,7 +306,7 @@ class World:
         self.simulation.at(time, happen)
 
     def redrive(self, letter: Message, *, with_attributes: bool = True) -> Message:
-        """Put a dead letter back, as the console does; attributes may get lost on the way."""
+        """Redrive a dead letter as the SQS console does; attributes may get lost."""
         self.dead_letters.delete(f"{letter.number}/0")
         self.invariants.redriven(letter)
         attributes = letter.attributes if with_attributes else {}

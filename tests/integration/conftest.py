@@ -41,12 +41,12 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def exact_slots() -> None:
-    """For tests of the pace itself."""
+    """Keep the grace of a slot as it is, for tests of the pace."""
 
 
 @pytest.fixture(autouse=True)
 def slots_may_be_late(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other tests run beside this one and threads wake up late; most tests are not about that."""
+    """Lengthen the grace of a slot: on a busy machine threads wake up late."""
     if "exact_slots" not in request.fixturenames:
         monkeypatch.setattr(slots, "SLOT_GRACE_SECONDS", 2.0)
 
@@ -92,7 +92,7 @@ class Aws:
         return SendNotificationSettings(**(values | self.overrides))  # type: ignore[arg-type] # by name, above
 
     def dead_letters(self) -> list[dict[str, Any]]:
-        """Take every dead letter off the queue: its body, and its attributes as plain values."""
+        """Receive and return every dead letter: its body, and its attributes as plain values."""
         letters: list[dict[str, Any]] = []
         while messages := self.sqs.receive_message(
             QueueUrl=self.dead_letters_url,
@@ -112,7 +112,7 @@ class Aws:
         return letters
 
     def ledger(self) -> list[dict[str, Any]]:
-        """Read the whole ledger."""
+        """Return the whole ledger."""
         items = self.dynamodb.scan(TableName="ledger")["Items"]
         return [{name: next(iter(v.values())) for name, v in item.items()} for item in items]
 
@@ -153,7 +153,7 @@ def one_call_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def session() -> boto3.Session:
-    """One for all tests: it takes time to read boto3's models."""
+    """Return one session for all tests, since reading boto3's models takes time."""
     return boto3.Session("testing", "testing", region_name="us-east-1")
 
 
@@ -223,7 +223,7 @@ class Stack:
     functions: list[SendNotification] = field(default_factory=list)
 
     def sandbox(self) -> SendNotification:
-        """Start one more sandbox of the function."""
+        """Return one more sandbox of the function."""
         self.functions.append(self.build(self.aws.settings))
         return self.functions[-1]
 
@@ -239,7 +239,7 @@ class Stack:
             )
 
     def receive(self) -> list[Record]:
-        """Take whatever can be seen on the queue, in the form of Lambda's event."""
+        """Receive all visible messages. Return them as records of Lambda's event."""
         records = []
         while messages := self.aws.sqs.receive_message(
             QueueUrl=self.aws.requests_url,
@@ -269,7 +269,7 @@ class Stack:
         seconds: float = 30,
         function: SendNotification | None = None,
     ) -> list[str]:
-        """Hand these to the function as one batch; give the bodies that have to come back."""
+        """Hand these to the function as one batch. Return the bodies that have to return."""
         if function is None:
             function = self.functions[0] if self.functions else self.sandbox()
         context: Any = SimpleNamespace(get_remaining_time_in_millis=lambda: seconds * 1000)
@@ -288,7 +288,7 @@ class Stack:
     def deliver(
         self, *bodies: str | dict[str, Any], generation: int | None = None, seconds: float = 30
     ) -> list[str]:
-        """Publish these, hand them to the function as one batch; give what has to come back."""
+        """Publish these and hand them to the function as one batch. Return what has to return."""
         self.publish(*bodies, generation=generation)
         return self.handle(self.receive(), seconds=seconds)
 

@@ -105,7 +105,7 @@ class ReceiptsStack:
     def post(
         self, body: object, *, secret: str | None = SECRET, base64: bool = False, **changes: Any
     ) -> Json:
-        """Call the webhook as the HTTP API does; a text is the body as it stands."""
+        """Return the webhook's answer to an HTTP API call. A text is the body, unchanged."""
         headers = {"content-type": "application/json", "host": "example.com"}
         if secret is not None:
             headers["x-receipts-secret"] = secret
@@ -120,7 +120,7 @@ class ReceiptsStack:
         return self.webhook.handle(event | changes)
 
     def record(self, *receipts: str | Json) -> list[str]:
-        """Hand these to the function as one batch; give the bodies that have to come back."""
+        """Hand these to the function as one batch. Return the bodies that have to return."""
         records = [
             {
                 "messageId": str(uuid4()),
@@ -142,7 +142,7 @@ class ReceiptsStack:
         return self.poller.handle(context)["asked"]
 
     def waiting(self) -> list[Json]:
-        """Take all receipts off their queue."""
+        """Receive and return all receipts of their queue."""
         return [json.loads(body) for body in self._take(self.queue_url)]
 
     def stream(self) -> list[Json]:
@@ -194,11 +194,11 @@ class ReceiptsStack:
         return self.heard()
 
     def heard(self) -> list[Json]:
-        """Take EventBridge's events whole, as the listener has heard them so far."""
+        """Return EventBridge's events that the listener has received since the last call."""
         return [json.loads(body) for body in self._take(self.listener_url)]
 
     def unpublished(self) -> list[Json]:
-        """Take the keys of what cannot be published off their queue."""
+        """Receive and return the keys of unpublished events."""
         return [json.loads(body) for body in self._take(self.unpublished_url)]
 
     def _take(self, url: str) -> list[str]:
@@ -268,7 +268,7 @@ def passes_filter(record: Json) -> bool:
 
 
 def a_receipt(message_id: str, event: str, code: int | None = None, **members: Any) -> Json:
-    """A receipt as BLiP posts it."""
+    """Return a receipt as BLiP posts it."""
     receipt: Json = {
         "id": message_id,
         "from": "553199998888@wa.gw.msging.net",

@@ -74,7 +74,7 @@ def run(command: list[str], api: Api, token: str | None) -> None:
 
 
 def expected_signature(api: Api, path: str, headers: dict[str, str]) -> str:
-    """Sign the request that came in as AWS does to check it."""
+    """Return the signature that AWS computes for the received request."""
     [signed] = re.findall(r"SignedHeaders=([^,]+)", headers["authorization"])
     names = signed.split(";")
     request = AWSRequest("GET", f"{api.url}{path}", {name: headers[name] for name in names})

@@ -87,7 +87,7 @@ def starvation(
     scale: int = 1,
     seed: int = 1,
 ) -> Came:
-    """One bot's requests fill what SQS allows in flight; another's come at ten a second.
+    """Fill SQS's limit in flight with one bot's requests; another's arrive at ten a second.
 
     Args:
         waiting: how many there are of the one that stands still.
@@ -154,7 +154,7 @@ def _posted(world: World, letter: sqs.Message) -> bool:
 
 
 def _one_record(came: Came, seed: int) -> float:
-    """An error at each call that concerns one record of ten; return the others' longest wait."""
+    """Fail each call that concerns one record of ten. Return the others' longest wait."""
     slowest = 0.0
     calls = ("ledger.update", "identities.update", "ledger.get")
     for call in calls:
@@ -191,7 +191,7 @@ def aws_errors(
     requests: int = 2000,
     seed: int = 1,
 ) -> Came:
-    """Every error of botocore's at every call of every story, before and after its effect.
+    """Raise each error of botocore at every call of every story, before and after its effect.
 
     Then a storm of them; and that an error at one record's calls hurts no other record.
     """
@@ -312,7 +312,7 @@ def _poison_in_the_stream(came: Came, requests: int, seed: int) -> float:
 
 
 def outbox(*, requests: int = 10_000, hours: float = 2, seed: int = 1) -> Came:
-    """EventBridge is away for hours; and then it, or an item, is poison."""
+    """Make EventBridge unavailable for hours; then add poison in an event and in an item."""
     came = Came()
     calm = _without_a_bus(came, requests, hours, seed, away=False)
     away = _without_a_bus(came, requests, hours, seed, away=True)

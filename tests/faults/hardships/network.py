@@ -31,7 +31,7 @@ FAR = Network(set_up=(0.3, 0.1), round_trip=(0.1, 0.05))
 def distance(
     *, requests: int = 1000, seeds: Iterable[int] = range(20), most_seconds: float = 25
 ) -> Came:
-    """A far BLiP, every connection cold at first and again after an idle spell."""
+    """Simulate a distant BLiP with connections that are cold at first and after idle times."""
     came, slowest, throttled, set_ups = Came(), 0.0, 0, 0
     for known in (True, False):
         for seed in seeds:
@@ -90,7 +90,7 @@ class _Paced:
     left: float
 
     def judge(self, came: Came, name: str, hours: float) -> str:
-        """Hold it against the bounds; return it as a sentence."""
+        """Check the bounds. Return the result as a sentence."""
         by_hour = [
             sum(start <= (at - START) / 3600 < end for at in self.cooldowns)
             for start, end in ((0, 1), (1, 2), (2, 24))
@@ -111,7 +111,7 @@ class _Paced:
 
 
 def live_chat(*, hours: float = 2, kind: str = "bursts", seed: int = 1) -> Came:
-    """The whole product beside a chat that it does not see, with a backlog throughout."""
+    """Run the whole product with a backlog beside a chat that it does not see."""
     chat = Chat(CHAT_PER_SECOND, since=START, seed=seed, **CHATS[kind])
     bot = Account("default", PLAN, 4 * PLAN, chat=chat)
     came, number = Came(), 0
@@ -134,7 +134,7 @@ def live_chat(*, hours: float = 2, kind: str = "bursts", seed: int = 1) -> Came:
 def paced_chat(
     *, hours: float = 24, kind: str = "bursts", seed: int = 1, prolonged: bool = False
 ) -> Came:
-    """A day beside a chat, with of the product only what decides on its pace.
+    """Simulate a day beside a chat with only the part of the product that sets its pace.
 
     That is `aws.bot_state` on the simulated table and the share of the plan in force; the batches
     of five sandboxes are drawn up here. A day of the whole product would take over an hour.

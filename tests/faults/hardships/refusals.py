@@ -43,7 +43,7 @@ POISONS: dict[str, tuple[Literal["message", "look-up"], Refusal, Reason]] = {
 def poison(
     *, requests: int = 3000, per_second: float = 10, kinds: Iterable[str] = POISONS, seed: int = 1
 ) -> Came:
-    """One in a hundred is refused for what it is, and says so in misleading words."""
+    """Refuse one message in a hundred with an error that seems to concern the bot."""
     came = Came()
     slowest: list[str] = []
     for kind in kinds:
@@ -70,7 +70,7 @@ def poison(
 
 
 def poison_alone(*, kinds: Iterable[str] = ("403", "look-up 81"), seed: int = 1) -> Came:
-    """A bot has worked, then an outage opened its breaker, and what waits is poison only."""
+    """Leave only poison waiting behind a breaker that an outage opened."""
     came = Came()
     took: list[str] = []
     for kind in kinds:
@@ -92,7 +92,7 @@ def poison_alone(*, kinds: Iterable[str] = ("403", "look-up 81"), seed: int = 1)
 
 
 def wrong_bot(*, requests: int = 500, hours: float = 3, seed: int = 1) -> Came:
-    """A key that is really wrong, and a bot without a channel: nothing becomes a dead letter."""
+    """Use a wrong key and a bot without a channel: no request may become a dead letter."""
     came = Came()
     for kind in ("wrong key", "no channel"):
         bot = Account("default", channel=kind != "no channel")
@@ -158,7 +158,7 @@ HISTORIES = {
 def lagging_history(
     *, requests: int = 3000, histories: Iterable[str] = HISTORIES, seed: int = 1
 ) -> Came:
-    """One send in twenty goes unanswered, taken or not, and the history is of little help."""
+    """Leave one send in twenty unanswered, accepted or not, with a history that lags."""
     came = Came()
     summary: list[str] = []
     for kind in histories:

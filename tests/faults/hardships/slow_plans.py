@@ -70,7 +70,7 @@ def _slow(came: Came, name: str, settings: Settings, plan: float, requests: int,
 
 
 def _waiting(came: Came, name: str, settings: Settings, wait: str, week: float, seed: int) -> int:
-    """A few requests wait for a week, or until their time is over."""
+    """Make a few requests wait for a week, or until they expire."""
     bot = Account("default")
     spells: list[Any] = []
     if wait != "for a slot":
@@ -124,7 +124,7 @@ def slow_plan(
     only: Callable[[str], bool] = lambda _: True,
     seed: int = 1,
 ) -> Came:
-    """Slow plans, and waits of a week, with every parameter at both of its bounds."""
+    """Run slow plans and waits of a week with every parameter at both of its bounds."""
     came, most, count = Came(), 0, 0
     for name, settings in _settings():
         if not only(name):

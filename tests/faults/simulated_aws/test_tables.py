@@ -49,7 +49,7 @@ ITEM: Item = {
 
 
 def spelt(condition: str) -> str:
-    """Write the attributes' names so that none is taken for a word of DynamoDB's own."""
+    """Return a condition whose attribute names cannot be reserved words of DynamoDB."""
     names = "|".join([*ITEM, "absent", "missing"])
     return re.sub(rf"(?<![:\w])({names})\b", r"#\1", condition)
 

@@ -35,7 +35,7 @@ def reserve(
 
 
 def fastest(slots: list[float]) -> int:
-    """The most slots in any second."""
+    """Return the highest number of slots in any second."""
     ordered = sorted(slots)
     return max(sum(first <= slot < first + 1 for slot in ordered) for first in ordered)
 

@@ -94,7 +94,7 @@ class Server:
         self.closed += 1
 
     def request(self, connection: socket.socket) -> bytes:
-        """Read one request; EOFError if none comes any more."""
+        """Return one request; raise EOFError if no more arrives."""
         data = b""
         while not _complete(data):
             if self.closing.is_set():

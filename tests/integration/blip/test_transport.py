@@ -137,7 +137,7 @@ def test_connection_held_too_long_by_a_frozen_sandbox_is_not_written_to(
 
 
 def a_certificate(folder: Path) -> Path:
-    """Write a key and its own certificate for 127.0.0.1."""
+    """Write a key and a self-signed certificate for 127.0.0.1. Return the file."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.now(UTC)

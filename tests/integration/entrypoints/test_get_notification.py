@@ -37,7 +37,7 @@ CONTEXT: Any = SimpleNamespace(
 
 
 def an_event(method: str, path: str, query: dict[str, str] | None = None) -> Json:
-    """An event as the HTTP API makes it."""
+    """Return an event as the HTTP API makes it."""
     event: Json = json.loads(SAMPLE.read_text(encoding="utf-8"))
     event |= {"rawPath": path, "routeKey": f"{method} /notifications/{{id}}"}
     event["requestContext"]["http"] |= {"method": method, "path": path}
@@ -55,7 +55,7 @@ class Asked:
     function: GetNotification
 
     def __call__(self, notification_id: str, method: str = "GET", **query: str) -> tuple[int, Any]:
-        """Ask; the status, and the body: JSON, or a line."""
+        """Return the answer's status and body: JSON, or a line."""
         path = f"/notifications/{notification_id}"
         answer = self.function.handle(an_event(method, path, query or None), CONTEXT)
         kind = answer["headers"]["Content-Type"]

@@ -36,7 +36,7 @@ CONTRACT = {"pydantic", "phonenumbers"}
 
 
 def imported_by(function: str) -> set[str]:
-    """Start a function as Lambda does, in an interpreter of its own."""
+    """Return the modules that a function imports when it starts, in a fresh interpreter."""
     template = load()
     variables = template.properties(FUNCTIONS[function])["Environment"]["Variables"]
     environment = {

@@ -39,20 +39,20 @@ def put_bots(stack: Stack, **bots: Json) -> None:
 
 @pytest.fixture(autouse=True)
 def at_once(stack: Stack) -> None:
-    """What happens to a message has happened when BLiP is asked, however fast we ask."""
+    """Remove the simulator's delays, so that every event is in the history at once."""
     delays = {"dispatched": 0.0, "received": 0.0, "consumed": 0.0, "failed": 0.0}
     stack.blip.configure(receipts={"delays": delays})
 
 
 def sent(stack: Stack, **changes: Any) -> str:
-    """Send one notification; its message id."""
+    """Send one notification. Return its message id."""
     request = a_request(**changes)
     assert stack.deliver(request) == []
     return ledger_key(request.get("bot", "default"), request["id"])
 
 
 def several(stack: Stack, count: int, **changes: Any) -> list[str]:
-    """Send to so many people; the message ids."""
+    """Send to so many recipients. Return the message ids."""
     requests = [a_request(to=f"+5531999{number:06}", **changes) for number in range(count)]
     for start in range(0, count, 10):
         assert stack.deliver(*requests[start : start + 10]) == []

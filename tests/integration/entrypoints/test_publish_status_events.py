@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("clock")  # no wait for the bus takes any t
 
 
 def an_image(name: str, *timeline: list[Any], **changes: Any) -> Json:
-    """An item of the ledger, as a record of the stream holds it."""
+    """Return an item of the ledger as a record of the stream holds it."""
     status, generation, at, _ = timeline[-1]
     item = {
         "key": ledger_key("default", name),
@@ -48,7 +48,7 @@ def an_image(name: str, *timeline: list[Any], **changes: Any) -> Json:
 
 
 def a_record(number: int, new: Json, old: Json | None = None) -> Json:
-    """A record of the stream, as Lambda hands it over."""
+    """Return a record of the stream as Lambda hands it over."""
     change = {"Keys": {"key": new["key"]}, "SequenceNumber": str(number), "NewImage": new}
     return {"dynamodb": change if old is None else change | {"OldImage": old}}
 

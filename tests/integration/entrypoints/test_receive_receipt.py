@@ -419,7 +419,7 @@ def test_invalid_base64_or_json_is_400(receipts: ReceiptsStack, body: str) -> No
 
 
 def padded(size: int) -> str:
-    """A receipt of exactly so many bytes."""
+    """Return a receipt of exactly so many bytes."""
     text = json.dumps(RECEIPT | {"padding": ""}, ensure_ascii=False)
     return text.replace('"padding": ""', f'"padding": "{"x" * (size - len(text))}"')
 

@@ -35,7 +35,7 @@ def schema(name: str) -> Draft202012Validator:
 
 
 def sent(stack: Stack, **changes: Any) -> str:
-    """Send one notification; its message id."""
+    """Send one notification. Return its message id."""
     request = a_request(**changes)
     assert stack.deliver(request) == []
     return ledger_key(request.get("bot", "default"), request["id"])

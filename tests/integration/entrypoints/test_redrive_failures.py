@@ -28,7 +28,7 @@ from tests.support.clock import MachineClock
 
 
 def order(stack: Stack, *, redrive: bool = True, **chosen: Any) -> Json:
-    """Do what an operator asks for; the answer."""
+    """Run an operator's order. Return the answer."""
     kind = RedriveOrder if redrive else ListOrder
     return dead_letters.redrive(Deployed(stack.aws), kind(**chosen), lambda *_: None).as_json()
 
@@ -191,7 +191,7 @@ REASONS = [
 
 @pytest.fixture
 def thousand(aws: Aws) -> list[Json]:
-    """A thousand dead letters of five reasons, in any order; the requests that were undelivered.
+    """Write a thousand dead letters of five reasons. Return the requests that were undelivered.
 
     The ledger holds what was tried, as it does after the functions have written them.
     """

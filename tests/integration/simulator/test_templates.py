@@ -87,7 +87,7 @@ def test_content_that_fits_is_consumed(blip: Simulator, client: Client, sent: Js
 
 
 def changed(*path: str | int, to: Any = None, drop: bool = False, **more: Any) -> Json:
-    """The usual content with one value changed, removed or added, by its path in the template."""
+    """Return the usual content with the value at a path changed, removed or added."""
     sent = content()
     value: Any = sent["template"]
     for step in path[:-1]:

@@ -120,7 +120,7 @@ class DirectAws:
         self._lock = RLock()
 
     def call[T](self, point: str, effect: Callable[[], T], typical: float = 0.004) -> T:  # noqa: ARG002
-        """Do something at AWS; the point's name and the latency matter to a simulation only."""
+        """Return the effect's value. Name and latency matter to a simulation only."""
         with self._lock:
             return effect()
 
@@ -324,7 +324,7 @@ def _plain(value: Any) -> Any:
 
 
 def _copied[T](value: T) -> T:
-    """Copy a stored value: what is not nested cannot be changed."""
+    """Return a copy of a stored value. Values that are not nested are immutable and shared."""
     copy: Any = value
     if isinstance(value, set):
         copy = set(value)
@@ -338,7 +338,7 @@ def _copied[T](value: T) -> T:
 def _parsed(
     update: str, condition: str, values: _Values
 ) -> tuple[_Condition, list[_Change], _Values]:
-    """Read a call's expressions; refuse values that they do not use, and the other way round."""
+    """Return a call's parsed expressions; refuse unused and undefined values."""
     plain = {name: _plain(value) for name, value in values.items()}
     used = _values_of(update) | _values_of(condition)
     assert plain.keys() == used, f"DynamoDB refuses these values: {plain.keys() ^ used}"
@@ -400,7 +400,7 @@ class _Tokens:
 
 @cache
 def parse_condition(text: str) -> _Condition:
-    """Read a condition expression once: a function of an item and the expression's values."""
+    """Return a condition expression as a function of an item and the expression's values."""
     tokens = _Tokens(text)
     condition = _either(tokens)
     assert not tokens.peek(), text
@@ -498,7 +498,7 @@ def _operand(tokens: _Tokens) -> _Operand:
 
 @cache
 def parse_changes(text: str) -> list[_Change]:
-    """Read an update expression once: functions of the item before, after, and the values."""
+    """Return an update expression as functions of the item before and after, and the values."""
     tokens = _Tokens(text)
     changes: list[_Change] = []
     clauses: set[str] = set()

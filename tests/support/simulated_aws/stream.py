@@ -96,7 +96,7 @@ class Stream:
         self._numbers = count(1)
 
     def write(self, key: str, before: Item, after: Item) -> Record | None:
-        """Take note of a write; return its record, or None where it changed nothing."""
+        """Record a write. Return its record, or None if it changed nothing."""
         if before == after:
             return None
         record = Record(next(self._numbers), key, before, after, self._simulation.now)

@@ -72,7 +72,7 @@ TABLE = {
 
 
 def envelope(event: str = "failed", **members: Any) -> dict[str, Any]:
-    """A receipt as BLiP posts it."""
+    """Return a receipt as BLiP posts it."""
     return {
         "id": KEY,
         "from": ADDRESS,

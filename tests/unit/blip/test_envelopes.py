@@ -80,7 +80,7 @@ def documented(name: str) -> Json:
 
 
 def leaves(value: Json, path: str = "") -> dict[str, str]:
-    """Every value by its path, as JSON; empty lists and objects are values too."""
+    """Return every value by its path, as JSON. Empty lists and objects are values too."""
     found: dict[str, str] = {}
     if isinstance(value, dict) and value:
         for name, inner in value.items():
@@ -103,7 +103,7 @@ def differences(theirs: Json, ours: Json) -> set[tuple[str, str, str]]:
 
 
 def template(**parts: Any) -> Template:
-    """The template of a request as a producer would write it."""
+    """Return the template of a request as a producer would write it."""
     name = PLACEHOLDERS["{{MESSAGE_TEMPLATE_NAME}}"]
     body = json.dumps(a_request(template={"name": name, "language": "pt_BR"} | parts))
     return parse(body).request.template

@@ -91,7 +91,7 @@ MALFORMED: dict[str, Callable[[str], bool]] = {
 
 
 def differences(content: Json, refused: InvalidRequest) -> list[str | None]:
-    """Name why `parse` alone refuses a request; None stands for what has no name."""
+    """Return the names of the reasons for which `parse` alone refuses a request, or None."""
     if refused.reason is Reason.MALFORMED:
         found = [name for name, is_it in MALFORMED.items() if is_it(refused.detail)]
         return [found[0] if found else None]
@@ -225,7 +225,7 @@ class Mutator:
                 container[key] = self._changed(entry)
 
     def _made_of(self, parts: list[list[str]]) -> str:
-        """A text of one choice from each part, more often than not one of the first two."""
+        """Return a text of one choice from each part, usually one of the first two."""
         return "".join(
             self.random.choice(part if self.random.random() < 0.4 else part[:2]) for part in parts
         )

@@ -49,7 +49,7 @@ def test_every_failure_has_its_sentence_and_code(fail: Callable[[], Failure]) ->
 
 
 def network_errors() -> list[BotoCoreError]:
-    """One of each of botocore's errors that the network, and not AWS, is to blame for."""
+    """Return one of each of botocore's errors that the network causes, and not AWS."""
     needed: dict[str, Any] = {"endpoint_url": "https://a.invalid", "error": "e", "proxy_url": "p"}
     kinds: list[Any] = [HTTPClientError, *subclasses(HTTPClientError)]
     return [kind(**needed) for kind in kinds]

@@ -61,7 +61,7 @@ class Memory:
         assert result.outcome is Outcome.RETRYING
 
     def everything(self) -> str:
-        """Whatever is held anywhere, as text."""
+        """Return all stored data as text."""
         bodies = [kept.body for q in self.queues for kept in q._kept.values()]
         tables = [self.world.ledger_table.items, self.world.identities_table.items]
         return json.dumps([tables, bodies], default=str, ensure_ascii=False)
@@ -81,7 +81,7 @@ def letter(queue: FakeDeadLetters, body: str) -> None:
 
 
 def filled(memory: Memory) -> list[Request]:
-    """Leave traces of the person everywhere; give the requests that wait or have been sent."""
+    """Store the recipient everywhere. Return the requests that wait or have been sent."""
     waiting = [a_request(id=f"waits-{number}") for number in range(3)]
     for request in waiting:
         memory.retrying(request)
@@ -340,7 +340,7 @@ def test_dead_letter_that_cannot_be_deleted_is_not_reported_as_erased(
 
 
 def in_steps(memory: Memory, **order: Any) -> tuple[int, dict[str, int]]:
-    """Run until it is done, with time for a step each; the runs, and what was found in all."""
+    """Run until it is done, with time for one step each. Return the runs and the totals found."""
     runs, found = 0, dict.fromkeys(ALL, 0)
     continue_from = None
     while True:

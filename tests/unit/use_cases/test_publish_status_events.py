@@ -464,7 +464,7 @@ def bus() -> Bus:
 
 
 def sent(name: str, number: int, *more: Status) -> LedgerWrite:
-    """A write that adds `sent` of a notification, and more."""
+    """Return a write that adds `sent` of a notification, and more."""
     event = StatusEvent(
         key=f"key of {name}",
         notification_id=name,

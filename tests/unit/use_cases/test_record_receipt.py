@@ -81,7 +81,7 @@ class Case:
         )
 
     def send(self, generation: int | None = None) -> str:
-        """Have the request delivered; the outcome."""
+        """Deliver the request. Return the outcome."""
         queued = self.world.queued(self.body, generation=generation)
         (result,) = self.sandbox.deliver(queued)
         return result.outcome
@@ -111,7 +111,7 @@ class Case:
         return [(status, generation) for status, generation, _, _ in self.item["timeline"]]
 
     def late(self) -> list[tuple[str, int]]:
-        """What is kept of an older generation."""
+        """Return the receipts kept of older generations."""
         return [(status, generation) for status, generation, _, _ in self.item.get("late", ())]
 
 
@@ -518,7 +518,7 @@ def test_sporadic_failure_is_sent_again_once_and_then_becomes_a_dead_letter(
 
 
 def in_trouble(case: Case, *keys: str, every: float = 1) -> bool:
-    """Count these notifications as failed by WhatsApp's trouble; is the number down?"""
+    """Count these notifications as failed by WhatsApp. Return whether the number is down."""
     for key in keys:
         case.world.clock.advance(every)
         sent_at = case.world.clock.now()

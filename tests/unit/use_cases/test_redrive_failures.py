@@ -39,7 +39,7 @@ def discreet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 def put(
     world: World, reason: Reason | None = Reason.UNDELIVERED, *, generation: int = 1, **changes: Any
 ) -> dict[str, Any]:
-    """Put a dead letter on the queue as the functions do; its request."""
+    """Put a dead letter on the queue as the functions do. Return its request."""
     failure = changes.pop("failure", {})
     body = a_request(**changes)
     text = json.dumps(body)
@@ -62,7 +62,7 @@ def use_case(world: World, progress: Callable[[int, int], None] = lambda *_: Non
 
 
 def run(world: World, action: str = "redrive", **order: Any) -> Any:
-    """Do what an operator asks for; the answer."""
+    """Run an operator's order. Return the answer."""
     kind = {"list": ListOrder, "redrive": RedriveOrder}[action]
     return use_case(world).run(kind(**order)).as_json()
 

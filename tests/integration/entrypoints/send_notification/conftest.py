@@ -35,7 +35,7 @@ def no_holding_still(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def shifted_clock(monkeypatch: pytest.MonkeyPatch) -> MachineClock:
-    """A clock that a test moves forward. Slots are still waited for, unlike with `clock`."""
+    """Return a clock that a test moves forward. Unlike with `clock`, slots are still awaited."""
     clock = MachineClock()
     monkeypatch.setattr(SystemClock, "now", staticmethod(clock.now))
     return clock

@@ -54,7 +54,7 @@ def test_ten_new_recipients_are_looked_up_and_sent_to_concurrently(
 
 
 def calls(stack: Stack) -> Counter[str]:
-    """The calls to AWS by what they were for, with the names of tables for writes."""
+    """Return the calls to AWS by purpose, with the names of tables for writes."""
     return Counter(
         f"{name} {parameters['TableName']}" if name == "UpdateItem" else name
         for name, parameters in stack.aws.calls
@@ -63,7 +63,7 @@ def calls(stack: Stack) -> Counter[str]:
 
 
 def cost_of_ten(stack: Stack, *, known: bool) -> Counter[str]:
-    """What the cheapest of a few batches costs.
+    """Return the cost of the cheapest of a few batches.
 
     A thread that wakes up too late for its slot reserves another: this machine may be busy.
     """

@@ -23,7 +23,7 @@ from tests.support.builders import a_request
 
 @pytest.fixture
 def unhurried(stack: Stack) -> Stack:
-    """No plan to keep to: these tests are about bodies."""
+    """Return a stack with a plan that delays no request: these tests are about bodies."""
     stack.blip.configure(throttle=False)
     plan = {"messages_per_second": 100_000, "commands_per_second": 100_000}
     bot = Bot(name="simulated")
@@ -186,7 +186,7 @@ NO_REQUEST = [
 
 
 def good_ones() -> list[str]:
-    """Requests in strange clothes."""
+    """Return valid requests in unusual forms."""
     plain = a_request(metadata={"ключ": "значение", "emoji": "🎉", "empty": ""})
     indented = json.dumps(plain, indent=8, ensure_ascii=False)
     everything = "\u0001 \u00a0ação 🎉 \u202e txt %s {0} ${x} </script> ' \" \\ &amp;"
@@ -250,7 +250,7 @@ def test_unusual_attributes_are_ignored(unhurried: Stack, attribute: dict[str, s
 
 
 def accepted_by_sqs(text: str) -> bool:
-    """What SQS takes: the characters of XML 1.0, at least one of them."""
+    """Return whether SQS accepts a text: at least one character, and only those of XML 1.0."""
     return bool(text) and all(
         letter in "\t\n\r"
         or " " <= letter <= "\ud7ff"
@@ -274,7 +274,7 @@ FIELDS = st.sampled_from(
 
 @st.composite
 def nearly_requests(draw: st.DrawFn) -> str:
-    """A good request with something wrong somewhere; or, by accident, nothing."""
+    """Return a valid request with a random change, which may leave it valid."""
     body = a_request()
     place = draw(st.sampled_from([body, body["template"]]))
     place[draw(FIELDS | st.sampled_from(list(body["template"])))] = draw(VALUES)

@@ -39,7 +39,7 @@ def is_open(stack: Stack, bot: str = "default") -> bool:
 
 
 def batch(stack: Stack, size: int = 1, **changes: Any) -> list[Record]:
-    """Publish requests to so many people, and receive them."""
+    """Publish requests to so many recipients. Return their records."""
     for _ in range(size):
         stack.publish(a_request(**{"to": f"+5531988{next(PEOPLE):06}"} | changes))
     records = stack.receive()
@@ -48,7 +48,7 @@ def batch(stack: Stack, size: int = 1, **changes: Any) -> list[Record]:
 
 
 def calls(stack: Stack) -> list[str]:
-    """What BLiP was asked, in order."""
+    """Return the kinds of calls to BLiP, in order."""
     return [request.kind for request in stack.blip.requests]
 
 
@@ -245,7 +245,7 @@ def test_batch_with_a_request_that_can_proceed_does_not_hold_still(
 
 @pytest.fixture
 def full(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many requests are in flight as SQS allows."""
+    """Report as many requests in flight as SQS allows."""
     monkeypatch.setattr(all_waits, "CROWDED", 0)
     monkeypatch.setattr(batches, "FULL", 0)
 

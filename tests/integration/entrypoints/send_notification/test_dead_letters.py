@@ -18,7 +18,7 @@ WEEK = timedelta(days=7)
 
 
 def the_letter(stack: Stack, body: str, reason: str) -> dict[str, Any]:
-    """The one dead letter there is: the body untouched, and everything that belongs to it."""
+    """Return the only dead letter, and assert its unchanged body and its attributes."""
     (sent,) = [
         parameters
         for name, parameters in stack.aws.calls
@@ -58,7 +58,7 @@ def test_malformed_body_is_a_dead_letter(stack: Stack, body: str) -> None:
 
 
 def assert_refused(stack: Stack, notification_id: str, reason: str) -> None:
-    """One refusal has been kept under the id, and nothing of the body."""
+    """Assert that one refusal is kept under the id, and nothing of the body."""
     (item,) = (item for item in stack.aws.ledger() if "refusals" in item)
     assert item.keys() == {
         *("key", "id", "bot", "status", "refusals", "updated_at", "expires_at"),

@@ -60,7 +60,7 @@ class Case:
         self.records: list[Record] = stack.receive()
 
     def deliver(self) -> float | None:
-        """Have SQS show the request once more; in how many seconds it comes back, if it does."""
+        """Deliver the request once more. Return in how many seconds it returns, if it does."""
         self.stack.aws.calls.clear()
         back = self.stack.handle(self.records)
         for record in self.records:
@@ -97,7 +97,7 @@ class Case:
 
 
 def lost(stack: Stack, fault: Json | None = None, *, accept: bool, **changes: Any) -> Case:
-    """Have one send get lost on its way, or on its way back."""
+    """Return a case whose first send is lost before or after BLiP accepts it."""
     stack.blip.add_fault(path="messages", **(fault or {"drop": True}), accept=accept, times=1)
     case = Case(stack, **changes)
     assert case.deliver() == 900  # the longest visibility timeout that is set

@@ -92,7 +92,7 @@ def test_message_in_the_history_is_marked_sent(world: World, stored: Status) -> 
 
 
 def show_later_message(world: World) -> str:
-    """Send another message later, and let BLiP's history show it; its id."""
+    """Send a later message that BLiP's history shows. Return its id."""
     before = len(world.blip.taken)
     world.blip.before_send = lambda _: None
     world.clock.advance(3)

@@ -325,7 +325,7 @@ def world() -> World:
 
 @pytest.fixture
 def sandbox(world: World) -> Sandbox:
-    """One that has sent a message and is connected since, of a bot that is idle."""
+    """Return a sandbox that has sent a message and is still connected, with an idle bot."""
     sandbox = world.sandbox()
     world.know("+5531911112222")
     (sent,) = sandbox.deliver(a_request(id="first", to="+5531911112222"))
@@ -336,7 +336,7 @@ def sandbox(world: World) -> Sandbox:
 
 
 def reserved_before_claimed(world: World) -> Callable[[], bool]:
-    """Watch both tables; the answer says whether the last slot was reserved before the claim."""
+    """Return a function that says whether the last slot was reserved before the claim."""
     order: list[str] = []
     world.ledger_table.on_write = lambda *_: order.append("ledger")
     world.identities_table.on_write = lambda key, *_: order.append(key)
