@@ -79,6 +79,7 @@ def test_a_message_is_shown_with_the_producers_id_its_text_and_its_request(
     stack: Stack, page: Page
 ) -> None:
     stack.deliver(a_request(id="order-1"))
+    wait_until(lambda: f"Olá, {MARIA}!" in page.get("/messages"))
     shown = page.get("/messages")
     assert "order-1" in shown
     assert "+55 31 99999-8888" in shown
