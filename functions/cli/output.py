@@ -86,6 +86,7 @@ def facts(content: Mapping[str, str | Sequence[str]], indent: int = 0) -> None:
 
 def error(problem: str, command: str = "") -> None:
     """Print on standard error what is wrong, and the command that is the way out."""
+    sys.stdout.flush()  # so that what is wrong stands last, in a pipe as well
     for line in _wrapped(f"error: {problem}", _width(sys.stderr)):
         print(line, file=sys.stderr)
     if command:
