@@ -19,7 +19,7 @@ from tests.local.rows import read_rows
 from tests.local.stack import LocalStack
 from tests.local.summary import Summary
 
-PICTURES = ROOT / "pictures"
+PICTURES = ROOT / "tests" / "pictures"
 # What is open in the picture: it has a header, a text and a button of its own.
 SHOWN = "invoice-2041"
 

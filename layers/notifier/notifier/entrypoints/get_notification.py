@@ -141,11 +141,11 @@ class GetNotification:
 
     def _get(self, id: Id, bot: Bot = "default") -> NotificationAnswer:  # noqa: A002 - as in the URL
         self._refuse_other_parameters()
-        return _told(self._notifications.get(bot, id))
+        return _answer(self._notifications.get(bot, id))
 
     def _cancel(self, id: Id, bot: Bot = "default") -> NotificationAnswer:  # noqa: A002 - likewise
         self._refuse_other_parameters()
-        return _told(self._notifications.cancel(bot, id))
+        return _answer(self._notifications.cancel(bot, id))
 
     def _refuse_other_parameters(self) -> None:
         """A misspelt `bot` must not vanish: another bot's notification would be meant."""
@@ -176,7 +176,7 @@ def _broken(problem: RequestValidationError) -> Response[str]:
     return _problem(HTTPStatus.BAD_REQUEST, BadRequestError(sentence))
 
 
-def _told(details: NotificationDetails) -> NotificationAnswer:
+def _answer(details: NotificationDetails) -> NotificationAnswer:
     return NotificationAnswer(
         id=details.notification_id,
         bot=details.bot,
