@@ -6,7 +6,7 @@ from typing import Any
 from functions.cli import output
 from functions.cli.bots import identities
 from functions.cli.stack import Json, Resources, Stack
-from notifier.aws.bot_state import bot_key, bot_state
+from notifier.aws.bot_items import bot_key, bot_state
 from notifier.aws.table import Item, Table
 from notifier.domain.notification import ledger_key, message_id
 from notifier.domain.status import Status

@@ -28,11 +28,13 @@ from notifier.entrypoints import poll_receipts as polling_root
 from notifier.entrypoints import publish_status_events as publishing_root
 from notifier.entrypoints import record_receipt as recording_root
 from notifier.entrypoints import send_notification as sending_root
+from notifier.entrypoints import sync_templates as syncing_root
 from notifier.settings import (
     PollReceiptsSettings,
     PublishStatusEventsSettings,
     RecordReceiptSettings,
     SendNotificationSettings,
+    SyncTemplatesSettings,
 )
 from notifier.use_cases.get_notification import Notifications, TooLate
 from tests.faults.blip import (
@@ -110,6 +112,7 @@ class Settings:
         all_receipts: status events are published for `accepted` and `dispatched`, too.
         groups: requests come with SQS's `MessageGroupId`; what comes through SNS has none.
         secret: what stands in the secret beside each bot's key and plan.
+        registry: the templates are synced every quarter of an hour, the first time at once.
         manual: nothing happens until `step` is called, and calls take as long as they are let.
     """
 
@@ -123,6 +126,7 @@ class Settings:
     all_receipts: bool = False
     groups: bool = True
     secret: Mapping[str, Any] = field(default_factory=dict)
+    registry: bool = False
     manual: bool = False
 
 
@@ -213,14 +217,14 @@ class World:
             "ThreadPoolExecutor": lambda _: SimThreads(self.simulation),
             "BlipClient": lambda *_: self.blip,
         }
-        for root in (sending_root, recording_root, publishing_root, polling_root):
+        for root in (sending_root, recording_root, publishing_root, polling_root, syncing_root):
             for name, value in names.items():
                 if hasattr(root, name):
                     self._patches.enter_context(mock.patch.object(root, name, value))
         for module in (
             "notifier.use_cases.slots",
             "notifier.use_cases.send_notification.round",
-            "notifier.aws.identities",
+            "notifier.aws.memory",
             "notifier.aws.cached_secret",
         ):
             self._patches.enter_context(mock.patch(f"{module}.Lock", self._lock))
@@ -262,6 +266,8 @@ class World:
         )
         if not self.settings.webhook:
             self._poll_every_minute()
+        if self.settings.registry:
+            self._sync_every_quarter_of_an_hour()
         return self
 
     def __exit__(
@@ -525,6 +531,25 @@ class World:
             self.simulation.at(self.simulation.now + 60, poll)
 
         self.simulation.at(self.simulation.now + 60, poll)
+
+    def _sync_every_quarter_of_an_hour(self) -> None:
+        function = syncing_root.sync_templates(
+            SyncTemplatesSettings(
+                identities_table="identities",
+                bots_secret_arn=BOTS,
+                event_bus="bus",
+                cooldown_seconds=POLICY["cooldown_seconds"],
+            )
+        )
+
+        def sync() -> None:
+            end = self.simulation.now + 120
+            process = self._process("syncer")
+            self.simulation.spawn(process, lambda: function.handle(self._context(end)))
+            self.simulation.at(end, lambda: self.simulation.kill(process))
+            self.simulation.at(self.simulation.now + 900, sync)
+
+        self.simulation.at(self.simulation.now, sync)
 
     def _context(self, end: float) -> Any:
         return SimpleNamespace(

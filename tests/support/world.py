@@ -155,6 +155,7 @@ class Sandbox:
         self._world = world
         self.ledger = WholeLedger(world.ledger_table, now)
         self.identities = CountingIdentities(world.identities_table, now=now)
+        self.registry = self.identities.templates
         self.bot_states = RecordingBotStates(world.identities_table, now)
         self.secrets_manager = FakeSecretsManager(world.secret)
         self.secrets = SecretsManagerBots(cast("Any", self.secrets_manager), "bots", now)
@@ -174,6 +175,7 @@ class Sandbox:
             bot_states=self.bot_states,
             secrets=self.secrets,
             blip=world.blip,
+            registry=self.registry,
             dead_letters=world.dead_letters,
             receipts=self.receipts,
             in_flight=lambda: world.in_flight,

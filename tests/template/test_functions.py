@@ -16,6 +16,7 @@ from notifier.settings import (
     ReceiveReceiptSettings,
     RecordReceiptSettings,
     SendNotificationSettings,
+    SyncTemplatesSettings,
     read,
 )
 from notifier.use_cases.forget_recipient import VISIBILITY_SECONDS
@@ -27,6 +28,7 @@ SETTINGS: dict[str, Any] = {
     "ReceiveReceiptFunction": ReceiveReceiptSettings,
     "RecordReceiptFunction": RecordReceiptSettings,
     "PollReceiptsFunction": PollReceiptsSettings,
+    "SyncTemplatesFunction": SyncTemplatesSettings,
     "GetNotificationFunction": GetNotificationSettings,
     "ForgetRecipientFunction": ForgetRecipientSettings,
     "PublishStatusEventsFunction": PublishStatusEventsSettings,

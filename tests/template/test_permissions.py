@@ -57,6 +57,12 @@ ROLES = {
         "BotsSecret": {"secretsmanager:GetSecretValue"},
         "PollReceiptsLogs": {"logs:CreateLogStream", "logs:PutLogEvents"},
     },
+    "SyncTemplatesRole": {
+        "IdentitiesTable": {"dynamodb:GetItem", "dynamodb:BatchGetItem", "dynamodb:UpdateItem"},
+        EVENT_BUS: {"events:PutEvents"},
+        "BotsSecret": {"secretsmanager:GetSecretValue"},
+        "SyncTemplatesLogs": {"logs:CreateLogStream", "logs:PutLogEvents"},
+    },
     "GetNotificationRole": {
         "LedgerTable": {"dynamodb:GetItem", "dynamodb:UpdateItem"},
         "GetNotificationLogs": {"logs:CreateLogStream", "logs:PutLogEvents"},

@@ -14,6 +14,7 @@ from notifier.settings import (
     RecordReceiptSettings,
     SendNotificationSettings,
     SettingsError,
+    SyncTemplatesSettings,
 )
 
 KINDS = (
@@ -22,6 +23,7 @@ KINDS = (
     RecordReceiptSettings,
     PollReceiptsSettings,
     PublishStatusEventsSettings,
+    SyncTemplatesSettings,
     GetNotificationSettings,
 )
 EXAMPLES: dict[Any, str] = {str: "a text", int: "7", bool: "true"}

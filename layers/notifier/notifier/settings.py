@@ -79,6 +79,16 @@ class PollReceiptsSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class SyncTemplatesSettings:
+    """Of the function SyncTemplates."""
+
+    identities_table: str
+    bots_secret_arn: str
+    event_bus: str
+    cooldown_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
 class GetNotificationSettings:
     """Of the function GetNotification."""
 

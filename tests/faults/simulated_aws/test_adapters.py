@@ -18,6 +18,7 @@ from notifier.aws.bot_state import DynamoDbBotStates
 from notifier.aws.identities import DynamoDbIdentities
 from notifier.aws.refusals import DynamoDbRefusals
 from notifier.aws.table import Item, Table
+from notifier.aws.templates import DynamoDbTemplates
 from notifier.domain.failures import Reason
 from notifier.domain.ledger_entries import (
     Claim,
@@ -31,6 +32,7 @@ from notifier.domain.notification import ledger_key
 from notifier.domain.receipts import Receipt
 from notifier.domain.recipients import Identity, LookUpLease
 from notifier.domain.status import Status
+from notifier.domain.templates import RegisteredTemplate, TemplateStatus, Translation
 from tests.support.adapters import WholeLedger
 from tests.support.builders import a_bot, a_notification
 from tests.support.clock import Clock
@@ -67,12 +69,14 @@ class Both:
             "ledger": WholeLedger(tables["ledger"], self.clock.now),
             "identities": DynamoDbIdentities(
                 tables["identities"],
+                templates=DynamoDbTemplates(tables["identities"], self.clock.now),
                 now=self.clock.now,
                 ttl_seconds=TTL,
                 negative_ttl_seconds=86_400,
                 uniform=max,
             ),
             "bot_states": DynamoDbBotStates(tables["identities"], self.clock.now),
+            "templates": DynamoDbTemplates(tables["identities"], self.clock.now),
             "refusals": DynamoDbRefusals(tables["ledger"], self.clock.now),
         }
 
@@ -185,7 +189,24 @@ def test_every_method_of_the_adapters_answers_the_same(both: Both) -> None:
     lease = both("identities", "lease", recipient, 10)
     both("identities", "release", lease)
     both("identities", "mark_forgotten", PHONES[1])
-    both("identities", "read", [recipient, ("default", PHONES[1])], ["default"])
+    described = RegisteredTemplate("one", now(), {"en": Translation(TemplateStatus.PAUSED)})
+    both("templates", "keep", "default", described)
+    assert both("templates", "of_bot", "default", ["one", "two"])
+    assert both("templates", "question", "default", "one").granted
+    both("templates", "remember", ("default", "two"), {})
+    both("templates", "pause", "default", "one", "en")
+    both.clock.advance(1)
+    both("templates", "resume", "default", "one", "en", now())
+    both("templates", "synced", "default", now())
+    assert both("templates", "synced_at", "default")
+    assert both("templates", "remembered", ("default", "one"))
+    both(
+        "identities",
+        "read",
+        [recipient, ("default", PHONES[1])],
+        ["default"],
+        [("default", "three")],
+    )
     assert both("identities", "holds", recipient)
     both("identities", "erase", recipient)
     assert both("bot_states", "reserve", a_bot(), "messages", 10, 3.0, share=0.9).slots
@@ -212,6 +233,7 @@ def test_every_method_of_the_adapters_answers_the_same(both: Both) -> None:
         "ledger": WholeLedger,
         "identities": DynamoDbIdentities,
         "bot_states": DynamoDbBotStates,
+        "templates": DynamoDbTemplates,
         "refusals": DynamoDbRefusals,
     }
     assert both.called == {

@@ -28,7 +28,7 @@ ADDRESS = "553199998888@wa.gw.msging.net"
 
 
 def test_unknown_recipient_has_no_identity(backend: Backend) -> None:
-    assert backend.identities().read([RECIPIENT], ["default"]) == ({}, {})
+    assert backend.identities().read([RECIPIENT], ["default"], []) == ({}, {}, {})
     assert backend.identities().get(RECIPIENT) is None
 
 
@@ -46,7 +46,7 @@ def learn(
 
 
 def known(identities: Any, recipient: tuple[str, str] = RECIPIENT) -> Identity | None:
-    found = identities.read([recipient], [])[0].get(recipient)
+    found = identities.read([recipient], [], [])[0].get(recipient)
     assert found is None or isinstance(found, Identity)
     return found
 
@@ -73,7 +73,7 @@ def test_many_identities_are_read_at_once(backend: Backend) -> None:
     identities = backend.identities()
     assert known(identities, recipients[3])  # one of them from memory
 
-    found, _ = identities.read(recipients, ["default", "clinic"])
+    found, _, _ = identities.read(recipients, ["default", "clinic"], [])
 
     assert found == {
         recipient: Identity(f"{number}@wa.gw.msging.net")
@@ -287,11 +287,11 @@ def test_erasure_counts_for_all_bots_and_is_not_cached(
     learn(backend)
     other = ("default", "+5511988887777")
     reader = backend.identities()
-    assert reader.read([RECIPIENT], [])[0][RECIPIENT].address == ADDRESS
+    assert reader.read([RECIPIENT], [], [])[0][RECIPIENT].address == ADDRESS
     backend.identities().mark_forgotten(RECIPIENT[1])
 
     of_clinic = ("clinic", RECIPIENT[1])
-    known, _ = reader.read([RECIPIENT, of_clinic, other], ["default"])
+    known, _, _ = reader.read([RECIPIENT, of_clinic, other], ["default"], [])
 
     mark = Identity(None, forgotten_at=backend.clock.now())
     assert known == {RECIPIENT: mark, of_clinic: mark}

@@ -54,6 +54,7 @@ def test_unknown_request_is_claimed(backend: Backend) -> None:
         "content_hash": notification.content_hash,
         "request": notification.queued.body,
         "template": "order_shipped",
+        "category": None,
         "recipient": "…8888",
         "metadata": {"order": "981"},
         "correlation_id": None,

@@ -393,6 +393,10 @@ def test_bots(screens: Screens) -> None:
     screens("usage", "pause", code=2)
 
 
+def test_templates(screens: Screens) -> None:
+    screens("templates", "templates", "--bot", "default")
+
+
 def test_rotate_webhook(screens: Screens, deployed: Deployed) -> None:
     def put() -> None:
         deployed.aws.secrets_manager.put_secret_value(

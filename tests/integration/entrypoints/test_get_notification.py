@@ -101,6 +101,7 @@ def test_whole_notification_is_returned_without_number_and_parameters(
         "attempts": 1,
         "generation": 1,
         "template": "order_shipped",
+        "category": None,
         "recipient": "…8888",
         "metadata": {"order": "981"},
         "correlation_id": "trace-1",

@@ -76,6 +76,7 @@ def test_each_change_is_published(receipts: ReceiptsStack, stack: Stack, key: st
             "time": heard["detail"]["time"],
             "metadata": {"order": "1"},
             "correlation_id": None,
+            "category": None,
             "stack": "blip-notifier",
         }
         for private in PRIVATE:

@@ -4,7 +4,7 @@ The real adapters run on them. `tests/faults/simulated_aws/` compares them with 
 adapters' answers and items, and the evaluator expression by expression. What DynamoDB would refuse
 raises `AssertionError`. Except for reserved words the evaluator is stricter than DynamoDB: it
 refuses every expression that the adapters do not use, such as paths into attributes, other
-functions, and `ADD` of a number.
+functions, and `ADD` and `DELETE` of sets.
 """
 
 import re
@@ -534,6 +534,18 @@ def _change(clause: str, names: set[str], tokens: _Tokens) -> _Change:
                 after[name] = held | more
 
             return add
+        case "DELETE":
+            leaving = _operand(tokens)
+
+            def delete(before: Item, after: Item, values: _Values) -> None:
+                held = before.get(name, _MISSING)
+                if held is _MISSING:
+                    return
+                assert isinstance(held, set), f"DynamoDB refuses that: {name} is no set"
+                rest = held - leaving(before, values)
+                after.pop(name) if not rest else after.update({name: rest})
+
+            return delete
         case "SET":
             tokens.expect("=")
             total = _sum(tokens)

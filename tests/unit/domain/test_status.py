@@ -14,6 +14,8 @@ ENDS = {
     "expired": "expired",
     "not_a_phone_number": "rejected",
     "not_allowed": "rejected",
+    "template_mismatch": "rejected",
+    "template_unavailable": "rejected",
     "rejected": "rejected",
     "undelivered": "failed",
     "outcome_unknown": "failed",

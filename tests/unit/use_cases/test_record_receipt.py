@@ -667,6 +667,7 @@ def test_event_has_the_producer_s_fields_and_no_phone_number() -> None:
         "time": "2027-01-15T08:00:01.000+00:00",
         "metadata": {"order": "1"},
         "correlation_id": None,
+        "category": None,
         "stack": "notifier-dev",
     }
 

@@ -46,8 +46,8 @@ _FREE = f"{NOTHING} OR ({_NOT_EXPIRED} AND {_SAME_CONTENT} AND ({_WAITS} OR {_AB
 _CLAIMED = """
 SET #status = :status, #token = :token, lease_until = :lease_until, updated_at = :now,
     #id = :id, bot = :bot, content_hash = :content_hash, #request = :request, template = :template,
-    recipient = :recipient, metadata = :metadata, correlation_id = :correlation_id,
-    created_at = if_not_exists(created_at, :now),
+    category = :category, recipient = :recipient, metadata = :metadata,
+    correlation_id = :correlation_id, created_at = if_not_exists(created_at, :now),
 """
 _CLAIM = f"""{_CLAIMED}
     generation = if_not_exists(generation, :generation),
@@ -107,6 +107,7 @@ class DynamoDbLedger:
             ":content_hash": notification.content_hash,
             ":request": notification.queued.body,
             ":template": notification.request.template.name,
+            ":category": notification.category,
             ":recipient": mask(notification.request.to),
             ":metadata": notification.request.metadata,
             ":correlation_id": notification.request.correlation_id,

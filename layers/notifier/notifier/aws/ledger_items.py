@@ -12,6 +12,7 @@ what they share: the attributes, the clauses of conditions, and how an item is r
     content_hash   of the producer's JSON
     request        the body as it came, until the notification is delivered
     template       its name
+    category       of the template, as the registry had it at the claim
     recipient      the masked number
     metadata, correlation_id  the producer's
     token          of the claim that holds it
@@ -147,6 +148,7 @@ def details_of(bot: str, notification_id: str, item: Item) -> NotificationDetail
         created_at=item["created_at"] / 1000 if "created_at" in item else None,
         updated_at=item["updated_at"] / 1000,
         template=item.get("template"),
+        category=item.get("category"),
         recipient=item.get("recipient"),
         reason=Reason(item["reason"]) if item.get("reason") else None,
         code=item.get("code"),

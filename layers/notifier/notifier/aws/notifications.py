@@ -34,14 +34,14 @@ SET #status = :status, #id = :id, bot = :bot, generation = :generation, updated_
     attempts = :zero, metadata = :empty, created_at = :now, expires_at = :expires_at,
     timeline = list_append(:none, :event)
 REMOVE #token, lease_until, #request, reason, code, in_flight_until, postponed, content_hash,
-    template, recipient, correlation_id, redrives, denials, control, control_at, late, poll_bot,
-    poll_since, poll_at
+    template, category, recipient, correlation_id, redrives, denials, control, control_at, late,
+    poll_bot, poll_since, poll_at
 """
 _FORGET = """
 SET #status = :status, forgotten = :forgotten, updated_at = :now, expires_at = :expires_at
-REMOVE #id, bot, content_hash, #request, template, recipient, metadata, correlation_id, attempts,
-    redrives, #token, lease_until, in_flight_until, denials, control, control_at, postponed,
-    reason, code, timeline, late, poll_bot, poll_since, poll_at, created_at
+REMOVE #id, bot, content_hash, #request, template, category, recipient, metadata, correlation_id,
+    attempts, redrives, #token, lease_until, in_flight_until, denials, control, control_at,
+    postponed, reason, code, timeline, late, poll_bot, poll_since, poll_at, created_at
 """
 
 

@@ -79,6 +79,7 @@ def _event(
         reason=reason,
         metadata=item.get("metadata", {}),
         correlation_id=item.get("correlation_id"),
+        category=item.get("category"),
     )
 
 

@@ -88,6 +88,7 @@ class NotificationDetails:
         attempts: how often it was claimed to be sent in this generation.
         timeline: the changes of status, oldest first, with receipts that came too late to be one.
         template: its name; None where no request has come yet, or the recipient was forgotten.
+        category: of the template; None where the registry did not have it.
         recipient: the masked number; None where no request has come yet, or it was forgotten.
     """
 
@@ -100,6 +101,7 @@ class NotificationDetails:
     created_at: float | None
     updated_at: float
     template: str | None = None
+    category: str | None = None
     recipient: str | None = None
     reason: Reason | None = None
     code: int | None = None

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid5
 
+from notifier.domain.templates import Category
+
 if TYPE_CHECKING:
     # Only then: the webhook's function loads nothing of the contract with its libraries.
     from notifier.contract.request import NotificationRequest
@@ -34,12 +36,17 @@ class QueuedRequest:
 
 @dataclass(frozen=True, slots=True)
 class Notification:
-    """A valid request with its key in the ledger."""
+    """A valid request with its key in the ledger.
+
+    Attributes:
+        category: of its template, as the registry has it; None if that is not known.
+    """
 
     queued: QueuedRequest
     request: "NotificationRequest"
     content_hash: str
     key: str
+    category: Category | None = None
 
     @property
     def valid_until(self) -> float | None:
@@ -60,6 +67,11 @@ class Notification:
     def recipient(self) -> tuple[str, str]:
         """The recipient as the identities' table keys it: bot and phone number."""
         return (self.request.bot, self.request.to)
+
+    @property
+    def template(self) -> tuple[str, str]:
+        """The template as the registry keys it: bot and name."""
+        return (self.request.bot, self.request.template.name)
 
 
 # Never changed: the keys of the ledger and the message ids that BLiP knows hang on it.

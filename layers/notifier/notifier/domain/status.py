@@ -82,6 +82,8 @@ def final_status(reason: Reason) -> Status:
             Reason.UNKNOWN_BOT
             | Reason.NOT_A_PHONE_NUMBER
             | Reason.NOT_ALLOWED
+            | Reason.TEMPLATE_MISMATCH
+            | Reason.TEMPLATE_UNAVAILABLE
             | Reason.REJECTED
             | Reason.MALFORMED
             | Reason.INVALID

@@ -74,6 +74,7 @@ class NotificationAnswer(BaseModel):
         generation: which round of sending, one more with each redrive; 0 before the first.
         timeline: the changes of status, oldest first.
         template: its name; null before the request has come, or if the recipient was forgotten.
+        category: of the template: MARKETING, UTILITY or AUTHENTICATION; null if BLiP has not said.
         recipient: the number's last four digits; null as the template is.
         metadata: the request's.
         correlation_id: the request's.
@@ -90,6 +91,7 @@ class NotificationAnswer(BaseModel):
     generation: int
     timeline: list[Change]
     template: str | None
+    category: str | None
     recipient: str | None
     metadata: dict[str, str]
     correlation_id: str | None
@@ -195,6 +197,7 @@ def _answer(details: NotificationDetails) -> NotificationAnswer:
             for change in details.timeline
         ],
         template=details.template,
+        category=details.category,
         recipient=details.recipient,
         metadata=details.metadata,
         correlation_id=details.correlation_id,

@@ -14,6 +14,7 @@ from notifier.aws.identities import DynamoDbIdentities
 from notifier.aws.queues import DeadLettersQueue, RequestsQueue
 from notifier.aws.receipts_ledger import DynamoDbReceiptsLedger
 from notifier.aws.table import Table
+from notifier.aws.templates import DynamoDbTemplates
 from notifier.blip.receipts import receipt
 from notifier.domain.failures import crash_facts
 from notifier.domain.receipts import Receipt
@@ -101,10 +102,15 @@ def record_receipt(settings: RecordReceiptSettings) -> RecordReceipt:
     dynamodb = boto3.client("dynamodb", config=AWS)
     sqs = boto3.client("sqs", config=AWS)
     identities_table = Table(dynamodb, settings.identities_table)
+    templates = DynamoDbTemplates(identities_table, clock.now)
     receipts = Receipts(
         ledger=DynamoDbReceiptsLedger(Table(dynamodb, settings.ledger_table), clock.now),
         identities=DynamoDbIdentities(
-            identities_table, now=clock.now, ttl_seconds=1, negative_ttl_seconds=1
+            identities_table,
+            templates=templates,
+            now=clock.now,
+            ttl_seconds=1,
+            negative_ttl_seconds=1,
         ),
         bot_states=DynamoDbBotStates(identities_table, clock.now),
         requests=RequestsQueue(sqs, settings.requests_queue_url),

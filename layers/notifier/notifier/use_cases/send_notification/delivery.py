@@ -1,4 +1,4 @@
-"""One notification, from top to bottom: check, claim, identify, send, settle.
+"""One notification, from top to bottom: check, claim, fit the template, identify, send, settle.
 
 What follows from a failure is decided here, in `_send_claimed`; what a failure *is*, by `blip`.
 """
@@ -29,6 +29,7 @@ from notifier.use_cases.send_notification.reconciliation import (
     Reconciliation,
 )
 from notifier.use_cases.send_notification.round import CALL_SECONDS, SETTLE_SECONDS, Round
+from notifier.use_cases.send_notification.templates import Templates
 from notifier.use_cases.send_notification.waits import MAX_WAIT_SECONDS, Waits
 from notifier.use_cases.slots import RetryLater
 
@@ -43,6 +44,7 @@ class Delivery:
     ledger: Ledger
     identities: Identities
     blip: Blip
+    templates: Templates
     recipients: Recipients
     reconciliation: Reconciliation
     breaker: Breaker
@@ -57,9 +59,11 @@ class Delivery:
         """Return the bot of a notification; None where none is needed to end it.
 
         Raises:
-            RetryLater: it has to wait for its bot. Not for ever: SQS deletes silently.
+            RetryLater: it has to wait for its bot, or for its template. Not for ever: SQS deletes
+                silently.
         """
         try:
+            self.templates.hold(notification, this_round)
             return self.breaker.admit(bot, this_round)
         except RetryLater:
             if self.rejection(notification):
@@ -139,6 +143,7 @@ class Delivery:
         known = claim.status is Status.SENDING
         claimed_at = self.clock.now()
         try:
+            self.templates.check(notification, bot, this_round)
             address = self.recipients.identify(notification, bot, identity, this_round)
             if not known:
                 claim = self.ledger.start_sending(claim, this_round.lease_until)
