@@ -16,6 +16,7 @@ from notifier.blip.client import BlipClient
 from notifier.domain.bot_state import Plan
 from notifier.domain.bots import Bot, Bots, BotsSecretError, InvalidBot, parse_bots
 from notifier.domain.failures import Failure
+from notifier.domain.templates import TemplateStatus
 
 PLANS: tuple[Plan, ...] = ("messages", "commands")
 
@@ -212,11 +213,12 @@ def _answers(blip: BlipClient, bot: Bot) -> Finding:
 
 def _has_channel(blip: BlipClient, bot: Bot) -> Finding:
     try:
-        templates = blip.templates(bot)
+        templates = blip.templates(bot, time.time(), lambda: None)
     except Failure as failure:
         return Finding("WhatsApp channel", good=False, detail=failure.detail)
-    approved = sum(status == "APPROVED" for _, _, status in templates)
-    detail = f"{approved} of {len(templates)} templates are approved"
+    translations = [one for each in templates.values() for one in each.translations.values()]
+    approved = sum(one.status is TemplateStatus.APPROVED for one in translations)
+    detail = f"{approved} of {len(translations)} templates are approved"
     return Finding("WhatsApp channel", good=bool(approved), detail=detail)
 
 
