@@ -10,7 +10,7 @@ from notifier import telemetry
 from notifier.use_cases.record_receipt import ReceiptOutcome
 from notifier.use_cases.send_notification.outcomes import Outcome
 from notifier.use_cases.send_notification.waits import MAX_JITTER_SECONDS
-from tests.template.transformed import ROOT, Template
+from tests.template.transformed import ROOT, Template, logical_id
 
 URGENT = [
     "ServiceLevelAlarm",
@@ -178,7 +178,11 @@ def test_the_api_has_room_for_the_receipts_of_five_full_plans(template: Template
 
 def test_a_schedule_that_stops_is_noticed(template: Template) -> None:
     alarm = template.properties("ScheduleAlarm")
-    (rule,) = template.resources("AWS::Events::Rule").values()
+    (rule,) = (
+        rule
+        for rule in template.resources("AWS::Events::Rule").values()
+        if logical_id(rule["Properties"]["Targets"][0]["Arn"]).startswith("PollReceipts")
+    )
 
     assert rule["Properties"]["ScheduleExpression"] == "rate(1 minute)"
     assert (alarm["Namespace"], alarm["MetricName"], alarm["Statistic"]) == (

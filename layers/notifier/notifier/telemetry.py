@@ -15,7 +15,8 @@
     template_asked         how often BLiP was asked for one template before a refusal
     sent_by_category       what was sent, by the category of its template
     template_was_paused, template_category_changed   what WhatsApp has done to a template
-    templates_synced, templates_late   bots whose templates were listed; for how long none were
+    templates_synced       bots whose templates were listed
+    templates_late         how long ago those of a bot were that sends
 
     oldest_request         how old a request is that has to come back
     receipts_late          for how long the longest due question about receipts had been due

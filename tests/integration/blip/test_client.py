@@ -21,6 +21,7 @@ from notifier.domain.failures import (
     Transient,
     Unknown,
 )
+from notifier.domain.templates import TemplateStatus
 from tests.integration.blip.servers import (
     IDENTITY,
     PHONE,
@@ -364,17 +365,27 @@ def test_bot_without_whatsapp_is_misconfigured(client: BlipClient, blip: Simulat
     assert blip.statistics()["lookups"] == {PHONE: 2}
 
 
-def test_templates_of_a_bot_are_listed(client: BlipClient, bot: Bot) -> None:
-    assert ("order_shipped", "pt_BR", "APPROVED") in client.templates(bot)
+def test_templates_of_a_bot_are_listed(client: BlipClient, blip: Simulator, bot: Bot) -> None:
+    slots: list[None] = []
+    templates = client.templates(bot, 1.5, lambda: slots.append(None))
+
+    template = templates["order_shipped"]
+    # One place in the plan for each question.
+    assert len(slots) == len(blip.requests) > 0
+    assert template.asked_at == 1.5
+    assert template.translations["pt_BR"].status is TemplateStatus.APPROVED
+    assert client.template(bot, "order_shipped", 1.5, at_once) == template
+    assert client.template(bot, "no_such_template", 1.5, at_once) is None
 
 
 def test_templates_of_a_bot_without_whatsapp_are_misconfigured(
     client: BlipClient, blip: Simulator
 ) -> None:
     blip.put_bot(SimulatedBot(name="sub", key="Key c3ViOnNlY3JldA==", whatsapp=False))
+    bot = Bot(name="sub", base_url=blip.url, key="Key c3ViOnNlY3JldA==")
 
     with pytest.raises(Misconfigured, match="router's key"):
-        client.templates(Bot(name="sub", base_url=blip.url, key="Key c3ViOnNlY3JldA=="))
+        client.templates(bot, 1.5, at_once)
 
 
 def test_gateway_that_fails_once_is_asked_again(

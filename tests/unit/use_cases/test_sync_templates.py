@@ -18,7 +18,7 @@ from notifier.domain.templates import (
     TemplateStatus,
     Translation,
 )
-from notifier.use_cases.sync_templates import RENEW_SECONDS, Synced, Syncing
+from notifier.use_cases.sync_templates import RENEW_SECONDS, Syncing
 from tests.support.adapters import CountingTable, FakeMeter, FakeSecretsManager
 from tests.support.blip import FakeBlip
 from tests.support.builders import KEY
@@ -63,7 +63,7 @@ class World:
         self.bots: dict[str, Any] = {"default": {"key": KEY}}
         self.registry = DynamoDbTemplates(cast("Any", self.table), self.clock.now)
 
-    def sync(self, seconds: float = 120) -> Synced:
+    def sync(self, seconds: float = 120) -> dict[str, int]:
         """Run the function in a new sandbox."""
         return Syncing(
             registry=DynamoDbTemplates(cast("Any", self.table), self.clock.now),
@@ -107,7 +107,7 @@ def test_first_sync_keeps_every_template_and_publishes_nothing(world: World) -> 
 
     done = world.sync()
 
-    assert done.templates == {"default": 2}
+    assert done == {"default": 2}
     assert world.registry.of_bot("default", ["one"])["one"].translations == {"pt_BR": APPROVED}
     assert world.item("two")["languages"]["pt_BR"]["status"] == "REJECTED"
     assert world.item("one")["expires_at"] == round(world.clock.now()) + 3 * 86_400
@@ -261,7 +261,7 @@ def test_bot_that_fails_hurts_no_other(world: World, failure: Failure) -> None:
 
     world.blip.before_templates = fail
 
-    assert world.sync().templates == {"good": 1}
+    assert world.sync() == {"good": 1}
     assert world.item("one", "good")
     assert not world.item("one", "bad")
 
@@ -290,7 +290,7 @@ def test_bot_that_is_on_hold_is_not_asked(world: World, stop: str) -> None:
     }
     stops[stop]()
 
-    assert world.sync().templates == {}
+    assert world.sync() == {}
     assert world.blip.asked_templates == []
 
 
@@ -307,21 +307,8 @@ def test_bot_that_was_synced_longest_ago_comes_first(world: World) -> None:
     assert asked == ["second", "first"]
 
 
-def test_lateness_is_that_of_the_bot_that_waits_longest(world: World) -> None:
-    synced(world, one=APPROVED)
-    assert world.sync().late_seconds == 0
-
-    def fail(_: Bot) -> None:
-        raise Transient("none")
-
-    world.blip.before_templates = fail
-    world.clock.advance(2 * QUARTER)
-
-    assert world.sync().late_seconds == pytest.approx(2 * QUARTER, abs=1)
-
-
 def test_sync_without_time_stops_and_counts_as_none(world: World) -> None:
     world.lists(one=APPROVED)
 
-    assert world.sync(seconds=5).templates == {}
+    assert world.sync(seconds=5) == {}
     assert world.registry.synced_at("default") == 0

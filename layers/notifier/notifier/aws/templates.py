@@ -56,7 +56,7 @@ class DynamoDbTemplates:
         return self._memory.get(name)
 
     def remember(self, name: TemplateName, item: Item) -> RegisteredTemplate:
-        """Read a template's item, and remember it; an empty one as a template that nobody knows."""
+        """Read a template's item, and remember it; an empty one as a template without translations."""
         template = _registered(name[1], item)
         self._memory.keep(name, template)
         return template

@@ -8,8 +8,9 @@ BLiP's HTTP API: `POST /messages` answers 202 to whatever looks like a message, 
 answers 200 with a LIME `status` inside, success and failure alike (docs.blip.ai, HTTP).
 """
 
+import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from uuid import uuid4
@@ -21,14 +22,15 @@ from notifier.blip import envelopes
 from notifier.blip.codes import (
     GATEWAY_ERROR,
     LIME_CODES,
-    NO_PING,
     NOT_FOUND,
+    NOT_KNOWN,
     about_the_number,
     failed_command,
     refused_message,
 )
 from notifier.blip.envelopes import WHATSAPP_DOMAIN, Json
 from notifier.blip.receipts import receipt, reduced
+from notifier.blip.templates import entries, read
 from notifier.blip.transport import Transport, call
 from notifier.contract.template import Template
 from notifier.domain.bots import Bot
@@ -43,6 +45,9 @@ from notifier.domain.failures import (
 )
 from notifier.domain.notification import message_id as id_of_message
 from notifier.domain.receipts import Receipt
+from notifier.domain.templates import RegisteredTemplate
+
+logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 3.0
 # A proxy's own words are short.
@@ -225,28 +230,69 @@ class BlipClient:
             Rejected, Transient, Throttled, Misconfigured: it doesn't.
         """
         answer = self._command(bot, envelopes.ping(str(uuid4())))
-        answered = _succeeded(answer) or (_is_success(answer.status) and answer.code in NO_PING)
+        answered = _succeeded(answer) or (_is_success(answer.status) and answer.code in NOT_KNOWN)
         if not answered:
             raise _failure(failed_command(answer.status, answer.code), "the ping", answer)
 
-    def templates(self, bot: Bot) -> list[tuple[str, str, str]]:
-        """Return the bot's message templates: name, language, and WhatsApp's status of each.
+    def templates(
+        self, bot: Bot, asked_at: float, on_connected: Callable[[], None]
+    ) -> dict[str, RegisteredTemplate]:
+        """Return the bot's message templates, by name; each page of them is a call of its own.
+
+        Args:
+            bot: whose.
+            asked_at: the time, before this call.
+            on_connected: called for each page.
 
         Raises:
             Misconfigured: wrong key, wrong URL, or a bot without a WhatsApp channel.
-            Rejected, Transient, Throttled: there is no answer to go by.
+            Rejected, Transient, Throttled: there is no answer to go by, or not a whole one.
         """
-        answer = self._command(bot, envelopes.templates(str(uuid4())))
+        listed = read(self._entries(bot, None, on_connected), asked_at)
+        if listed.unreadable:
+            facts = {"bot": bot.name, "unreadable": listed.unreadable}
+            logger.warning("templates that cannot be read", extra=facts)
+        return listed.templates
+
+    def template(
+        self, bot: Bot, name: str, asked_at: float, on_connected: Callable[[], None]
+    ) -> RegisteredTemplate | None:
+        """Return one template of the bot; None if BLiP lists none of this name.
+
+        Arguments and errors are those of `templates`.
+        """
+        return read(self._entries(bot, name, on_connected), asked_at).templates.get(name)
+
+    def _entries(
+        self, bot: Bot, name: str | None, on_connected: Callable[[], None]
+    ) -> Iterator[object]:
+        """Return what BLiP lists: the enriched list, or the plain one where it knows no other."""
+        uri = envelopes.TEMPLATES_ENRICHED
+        answer = self._list(bot, uri, 0, name, on_connected)
         if not _succeeded(answer):
-            if _is_success(answer.status) and answer.code == GATEWAY_ERROR:
-                raise Misconfigured(NO_CHANNEL, code=answer.code)
+            uri = envelopes.TEMPLATES
+            answer = self._list(bot, uri, 0, name, on_connected)
+        if not _succeeded(answer) and not (name is not None and answer.code == NOT_FOUND):
             raise _failure(failed_command(answer.status, answer.code), "the question", answer)
-        resource = answer.body.get("resource")
-        entries = resource.get("data") if isinstance(resource, dict) else None
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise Transient("BLiP answered without a list of templates")
-        members = ("name", "language", "status")
-        return [tuple(str(entry.get(name, "")) for name in members) for entry in entries]  # type: ignore[misc] # three
+
+        def more(skip: int) -> object:
+            return _resource(self._list(bot, uri, skip, name, on_connected))
+
+        return entries(_resource(answer), more)
+
+    def _list(
+        self, bot: Bot, uri: str, skip: int, name: str | None, on_connected: Callable[[], None]
+    ) -> _Answer:
+        """Return a page of the list, or the answer that BLiP does not know the list."""
+        envelope = envelopes.templates(str(uuid4()), uri, skip, name)
+        answer = self._command(bot, envelope, on_connected)
+        if _succeeded(answer):
+            return answer
+        if _is_success(answer.status) and answer.code in NOT_KNOWN:
+            return answer
+        if _is_success(answer.status) and answer.code == GATEWAY_ERROR:
+            raise Misconfigured(NO_CHANNEL, code=answer.code)
+        raise _failure(failed_command(answer.status, answer.code), "the question", answer)
 
     def _look_up(self, bot: Bot, phone: str, on_connected: Callable[[], None]) -> str:
         answer = self._command(bot, envelopes.look_up(str(uuid4()), phone), on_connected)
@@ -307,6 +353,15 @@ def _is_success(status: int) -> bool:
 def _succeeded(answer: _Answer) -> bool:
     """Return whether a command succeeded: HTTP 200 alone says only that it was answered."""
     return _is_success(answer.status) and answer.body.get("status") == "success"
+
+
+def _resource(answer: _Answer) -> object:
+    """Return what a page of a list holds; nothing is found where the list has no more."""
+    if _succeeded(answer):
+        return answer.body.get("resource")
+    if answer.code == NOT_FOUND:
+        return []
+    raise _failure(failed_command(answer.status, answer.code), "the question", answer)
 
 
 def _failure(kind: type[Failure], what: str, answer: _Answer) -> Failure:

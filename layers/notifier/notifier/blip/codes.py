@@ -91,8 +91,9 @@ GATEWAY_ERROR = 81
 
 # A question about stored events to which this is the answer has none: the same as an empty list.
 NOT_FOUND = 67
-# Who answers a ping with one of these does not know it, but is there and took the key.
-NO_PING = frozenset({62, 63, 67})
+# Who answers a ping, or a question for the enriched list of templates, with one of these does not
+# know it, but is there and took the key.
+NOT_KNOWN = frozenset({62, 63, 67})
 
 
 def about_the_number(code: int | None, description: str) -> bool:

@@ -27,6 +27,10 @@ from notifier.contract.template import (
 
 WHATSAPP_DOMAIN = "wa.gw.msging.net"
 POSTMASTER = "postmaster@msging.net"
+# How much of a list BLiP hands out at once.
+PAGE = 100
+TEMPLATES = "/message-templates"
+TEMPLATES_ENRICHED = "/message-templates-enriched"
 
 type Json = dict[str, Any]
 
@@ -53,20 +57,27 @@ def history(command_id: str, message_id: str) -> Json:
         "id": command_id,
         "to": POSTMASTER,
         "method": "get",
-        "uri": f"/notifications?id={message_id}&$take=100",
+        "uri": f"/notifications?id={message_id}&$take={PAGE}",
     }
 
 
-def templates(command_id: str) -> Json:
-    """Ask for the bot's message templates, which only a bot with a WhatsApp channel has.
+def templates(command_id: str, uri: str, skip: int, name: str | None = None) -> Json:
+    """Ask for a page of the bot's message templates, or for those of one name.
 
-    Source: BLiP help centre, article 39316925291671.
+    Source: BLiP help centre, article 39316925291671. Only a bot with a WhatsApp channel has any.
+
+    Args:
+        command_id: the command's.
+        uri: of the list, plain or enriched.
+        skip: how many templates the pages before had.
+        name: the only one that is wanted; None for all.
     """
+    wanted = "" if name is None else f"templateName={name}&"
     return {
         "id": command_id,
         "to": f"postmaster@{WHATSAPP_DOMAIN}",
         "method": "get",
-        "uri": "/message-templates?$take=100",
+        "uri": f"{uri}?{wanted}$skip={skip}&$take={PAGE}",
     }
 
 

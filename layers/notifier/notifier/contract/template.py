@@ -19,6 +19,7 @@ from notifier.contract.rules import (
 )
 
 TEMPLATE_NAME_PATTERN = r"^[a-z0-9_]{1,512}$"
+LANGUAGE_PATTERN = r"^[a-z]{2,3}(_([A-Z]{2}|[0-9]{3}))?$"
 
 
 class HeaderText(Strict):
@@ -308,7 +309,7 @@ class Template(Strict):
     ]
     language: Annotated[
         str,
-        Field(pattern=r"^[a-z]{2,3}(_([A-Z]{2}|[0-9]{3}))?$"),
+        Field(pattern=LANGUAGE_PATTERN),
         says("must be a language code with an underscore, as in pt_BR or en"),
     ]
     namespace: (

@@ -4,8 +4,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from aws_lambda_powertools.metrics import MetricUnit
-
 from notifier import telemetry
 from notifier.aws.bot_state import DynamoDbBotStates
 from notifier.aws.secrets import SecretsManagerBots
@@ -37,12 +35,10 @@ class SyncTemplates:
     def handle(self, context: "LambdaContext") -> dict[str, dict[str, int]]:
         """Sync every bot; return how many templates each of those has that were synced."""
         deadline = SystemClock.now() + context.get_remaining_time_in_millis() / 1000
-        synced = self._syncing.sync(deadline)
+        templates = self._syncing.sync(deadline)
         self._meter.flush()
-        telemetry.count(["templates_synced"] * len(synced.templates))
-        if synced.late_seconds is not None:
-            telemetry.metrics.add_metric("templates_late", MetricUnit.Seconds, synced.late_seconds)
-        return {"templates": dict(synced.templates)}
+        telemetry.count(["templates_synced"] * len(templates))
+        return {"templates": templates}
 
 
 def sync_templates(settings: SyncTemplatesSettings) -> SyncTemplates:

@@ -76,19 +76,6 @@ class Changes(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Synced:
-    """What a run has done.
-
-    Attributes:
-        templates: by bot, how many templates BLiP lists.
-        late_seconds: how long ago the bot was synced that has waited longest; None without a bot.
-    """
-
-    templates: Mapping[str, int]
-    late_seconds: float | None
-
-
-@dataclass(frozen=True, slots=True)
 class Syncing:
     """Asks for the templates of each bot."""
 
@@ -102,16 +89,16 @@ class Syncing:
     threads: Executor
     cooldown_seconds: int
 
-    def sync(self, deadline: float) -> Synced:
+    def sync(self, deadline: float) -> dict[str, int]:
         """Ask for every bot, as long as there is time; one that fails hurts no other.
 
-        Those that have waited longest come first, so that no bot is left out for ever.
+        Return how many templates each bot has that was synced. Those that have waited longest come first, so that no bot is left out for ever.
         """
         try:
             bots = self.secrets.bots()
         except BotsSecretError as error:
             logger.error("no bot can be asked", extra={"problem": str(error)})
-            return Synced({}, None)
+            return {}
         usable = [bot for bot in bots.values() if isinstance(bot, Bot)]
         synced_at = {bot.name: self.registry.synced_at(bot.name) for bot in usable}
         templates: dict[str, int] = {}
@@ -125,9 +112,7 @@ class Syncing:
                 logger.warning("templates not synced", extra=facts)
                 if isinstance(failure, Throttled):
                     self._start_cooldown(bot, failure)
-        now = self.clock.now()
-        left = [now - at for name, at in synced_at.items() if at and name not in templates]
-        return Synced(templates, max(left, default=0.0) if usable else None)
+        return templates
 
     def _sync(self, bot: Bot, synced_at: float, deadline: float) -> int:
         """Ask for one bot's templates, and keep what is new; return how many it has."""

@@ -332,6 +332,16 @@ def test_registry_is_read_with_the_call_that_is_made_anyway(world: World) -> Non
     assert sandbox.identities.reads == 1
 
 
+def test_age_of_the_last_sync_is_measured_by_each_bot_that_sends(world: World) -> None:
+    world.sandbox().deliver(a_request())
+    assert "templates_late" not in world.meter.times
+
+    world.sandbox().registry.synced("default", world.clock.now() - 7200)
+    world.sandbox().deliver(a_request())
+
+    assert world.meter.times["templates_late"] == [pytest.approx(7200, abs=1)]
+
+
 def test_category_stands_in_the_ledger_and_in_status_events(world: World) -> None:
     register(world, asked_at=world.clock.now())
     body = a_request()

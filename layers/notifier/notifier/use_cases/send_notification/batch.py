@@ -174,6 +174,8 @@ class SendNotifications:
         for bot in bots.values():
             if isinstance(bot, Bot):
                 self._meter.share("share_of_plan", this_round.share(bot, "messages"))
+                if synced_at := this_round.state(bot.name).templates_synced_at:
+                    self._meter.age("templates_late", self._clock.now() - synced_at)
         self._meter.count("look_up", len(this_round.looked_up))
         self._meter.count(
             "look_up_without_send", len(this_round.looked_up - this_round.posted.keys())
