@@ -34,18 +34,16 @@ def _prepare() -> None:
     sys.path.insert(0, str(ROOT / "layers/notifier"))
 
 
-def _starting() -> threading.Event:
-    """Show that something happens until the event is set; what is written next stands over it."""
-    done = threading.Event()
+def _show_start() -> None:
+    """Show that something happens until all is imported; what is written next stands over it."""
 
     def show() -> None:
         dots = itertools.cycle((".  ", ".. ", "..."))
-        while not done.wait(0.3):
+        while not _imported.wait(0.3):
             print(f"starting {next(dots)}", end="\r", file=sys.stderr, flush=True)
 
     if sys.stderr.isatty():
         threading.Thread(target=show, daemon=True).start()
-    return done
 
 
 def _leave(number: int, _frame: FrameType | None) -> NoReturn:
@@ -53,11 +51,13 @@ def _leave(number: int, _frame: FrameType | None) -> NoReturn:
     os._exit(128 + number)
 
 
+_imported = threading.Event()
+
 if __name__ == "__main__":
     # The imports take a moment, and nothing is to be ended yet.
     signal.signal(signal.SIGINT, _leave)
     _prepare()
-    _imported = _starting()
+    _show_start()
 
 from botocore.exceptions import BotoCoreError, ClientError  # noqa: E402
 from rich.console import Console  # noqa: E402

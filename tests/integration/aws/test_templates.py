@@ -32,7 +32,8 @@ def template(backend: Backend, age: float = 0, **languages: Translation) -> Regi
 
 def read(backend: Backend) -> RegisteredTemplate | None:
     """Read it with a batch's call, in a new sandbox."""
-    return backend.identities().read([], [], [NAME])[2].get(NAME)
+    found: dict[tuple[str, str], RegisteredTemplate] = backend.identities().read([], [], [NAME])[2]
+    return found.get(NAME)
 
 
 def test_template_is_read_as_it_was_written(backend: Backend) -> None:

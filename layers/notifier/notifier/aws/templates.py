@@ -56,7 +56,7 @@ class DynamoDbTemplates:
         return self._memory.get(name)
 
     def remember(self, name: TemplateName, item: Item) -> RegisteredTemplate:
-        """Read a template's item, and remember it; an empty one as a template without translations."""
+        """Read a template's item, and remember it; an empty one has no translations."""
         template = _registered(name[1], item)
         self._memory.keep(name, template)
         return template
@@ -208,4 +208,4 @@ def _read_shape(written: dict[str, Any]) -> Shape:
 
 
 def _one_of[Value: StrEnum](values: type[Value], text: str | None) -> Value | None:
-    return values(text) if text in values else None
+    return values(text) if text is not None and text in values else None

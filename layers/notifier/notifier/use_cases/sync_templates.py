@@ -92,7 +92,8 @@ class Syncing:
     def sync(self, deadline: float) -> dict[str, int]:
         """Ask for every bot, as long as there is time; one that fails hurts no other.
 
-        Return how many templates each bot has that was synced. Those that have waited longest come first, so that no bot is left out for ever.
+        Those that have waited longest come first, so that no bot is left out for ever. Return how
+        many templates each bot has that was synced.
         """
         try:
             bots = self.secrets.bots()
