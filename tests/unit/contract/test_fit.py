@@ -372,6 +372,10 @@ MISFITS: dict[str, tuple[Json, list[tuple[str, str]]]] = {
         components("track_order", body(TEXT), button("url", "1")),
         [("template.components[1]", "button 1 of the template needs the end of its link")],
     ),
+    "no button component": (
+        components("track_order", body(TEXT)),
+        [("template.components", "button 1 of the template needs the end of its link")],
+    ),
     "a button component with two values": (
         components("track_order", body(TEXT), button("url", 1, TEXT, TEXT)),
         [("template.components[1]", "button 1 of the template takes one value, 2 came")],
@@ -491,6 +495,33 @@ def test_words_of_variables_that_are_missing_are_five_at_most() -> None:
 def test_misfits_are_twenty_at_most() -> None:
     buttons = [button("url", index, TEXT) for index in range(30)]
     assert len(problems(components("order_shipped", body(TEXT, TEXT), *buttons))) == 20
+
+
+LINKED_CARD = approved(Shape(), Shape(body=1, buttons=(ButtonKind.URL,)))
+
+
+def linked_card(parts: Any) -> Json:
+    """Return a template of one card with these components."""
+    return components("a", {"type": "carousel", "cards": [{"card_index": 0, "components": parts}]})
+
+
+def test_body_of_a_card_does_not_come_alone() -> None:
+    long = body({"type": "text", "text": "x" * 1025})
+    assert problems(linked_card([long]), LINKED_CARD) == [
+        (
+            "template.components[0].cards[0].components[0].parameters",
+            "the body has 1025 characters with its values, WhatsApp takes 1024",
+        ),
+        (
+            "template.components[0].cards[0].components",
+            "button 0 of the template needs the end of its link",
+        ),
+    ]
+
+
+@pytest.mark.parametrize("parts", [None, {}, "x", [None], [{"type": 7}]])
+def test_card_of_which_something_cannot_be_read_lacks_nothing(parts: object) -> None:
+    assert problems(linked_card(parts), LINKED_CARD) == []
 
 
 # --- One-time codes -------------------------------------------------------------------------------
