@@ -31,7 +31,7 @@ def translations() -> dict[tuple[str, str], Translation]:
     return {
         (entry["name"], entry["language"]): Translation(
             status=TemplateStatus(entry["status"]),
-            category=Category(entry.get("category", "UTILITY")),
+            category=Category(entry["category"]) if "category" in entry else None,
             shape=_shape(entry),
             cards=tuple(map(_shape, entry.get("cards", ()))),
         )

@@ -256,6 +256,15 @@ def test_buttons_keep_their_position_unless_they_name_an_index() -> None:
     assert reply["index"] == 5
 
 
+def test_one_time_code_fills_body_and_button() -> None:
+    code = {"type": "text", "text": "418205"}
+
+    assert components(otp="418205") == [
+        {"type": "body", "parameters": [code]},
+        {"type": "button", "sub_type": "url", "index": 0, "parameters": [code]},
+    ]
+
+
 def test_custom_components_are_passed_on_unchanged() -> None:
     own = [{"type": "carousel", "cards": [{"card_index": 0, "components": [{"X": None}]}]}]
 

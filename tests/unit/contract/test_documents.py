@@ -173,6 +173,7 @@ def test_samples_show_every_kind_of_header_value_and_button() -> None:
     assert values == {str, parts.Currency, parts.DateTime}
     assert any(isinstance(body, dict) for body in bodies)
     assert any(template.components for template in templates)
+    assert any(template.otp for template in templates)
 
 
 # --- The schema is never stricter than parse ------------------------------------------------------
@@ -194,12 +195,18 @@ SCHEMA_CASES: list[Json] = [
             "body": {"a": "x    y", "b": {"type": "date_time", "fallback_value": "\u2705"}},
             "buttons": [{"type": "quick_reply", "payload": "a\nb", "index": None}],
             "components": None,
+            "otp": None,
         },
+    },
+    {
+        "id": "a",
+        "to": "+5531999998888",
+        "template": {"name": "a", "language": "en", "otp": "a1B2", "body": None, "buttons": []},
     },
 ]
 
 
-@pytest.mark.parametrize("content", SCHEMA_CASES, ids=["phone number", "the rest"])
+@pytest.mark.parametrize("content", SCHEMA_CASES, ids=["phone number", "the rest", "one-time code"])
 def test_request_that_parses_matches_the_schema(content: Json) -> None:
     parse(json.dumps(content))
     REQUEST_VALIDATOR.validate(content)
@@ -255,6 +262,8 @@ def test_any_text_that_parses_matches_the_schema(text: str, place: str) -> None:
         (("template", "buttons"), [{"type": "url", "text": "x"}] * 11),
         (("template", "components"), [{}]),
         (("template", "components"), []),
+        (("template", "otp"), "123456"),
+        (("template",), {"name": "a", "language": "en", "otp": "123"}),
     ],
     ids=lambda value: json.dumps(value)[:50],
 )

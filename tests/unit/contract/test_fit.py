@@ -16,6 +16,7 @@ from notifier.contract.template import Template
 from notifier.domain.failures import FieldError
 from notifier.domain.templates import (
     ButtonKind,
+    Category,
     HeaderKind,
     Shape,
     TemplateStatus,
@@ -371,6 +372,10 @@ MISFITS: dict[str, tuple[Json, list[tuple[str, str]]]] = {
         components("track_order", body(TEXT), button("url", "1")),
         [("template.components[1]", "button 1 of the template needs the end of its link")],
     ),
+    "no button component": (
+        components("track_order", body(TEXT)),
+        [("template.components", "button 1 of the template needs the end of its link")],
+    ),
     "a button component with two values": (
         components("track_order", body(TEXT), button("url", 1, TEXT, TEXT)),
         [("template.components[1]", "button 1 of the template takes one value, 2 came")],
@@ -490,6 +495,81 @@ def test_words_of_variables_that_are_missing_are_five_at_most() -> None:
 def test_misfits_are_twenty_at_most() -> None:
     buttons = [button("url", index, TEXT) for index in range(30)]
     assert len(problems(components("order_shipped", body(TEXT, TEXT), *buttons))) == 20
+
+
+LINKED_CARD = approved(Shape(), Shape(body=1, buttons=(ButtonKind.URL,)))
+
+
+def linked_card(parts: Any) -> Json:
+    """Return a template of one card with these components."""
+    return components("a", {"type": "carousel", "cards": [{"card_index": 0, "components": parts}]})
+
+
+def test_body_of_a_card_does_not_come_alone() -> None:
+    long = body({"type": "text", "text": "x" * 1025})
+    assert problems(linked_card([long]), LINKED_CARD) == [
+        (
+            "template.components[0].cards[0].components[0].parameters",
+            "the body has 1025 characters with its values, WhatsApp takes 1024",
+        ),
+        (
+            "template.components[0].cards[0].components",
+            "button 0 of the template needs the end of its link",
+        ),
+    ]
+
+
+@pytest.mark.parametrize("parts", [None, {}, "x", [None], [{"type": 7}]])
+def test_card_of_which_something_cannot_be_read_lacks_nothing(parts: object) -> None:
+    assert problems(linked_card(parts), LINKED_CARD) == []
+
+
+# --- One-time codes -------------------------------------------------------------------------------
+
+CODE: Json = {"name": "login_code", "language": "pt_BR", "otp": "418205"}
+AUTHENTICATION = Translation(
+    TemplateStatus.APPROVED,
+    category=Category.AUTHENTICATION,
+    shape=Shape(body=1, body_length=60, buttons=(ButtonKind.OTP,)),
+)
+
+
+@pytest.mark.parametrize("kind", [ButtonKind.OTP, ButtonKind.URL, ButtonKind.OTHER])
+def test_one_time_code_fits_an_authentication_template(kind: ButtonKind) -> None:
+    translation = replace(AUTHENTICATION, shape=replace(AUTHENTICATION.shape, buttons=(kind,)))
+    assert problems(CODE, translation) == []
+
+
+@pytest.mark.parametrize("is_understood", [True, False])
+@pytest.mark.parametrize("category", [Category.UTILITY, Category.MARKETING])
+def test_one_time_code_fits_no_template_of_another_category(
+    category: Category, *, is_understood: bool
+) -> None:
+    translation = replace(AUTHENTICATION, category=category, is_understood=is_understood)
+    assert problems(CODE, translation) == [
+        ("template.otp", f"the template's category is {category}, and not AUTHENTICATION")
+    ]
+
+
+def test_one_time_code_may_fit_a_template_of_unknown_category() -> None:
+    assert problems(CODE, replace(AUTHENTICATION, category=None)) == []
+
+
+def test_authentication_template_that_takes_more_than_a_code_names_it() -> None:
+    shape = Shape(HeaderKind.IMAGE, body=2, buttons=(ButtonKind.STATIC,))
+    assert problems(CODE, replace(AUTHENTICATION, shape=shape)) == [
+        ("template.otp", "the template's header needs an image"),
+        ("template.otp", "the template has 2 variables, 1 value came"),
+        ("template.otp", f"button 0 of the template {TAKES_NONE}"),
+    ]
+
+
+def test_code_written_as_body_and_button_fits_an_authentication_template() -> None:
+    without = {"name": "login_code", "language": "pt_BR", "body": ["418205"]}
+    assert problems(without | {"buttons": [URL]}, AUTHENTICATION) == []
+    assert problems(without, AUTHENTICATION) == [
+        ("template.buttons", "button 0 of the template needs its one-time code")
+    ]
 
 
 # --- What is doubtful -----------------------------------------------------------------------------

@@ -67,6 +67,29 @@ def test_impossible_numbers_are_refused_in_one_line(written: str, problem: str) 
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        "BR.13491208655302741918",
+        "1e0f8d3c-2b6a-4f5e-9c7d-0a1b2c3d4e5f",
+        "1E0F8D3C-2B6A-4F5E-9C7D-0A1B2C3D4E5F@wa.gw.msging.net",
+        " BR.13491208655302741918 ",
+    ],
+)
+def test_user_id_of_whatsapp_is_refused_by_its_name(written: str) -> None:
+    with pytest.raises(ValueError, match=r"^is a business-scoped user id \(BSUID\)") as refused:
+        normalise(written)
+    assert "with + and the country code" in str(refused.value)
+    assert written.strip() not in str(refused.value)
+
+
+@pytest.mark.parametrize("written", ["5531999998888@wa.gw.msging.net", "+5531999998888@c.us"])
+def test_identity_of_whatsapp_is_refused_by_its_name(written: str) -> None:
+    with pytest.raises(ValueError, match=r"^is a WhatsApp identity") as refused:
+        normalise(written)
+    assert "5531" not in str(refused.value)
+
+
 NUMBERS = st.builds(
     "+{}{}{}".format,
     st.sampled_from(sorted(phonenumbers.COUNTRY_CODE_TO_REGION_CODE)),

@@ -257,6 +257,14 @@ INVALID: list[tuple[str, Json, dict[str, str]]] = [
         request(to="5531999998888"),
         {"to": "must start with + and the country code"},
     ),
+    (
+        "user id as recipient",
+        request(to="BR.13491208655302741918"),
+        {
+            "to": "is a business-scoped user id (BSUID), WhatsApp's name for a person without a "
+            "number: requests go to a phone number, with + and the country code"
+        },
+    ),
     ("short recipient", request(to="+5531"), {"to": "is too short for a number of its country"}),
     ("template is a name", request(template="order_shipped"), {"template": OBJECT}),
     ("template is a list", request(template=[]), {"template": OBJECT}),

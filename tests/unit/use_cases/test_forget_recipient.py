@@ -95,6 +95,20 @@ def filled(memory: Memory) -> list[Request]:
     return [*waiting, sent]
 
 
+def test_request_whose_one_time_code_is_not_kept_is_found(memory: Memory) -> None:
+    template = {"name": "login_code", "language": "pt_BR", "otp": "418205"}
+    memory.world.sandbox().deliver(a_request(to="+55 31 99999-8888", template=template))
+    kept = a_request(to=PHONE, template=template | {"otp": "(removed)"})
+    for number in (PHONE, OTHER):
+        letter(memory.world.dead_letters, json.dumps(kept | {"to": number}))
+
+    report = memory.run()
+
+    assert report.erased == {"notifications": 1, "identities": 1, "dead_letters": 1}
+    assert PHONE not in memory.everything()
+    assert OTHER in memory.everything()
+
+
 def test_dry_run_finds_everything_and_changes_nothing(memory: Memory) -> None:
     filled(memory)
     before = memory.everything()

@@ -285,6 +285,19 @@ def test_request_that_cannot_succeed_is_redriven_only_with_force(
     assert len(world.requests.redriven) == 1
 
 
+@pytest.mark.parametrize("reason", [None, Reason.UNDELIVERED, Reason.INVALID])
+def test_request_whose_one_time_code_is_not_kept_is_refused_with_the_way_out(
+    world: World, reason: Reason | None
+) -> None:
+    put(world, reason, template={"name": "login_code", "language": "pt_BR", "otp": "(removed)"})
+
+    answer = execute(world)
+
+    why = "its one-time code is not kept: publish a new request, with a new id"
+    assert answer["groups"][0]["why"] == why
+    assert world.requests.redriven == []
+
+
 @pytest.mark.parametrize("reason", [None, Reason.UNDELIVERED])
 def test_request_that_the_contract_no_longer_accepts_is_not_redriven(
     world: World, reason: Reason | None

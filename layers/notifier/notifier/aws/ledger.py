@@ -105,7 +105,7 @@ class DynamoDbLedger:
             ":id": notification.request.id,
             ":bot": notification.request.bot,
             ":content_hash": notification.content_hash,
-            ":request": notification.queued.body,
+            ":request": notification.kept_body,
             ":template": notification.request.template.name,
             ":category": notification.category,
             ":recipient": mask(notification.request.to),

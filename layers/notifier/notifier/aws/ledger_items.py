@@ -10,7 +10,7 @@ what they share: the attributes, the clauses of conditions, and how an item is r
     generation     1, and one more for each redrive
     attempts       how often it was claimed to be sent in this generation
     content_hash   of the producer's JSON
-    request        the body as it came, until the notification is delivered
+    request        the body as it came, without a one-time code, until the notification is delivered
     template       its name
     category       of the template, as the registry had it at the claim
     recipient      the masked number

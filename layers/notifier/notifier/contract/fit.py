@@ -15,7 +15,14 @@ from itertools import islice
 from notifier.contract.problems import MAX_FIELD_ERRORS
 from notifier.contract.template import BodyValue, HeaderText, Template
 from notifier.domain.failures import FieldError
-from notifier.domain.templates import ButtonKind, HeaderKind, Shape, Translation, Variables
+from notifier.domain.templates import (
+    ButtonKind,
+    Category,
+    HeaderKind,
+    Shape,
+    Translation,
+    Variables,
+)
 
 # In characters, with the values filled in.
 MAX_HEADER = 60
@@ -33,6 +40,8 @@ _WITH_ARTICLE = {
 _MEDIA = _WITH_ARTICLE.keys() - {HeaderKind.TEXT}
 # What a text takes.
 _TEXTS = frozenset({"text", "currency", "date_time"})
+
+_CODE = "template.otp"
 
 # The buttons that cannot do without a value, and what it is.
 _NEEDED = {
@@ -97,6 +106,9 @@ class _Sent:
 
 def misfits(template: Template, translation: Translation) -> tuple[FieldError, ...]:
     """Return what of a request's template does not fit; nothing if it fits, or may fit."""
+    if template.otp is not None and translation.category not in {None, Category.AUTHENTICATION}:
+        problem = f"the template's category is {translation.category}, and not AUTHENTICATION"
+        return (FieldError(_CODE, problem),)
     if not translation.is_understood:
         return ()
     return tuple(islice(_misfits(template, translation), MAX_FIELD_ERRORS))
@@ -285,16 +297,18 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _by_fields(template: Template) -> _Sent:
-    header = template.header
-    headers: tuple[_Value, ...] = ()
-    if header is not None:
-        length = len(header.text) if isinstance(header, HeaderText) else 0
-        headers = (_Value(header.type, length),)
-    body = template.body or {}
-    if isinstance(body, dict):
-        bodies = tuple(_Value(None, _length(value), name) for name, value in body.items())
+    if template.otp is not None:
+        code = _Part(_CODE, (_Value(None, len(template.otp)),))
+        return _Sent(_CODE, _Part(_CODE), code, {0: _Part(_CODE, (_Value("url"),))})
+    header: tuple[_Value, ...] = ()
+    if template.header is not None:
+        length = len(template.header.text) if isinstance(template.header, HeaderText) else 0
+        header = (_Value(template.header.type, length),)
+    values = template.body or {}
+    if isinstance(values, dict):
+        body = tuple(_Value(None, _length(value), name) for name, value in values.items())
     else:
-        bodies = tuple(_Value(None, _length(value)) for value in body)
+        body = tuple(_Value(None, _length(value)) for value in values)
     buttons = {
         position if button.index is None else button.index: _Part(
             f"template.buttons[{position}]", (_Value(button.type),)
@@ -303,8 +317,8 @@ def _by_fields(template: Template) -> _Sent:
     }
     return _Sent(
         "template.buttons",
-        _Part("template.header", headers),
-        _Part("template.body", bodies),
+        _Part("template.header", header),
+        _Part("template.body", body),
         buttons,
     )
 

@@ -9,8 +9,11 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from notifier.contract.problems import invalid, malformed
+from notifier.contract import phone
+from notifier.contract.problems import InvalidRequest, invalid, malformed
 from notifier.contract.request import NotificationRequest
+from notifier.contract.template import CODE_REMOVED
+from notifier.domain.notification import REMOVED
 
 MAX_REQUEST_BYTES = 64 * 1024
 MAX_BODY_BYTES = 256 * 1024
@@ -25,7 +28,8 @@ class Parsed:
         request: what it asks for, with the recipient in E.164.
         content_hash: of the producer's own object without its wrappers and its correlation id, so
             that a later release of this contract does not change it. It distinguishes a
-            repetition from another content under the same id.
+            repetition from another content under the same id. A one-time code is left out: it has
+            so few digits that the hash would give it away.
     """
 
     request: NotificationRequest
@@ -50,9 +54,25 @@ def parse(body: str) -> Parsed:
         request = NotificationRequest.model_validate(content)
     except ValidationError as error:
         raise invalid(error, content) from None
-    if "correlation_id" in content:
-        canonical = _canonical({k: v for k, v in content.items() if k != "correlation_id"})
+    if "correlation_id" in content or request.template.otp is not None:
+        hashed = {k: v for k, v in content.items() if k != "correlation_id"}
+        if request.template.otp is not None:
+            hashed["template"] = content["template"] | {"otp": REMOVED}
+        canonical = _canonical(hashed)
     return Parsed(request, f"1:{hashlib.sha256(canonical).hexdigest()}")
+
+
+def recipient_of(body: str) -> str | None:
+    """Return the recipient of a request that was kept, also if its one-time code was not.
+
+    None if the contract does not accept it otherwise.
+    """
+    try:
+        return parse(body).request.to
+    except InvalidRequest as refused:
+        if [error.problem for error in refused.fields] != [CODE_REMOVED]:
+            return None
+    return phone.normalise(_unwrapped(body)["to"])
 
 
 def _canonical(content: dict[str, Any]) -> bytes:

@@ -1,5 +1,7 @@
 """A recipient's phone number in E.164: normalise it on the way in, mask it on the way out."""
 
+import re
+
 import phonenumbers
 from phonenumbers import NumberParseException, PhoneNumberFormat, ValidationResult
 
@@ -7,6 +9,20 @@ from phonenumbers import NumberParseException, PhoneNumberFormat, ValidationResu
 # non-breaking), hyphens and dashes of all lengths, parentheses. Anything else is a typing error.
 _SEPARATORS = dict.fromkeys(
     map(ord, " \u00a0\u2007\u202f-\u2010\u2011\u2012\u2013\u2014\u2015\u2212()")
+)
+
+# What WhatsApp calls a person without a number: the id that it gives one for each business, and
+# BLiP's identity, which may hold it.
+_USER_ID = re.compile(
+    r"[A-Z]{2}\.[0-9A-Za-z.]{4,}|[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}(@.*)?"
+)
+_IS_USER_ID = (
+    "is a business-scoped user id (BSUID), WhatsApp's name for a person without a number: requests "
+    "go to a phone number, with + and the country code"
+)
+_IS_IDENTITY = (
+    "is a WhatsApp identity: requests go to a phone number, with + and the country code, whose "
+    "identity BLiP is asked for"
 )
 
 _TOO_SHORT = "is too short for a number of its country"
@@ -34,6 +50,10 @@ def normalise(text: str) -> str:
     Raises:
         ValueError: what is wrong and what would be right, without the number.
     """
+    if _USER_ID.fullmatch(text.strip()):
+        raise ValueError(_IS_USER_ID)
+    if "@" in text:
+        raise ValueError(_IS_IDENTITY)
     compact = text.translate(_SEPARATORS)
     if not compact.startswith("+"):
         raise ValueError("must start with + and the country code")

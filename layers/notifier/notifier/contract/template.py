@@ -2,7 +2,15 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
 from notifier.contract.rules import (
     ONE_LINE,
@@ -17,7 +25,9 @@ from notifier.contract.rules import (
     kind_of,
     says,
 )
+from notifier.domain.notification import REMOVED
 
+CODE_REMOVED = "was removed when the request was kept: publish a new request, with a new id"
 TEMPLATE_NAME_PATTERN = r"^[a-z0-9_]{1,512}$"
 LANGUAGE_PATTERN = r"^[a-z]{2,3}(_([A-Z]{2}|[0-9]{3}))?$"
 
@@ -272,16 +282,29 @@ _COMPONENT_SCHEMA: dict[str, Any] = {
 }
 
 
-# The rule of `_components_stand_alone` in events/schema.
-_STANDS_ALONE_SCHEMA: dict[str, Any] = {
-    "if": {"properties": {"components": {"type": "array"}}, "required": ["components"]},
-    "then": {
-        "properties": {
-            "header": {"type": "null"},
-            "body": {"type": "null"},
-            "buttons": {"maxItems": 0},
-        }
-    },
+def _not_removed(code: str) -> str:
+    if code == REMOVED:
+        raise broken(CODE_REMOVED)
+    return code
+
+
+_NO_PARTS: dict[str, Any] = {
+    "header": {"type": "null"},
+    "body": {"type": "null"},
+    "buttons": {"maxItems": 0},
+}
+# The rule of `_filled_in_one_way` in events/schema.
+_ONE_WAY_SCHEMA: dict[str, Any] = {
+    "allOf": [
+        {
+            "if": {"properties": {"components": {"type": "array"}}, "required": ["components"]},
+            "then": {"properties": _NO_PARTS},
+        },
+        {
+            "if": {"properties": {"otp": {"type": "string"}}, "required": ["otp"]},
+            "then": {"properties": {**_NO_PARTS, "components": {"type": "null"}}},
+        },
+    ]
 }
 
 
@@ -298,9 +321,12 @@ class Template(Strict):
         buttons: what its variable buttons need, in the template's order, at most 10.
         components: WhatsApp's own list, sent as it is, instead of header, body and buttons: for
             what this contract has no field for (carousel, flow, limited-time offer).
+        otp: a one-time code of 4 to 15 letters and digits, for an authentication template, whose
+            text and button both take it; instead of header, body, buttons and components. It is
+            kept nowhere, and no part of the content: another code needs another id.
     """
 
-    model_config = ConfigDict(json_schema_extra=_STANDS_ALONE_SCHEMA)
+    model_config = ConfigDict(json_schema_extra=_ONE_WAY_SCHEMA)
 
     name: Annotated[
         str,
@@ -339,10 +365,23 @@ class Template(Strict):
         | None
     ) = None
 
+    otp: (
+        Annotated[
+            str,
+            Field(pattern=r"^[0-9A-Za-z]{4,15}$"),
+            says("must be 4 to 15 letters and digits"),
+            BeforeValidator(_not_removed),
+        ]
+        | None
+    ) = Field(default=None, repr=False)
+
     @model_validator(mode="after")
-    def _components_stand_alone(self) -> Self:
-        if self.components is not None and (
-            self.header is not None or self.body is not None or self.buttons
-        ):
+    def _filled_in_one_way(self) -> Self:
+        has_parts = self.header is not None or self.body is not None or bool(self.buttons)
+        if self.otp is not None and (has_parts or self.components is not None):
+            raise broken(
+                "has otp beside header, body, buttons or components: it is one or the others"
+            )
+        if self.components is not None and has_parts:
             raise broken("has components beside header, body or buttons: it is one or the others")
         return self

@@ -11,6 +11,12 @@ if TYPE_CHECKING:
     from notifier.contract.request import NotificationRequest
 
 
+# Stands in a request that is kept, in place of its one-time code. The contract refuses it.
+REMOVED = "(removed)"
+# For how long a one-time code may be sent that has no `valid_until`.
+ONE_TIME_CODE_SECONDS = 600.0
+
+
 @dataclass(frozen=True, slots=True)
 class QueuedRequest:
     """A request as it lies on the queue.
@@ -52,7 +58,21 @@ class Notification:
     def valid_until(self) -> float | None:
         """Until when it may be sent, in epoch seconds; None for as long as it takes."""
         moment = self.request.valid_until
-        return None if moment is None else moment.timestamp()
+        if moment is not None:
+            return moment.timestamp()
+        has_code = self.request.template.otp is not None
+        return self.queued.published_at + ONE_TIME_CODE_SECONDS if has_code else None
+
+    @property
+    def kept_body(self) -> str:
+        """The request as the ledger and dead letters keep it: as it came, but for a code."""
+        template = self.request.template
+        if template.otp is None:
+            return self.queued.body
+        without = self.request.model_copy(
+            update={"template": template.model_copy(update={"otp": REMOVED})}
+        )
+        return without.model_dump_json(exclude_unset=True)
 
     def log_context(self) -> dict[str, object]:
         """What every log line about it names."""

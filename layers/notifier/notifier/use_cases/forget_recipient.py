@@ -14,9 +14,8 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from notifier.contract.parse import parse
+from notifier.contract.parse import recipient_of
 from notifier.contract.phone import normalise
-from notifier.contract.problems import InvalidRequest
 from notifier.domain.clock import WallClock
 from notifier.domain.dead_letters import DeadLetter
 from notifier.domain.ledger_entries import LedgerPage
@@ -230,7 +229,7 @@ class Forgetting:
 
 def _is_about(body: str, number: str) -> bool:
     """Return whether a request goes to a number, or an invalid one holds it."""
-    try:
-        return parse(body).request.to == number
-    except InvalidRequest:
-        return number.removeprefix("+") in re.sub(r"[^0-9]", "", body)
+    recipient = recipient_of(body)
+    if recipient is not None:
+        return recipient == number
+    return number.removeprefix("+") in re.sub(r"[^0-9]", "", body)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from notifier.contract.parse import parse
 from notifier.contract.problems import InvalidRequest
 from notifier.contract.request import NotificationRequest
+from notifier.contract.template import CODE_REMOVED
 from notifier.domain.dead_letters import DeadLetter
 from notifier.domain.failures import Reason
 
@@ -104,6 +105,8 @@ def selects(order: ListOrder, candidate: Candidate, now: float) -> bool:
 def hopeless(candidate: Candidate, now: float) -> str | None:
     """Return why a dead letter cannot succeed; None if it may."""
     request, problem = candidate.request, candidate.problem
+    if problem is not None and any(error.problem == CODE_REMOVED for error in problem.fields):
+        return "its one-time code is not kept: publish a new request, with a new id"
     if request is None or candidate.reason in {Reason.MALFORMED, Reason.INVALID}:
         return f"it is {problem.reason if problem else candidate.reason}: publish it anew, fixed"
     if candidate.reason == Reason.ID_CONFLICT:

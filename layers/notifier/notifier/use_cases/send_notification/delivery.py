@@ -21,7 +21,13 @@ from notifier.domain.notification import Notification, message_id
 from notifier.domain.recipients import Identity
 from notifier.domain.status import SENT_OR_LATER, UNDELIVERED, Status
 from notifier.use_cases.send_notification.breaker import Breaker
-from notifier.use_cases.send_notification.outcomes import Outcome, Outcomes, Result, logged
+from notifier.use_cases.send_notification.outcomes import (
+    Outcome,
+    Outcomes,
+    Result,
+    expired,
+    logged,
+)
 from notifier.use_cases.send_notification.ports import Blip, Identities, Ledger
 from notifier.use_cases.send_notification.recipients import Recipients
 from notifier.use_cases.send_notification.reconciliation import (
@@ -222,10 +228,9 @@ class Delivery:
     def rejection(self, notification: Notification) -> Rejected | None:
         """Return why a notification may not be sent, whatever happens; None if it may."""
         request, policy, now = notification.request, self.waits.policy, self.clock.now()
-        if request.valid_until is not None and request.valid_until.timestamp() <= now:
-            return Rejected(
-                Reason.EXPIRED, f"valid until {request.valid_until.isoformat()}, which has passed"
-            )
+        valid_until = notification.valid_until
+        if valid_until is not None and valid_until <= now:
+            return expired(valid_until, "which has passed")
         if now - notification.queued.published_at >= policy.max_wait_seconds:
             days = policy.max_wait_seconds / 86_400
             return Rejected(Reason.WAITED_TOO_LONG, f"it lay on the queue for {days:g} days")

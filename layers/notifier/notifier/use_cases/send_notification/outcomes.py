@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from enum import StrEnum
 
 from notifier.contract.problems import InvalidRequest
@@ -121,6 +122,7 @@ class Outcomes:
             claim = replace(claim, attempts=claim.attempts - 1)
         self._dead_letter(
             notification.queued,
+            notification.kept_body,
             failure,
             bot=notification.request.bot,
             notification_id=notification.request.id,
@@ -145,6 +147,7 @@ class Outcomes:
         )
         self._refuse(
             notification.queued,
+            notification.kept_body,
             failure,
             refusal,
             bot=request.bot,
@@ -158,6 +161,7 @@ class Outcomes:
         """Keep a request that cannot be understood, with its reasons."""
         self._refuse(
             queued,
+            queued.body,
             failure,
             Refusal(queued.record_id, failure.reason, correlation_id=failure.correlation_id),
             bot=failure.bot,
@@ -179,6 +183,7 @@ class Outcomes:
     def _refuse(
         self,
         queued: QueuedRequest,
+        body: str,
         failure: Rejected,
         refusal: Refusal,
         *,
@@ -196,6 +201,7 @@ class Outcomes:
             return
         self._dead_letter(
             queued,
+            body,
             failure,
             bot=bot,
             notification_id=notification_id,
@@ -208,6 +214,7 @@ class Outcomes:
     def _dead_letter(
         self,
         queued: QueuedRequest,
+        body: str,
         failure: Rejected,
         *,
         bot: str | None,
@@ -229,13 +236,19 @@ class Outcomes:
             fields=failure.fields if by_fields else None,
         )
         self.dead_letters.put(
-            queued.body,
+            body,
             failure.reason,
             details,
             bot=bot,
             notification_id=notification_id,
             generation=generation,
         )
+
+
+def expired(valid_until: float, what: str) -> Rejected:
+    """Return why a request is not sent that was valid until then, in epoch seconds."""
+    moment = datetime.fromtimestamp(valid_until, UTC).isoformat()
+    return Rejected(Reason.EXPIRED, f"valid until {moment}, {what}")
 
 
 def _dead(notification: Notification, failure: Rejected) -> Result:

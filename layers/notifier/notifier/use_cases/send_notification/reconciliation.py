@@ -19,7 +19,13 @@ from notifier.domain.notification import Notification, message_id
 from notifier.domain.receipts import Receipt
 from notifier.domain.status import latest
 from notifier.use_cases.send_notification.breaker import Breaker
-from notifier.use_cases.send_notification.outcomes import Outcome, Outcomes, Result, logged
+from notifier.use_cases.send_notification.outcomes import (
+    Outcome,
+    Outcomes,
+    Result,
+    expired,
+    logged,
+)
 from notifier.use_cases.send_notification.ports import Blip, BotStates, Ledger, Receipts
 from notifier.use_cases.send_notification.round import (
     CALL_SECONDS,
@@ -166,10 +172,9 @@ class Reconciliation:
 
     def _denied(self, notification: Notification, claim: Claim) -> Result:
         """Send it again, once, if the producer wants that: BLiP never received it."""
-        valid_until = notification.request.valid_until
-        if valid_until is not None and valid_until.timestamp() <= self.clock.now():
-            detail = f"valid until {valid_until.isoformat()}, never sent"
-            return self.outcomes.give_up(notification, claim, Rejected(Reason.EXPIRED, detail))
+        valid_until = notification.valid_until
+        if valid_until is not None and valid_until <= self.clock.now():
+            return self.outcomes.give_up(notification, claim, expired(valid_until, "never sent"))
         if notification.request.if_unknown == "resend" and claim.denials == 0:
             self.ledger.mark_not_sent(claim)
             return logged(notification, Outcome.DENIED, retry_in=0)
