@@ -14,6 +14,7 @@ from notifier.settings import (
     RecordReceiptSettings,
     SendNotificationSettings,
     SettingsError,
+    WakeNotificationsSettings,
 )
 
 KINDS = (
@@ -21,6 +22,7 @@ KINDS = (
     ReceiveReceiptSettings,
     RecordReceiptSettings,
     PollReceiptsSettings,
+    WakeNotificationsSettings,
     PublishStatusEventsSettings,
     GetNotificationSettings,
 )

@@ -27,6 +27,8 @@ class Reason(StrEnum):
     NOT_ALLOWED = "not_allowed"
     REJECTED = "rejected"
     UNDELIVERED = "undelivered"
+    RECIPIENT_CAPPED = "recipient_capped"
+    OPTED_OUT = "opted_out"
     OUTCOME_UNKNOWN = "outcome_unknown"
     RETRIES_EXHAUSTED = "retries_exhausted"
     WAITED_TOO_LONG = "waited_too_long"
