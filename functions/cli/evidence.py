@@ -41,7 +41,7 @@ def _of_item(key: str, item: Item) -> Evidence:
         times = output.plural(item["redrives"], "time")
         evidence["redrives"] = f"an operator had put it back {times}"
     if "waits" in item:
-        evidence["waits"] = f"before it is sent again, because of: {', '.join(item['waits'])}"
+        evidence["waits"] = ", ".join(item["waits"])
     if "wake_at" in item:
         evidence["waits_until"] = _at(item["wake_at"])
     if "restored_at" in item:
