@@ -555,6 +555,37 @@ def test_it_syncs_templates_with_the_rights_of_its_role(
     assert "AccessDenied" not in log
 
 
+def test_it_wakes_what_has_waited_with_the_rights_of_its_role(
+    artefacts: Path, aws: GuardedAws, blip: Simulator, tmp_path: Path
+) -> None:
+    request = a_request("to-be-woken")
+    batch = aws.batch_of(request)
+    with function("SendNotificationFunction", artefacts, aws, tmp_path) as send_notification:
+        assert send_notification.invoke(batch) == {"batchItemFailures": []}
+    key = blip.inbox()[0]["id"]
+    aws.client("dynamodb").update_item(
+        TableName="LedgerTable",
+        Key={"key": {"S": key}},
+        UpdateExpression="SET #status = :waiting, wake_shard = :shard, wake_at = :long_ago",
+        ConditionExpression="#status = :sent",
+        ExpressionAttributeNames={"#status": "status"},
+        ExpressionAttributeValues={
+            ":waiting": {"S": "waiting"},
+            ":sent": {"S": "sent"},
+            ":shard": {"S": key[0]},
+            ":long_ago": {"N": "1"},
+        },
+    )
+
+    with function("WakeNotificationsFunction", artefacts, aws, tmp_path) as wake_notifications:
+        answers = [wake_notifications.invoke({}) for _ in range(2)]
+        log = wake_notifications.log()
+
+    assert answers == [{"woken": 1}, {"woken": 0}]
+    assert [message["Body"] for message in aws.receive("RequestsQueue")] == [request]
+    assert "AccessDenied" not in log
+
+
 def test_it_answers_producers_with_the_rights_of_its_role(
     artefacts: Path, aws: GuardedAws, tmp_path: Path
 ) -> None:

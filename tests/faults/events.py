@@ -105,8 +105,9 @@ class SimEventBus:
 # --- What should be there -------------------------------------------------------------------------
 
 # What only BLiP says of a message, which it therefore has taken.
-BY_RECEIPT = {"accepted", "dispatched", "received", "consumed"}
-ALL_PUBLISHED = BY_RECEIPT | {"sent", "failed", "rejected", "expired", "cancelled"}
+BY_RECEIPT = {"accepted", "dispatched", "waiting", "received", "consumed"}
+FAILED_BY_RECEIPT = {"undelivered", "recipient_capped", "opted_out"}
+ALL_PUBLISHED = (BY_RECEIPT - {"waiting"}) | {"sent", "failed", "rejected", "expired", "cancelled"}
 UNDELIVERED = {"failed", "rejected", "expired"}
 # How the key of the item ends that holds what was refused under a notification's id.
 REFUSED = ":refused"
@@ -162,11 +163,10 @@ class StatusEvents:
             return
         for status, generation, at, *_ in self._changes(before, after):
             ended = after["reason"] if status in UNDELIVERED else None
-            taken = status in BY_RECEIPT or (status == "failed" and ended == "undelivered")
+            taken = status in BY_RECEIPT or ended in FAILED_BY_RECEIPT
             if taken and f"sent {generation}" not in self._expected[key]:
                 self._expect(key, record, _detail(after, "sent", generation, None, at))
-            postponed = status == "failed" and after.get("postponed") == generation
-            if status in self._published and not postponed:
+            if status in self._published:
                 self._expect(key, record, _detail(after, status, generation, ended, at))
 
     def _changes(self, before: Item, after: Item) -> list[list[Any]]:

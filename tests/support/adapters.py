@@ -11,6 +11,7 @@ from notifier.aws.notifications import DynamoDbNotifications
 from notifier.aws.receipts_ledger import DynamoDbReceiptsLedger
 from notifier.aws.table import Item
 from notifier.aws.templates import DynamoDbTemplates, TemplateName
+from notifier.aws.waiting_ledger import DynamoDbWaitingLedger
 from notifier.domain.bot_state import BotState, Plan, Reservation
 from notifier.domain.bots import Bot
 from notifier.domain.recipients import Identity
@@ -49,7 +50,9 @@ class CountingTable(SimTable):
 type Recipient = tuple[str, str]
 
 
-class WholeLedger(DynamoDbLedger, DynamoDbReceiptsLedger, DynamoDbNotifications):
+class WholeLedger(
+    DynamoDbLedger, DynamoDbReceiptsLedger, DynamoDbWaitingLedger, DynamoDbNotifications
+):
     """The ledger for tests that play several functions at once."""
 
 

@@ -11,10 +11,11 @@ EVENT_BUS = (
     "arn:${AWS::Partition}:events:${AWS::Region}:${AWS::AccountId}:event-bus/${EventBusName}"
 )
 POLLS = "${LedgerTable.Arn}/index/polls"
+WAITS = "${LedgerTable.Arn}/index/waits"
 STREAM = "LedgerTable.StreamArn"
 STREAMS = "${LedgerTable.Arn}/stream/*"
 # What is no resource of its own in the template.
-ARNS = {EVENT_BUS, POLLS, STREAMS}
+ARNS = {EVENT_BUS, POLLS, WAITS, STREAMS}
 
 ROLES = {
     "SendNotificationRole": {
@@ -23,7 +24,6 @@ ROLES = {
             "sqs:DeleteMessage",
             "sqs:GetQueueAttributes",
             "sqs:ChangeMessageVisibility",
-            "sqs:SendMessage",
         },
         "DeadLettersQueue": {"sqs:SendMessage"},
         "LedgerTable": {"dynamodb:GetItem", "dynamodb:UpdateItem"},
@@ -43,7 +43,6 @@ ROLES = {
     },
     "RecordReceiptRole": {
         "ReceiptsQueue": {"sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes"},
-        "RequestsQueue": {"sqs:SendMessage"},
         "DeadLettersQueue": {"sqs:SendMessage"},
         "LedgerTable": {"dynamodb:GetItem", "dynamodb:UpdateItem"},
         "IdentitiesTable": {"dynamodb:GetItem", "dynamodb:UpdateItem"},
@@ -62,6 +61,12 @@ ROLES = {
         EVENT_BUS: {"events:PutEvents"},
         "BotsSecret": {"secretsmanager:GetSecretValue"},
         "SyncTemplatesLogs": {"logs:CreateLogStream", "logs:PutLogEvents"},
+    },
+    "WakeNotificationsRole": {
+        "RequestsQueue": {"sqs:SendMessage"},
+        "LedgerTable": {"dynamodb:BatchGetItem", "dynamodb:UpdateItem"},
+        WAITS: {"dynamodb:Query"},
+        "WakeNotificationsLogs": {"logs:CreateLogStream", "logs:PutLogEvents"},
     },
     "GetNotificationRole": {
         "LedgerTable": {"dynamodb:GetItem", "dynamodb:UpdateItem"},

@@ -15,6 +15,7 @@ from notifier.settings import (
     SendNotificationSettings,
     SettingsError,
     SyncTemplatesSettings,
+    WakeNotificationsSettings,
 )
 
 KINDS = (
@@ -22,6 +23,7 @@ KINDS = (
     ReceiveReceiptSettings,
     RecordReceiptSettings,
     PollReceiptsSettings,
+    WakeNotificationsSettings,
     PublishStatusEventsSettings,
     SyncTemplatesSettings,
     GetNotificationSettings,

@@ -54,8 +54,15 @@ class RecordReceiptSettings:
 
     ledger_table: str
     identities_table: str
-    requests_queue_url: str
     dead_letters_queue_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class WakeNotificationsSettings:
+    """Of the function WakeNotifications."""
+
+    ledger_table: str
+    requests_queue_url: str
 
 
 @dataclass(frozen=True, slots=True)

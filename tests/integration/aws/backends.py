@@ -232,6 +232,10 @@ def bring_to(backend: Backend, notification: Notification, status: Status) -> No
             ledger.cancel(notification.request.bot, notification.request.id)
         case Status.FAILED | Status.REJECTED | Status.EXPIRED:
             ledger.mark_failed(taken, status, Reason.REJECTED, 21)
+        case Status.WAITING:
+            ledger.mark_sent(taken, None)
+            until = backend.clock.now() + HOUR
+            assert ledger.wait(notification.key, 1, until, "rate limited", 131056)
         case _:
             ledger.mark_sent(taken, None)
             if status is not Status.SENT:

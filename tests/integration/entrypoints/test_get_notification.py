@@ -105,6 +105,7 @@ def test_whole_notification_is_returned_without_number_and_parameters(
         "recipient": "…8888",
         "metadata": {"order": "981"},
         "correlation_id": "trace-1",
+        "wakes_at": None,
     }
 
 
@@ -283,6 +284,7 @@ def test_invalid_request_is_returned_with_its_reasons(
         "recipient": None,
         "metadata": {},
         "correlation_id": answer["correlation_id"],
+        "wakes_at": None,
         "created_at": at,
         "updated_at": at,
     }

@@ -337,7 +337,7 @@ def test_status_event_matches_its_schema(
         key, "order-981", "default", status, generation, 1.5, reason, {"a": "b"}
     )
     ended = status in {"failed", "rejected", "expired"}
-    inward = status in {"claimed", "sending", "retrying", "unknown"}
+    inward = status in {"claimed", "sending", "retrying", "unknown", "waiting"}
     assert EVENT_VALIDATOR.is_valid(event(**detail(status_event, "blip-notifier"))) == (
         not inward and ended == (reason is not None)
     )

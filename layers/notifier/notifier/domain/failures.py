@@ -29,6 +29,8 @@ class Reason(StrEnum):
     TEMPLATE_UNAVAILABLE = "template_unavailable"
     REJECTED = "rejected"
     UNDELIVERED = "undelivered"
+    RECIPIENT_CAPPED = "recipient_capped"
+    OPTED_OUT = "opted_out"
     OUTCOME_UNKNOWN = "outcome_unknown"
     RETRIES_EXHAUSTED = "retries_exhausted"
     WAITED_TOO_LONG = "waited_too_long"

@@ -28,6 +28,7 @@ class QueuedRequest:
         published_at: when it was put on the queue, in epoch seconds.
         generation: the generation that failed, where this is a redrive.
         redrives: how often it was put back.
+        waited_since: when a wait began that it had in the ledger before; None if it had none.
         receive_count: how often SQS has delivered it, this time included.
     """
 
@@ -37,7 +38,13 @@ class QueuedRequest:
     published_at: float
     generation: int | None = None
     redrives: int = 0
+    waited_since: float | None = None
     receive_count: int = 1
+
+    @property
+    def known_since(self) -> float:
+        """Since when it is on the queue, or waited for that in the ledger."""
+        return self.published_at if self.waited_since is None else self.waited_since
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from notifier.aws.refusals import DynamoDbRefusals
 from notifier.aws.secrets import SecretsManagerBots
 from notifier.aws.table import Table
 from notifier.aws.templates import DynamoDbTemplates
+from notifier.aws.waiting_ledger import DynamoDbWaitingLedger
 from notifier.blip.client import BlipClient
 from notifier.entrypoints.environment import AWS, MAX_THREADS, BatchCrashed, SystemClock, boto3
 from notifier.settings import SendNotificationSettings
@@ -127,9 +128,10 @@ def send_notification(settings: SendNotificationSettings) -> SendNotification:
         dead_letters=dead_letters,
         receipts=Receipts(
             ledger=DynamoDbReceiptsLedger(ledger_table, clock.now),
+            waiting=DynamoDbWaitingLedger(ledger_table, clock.now),
             identities=identities,
             bot_states=bot_states,
-            requests=requests,
+            templates=DynamoDbTemplates(identities_table, clock.now),
             dead_letters=dead_letters,
             meter=meter,
             now=clock.now,

@@ -19,7 +19,7 @@ from notifier.domain.failures import (
 from notifier.domain.ledger_entries import Claim, ClaimLost, Control, LedgerEntry
 from notifier.domain.notification import Notification, message_id
 from notifier.domain.recipients import Identity
-from notifier.domain.status import SENT_OR_LATER, UNDELIVERED, Status
+from notifier.domain.status import SENT_OR_LATER, STARTS_BY_GENERATION, Status
 from notifier.use_cases.send_notification.breaker import Breaker
 from notifier.use_cases.send_notification.outcomes import (
     Outcome,
@@ -99,7 +99,7 @@ class Delivery:
             return self._cancelled(notification, found)
         if found.content_hash != notification.content_hash:
             return self.outcomes.refuse_conflict(notification)
-        if found.status in SENT_OR_LATER or found.status in UNDELIVERED:
+        if found.status in SENT_OR_LATER or found.status in STARTS_BY_GENERATION:
             return logged(notification, Outcome.DUPLICATE)
         if found.lease_until > now:
             wait = self.waits.jittered(found.lease_until - now)
@@ -234,7 +234,7 @@ class Delivery:
         if now - notification.queued.published_at >= policy.max_wait_seconds:
             days = policy.max_wait_seconds / 86_400
             return Rejected(Reason.WAITED_TOO_LONG, f"it lay on the queue for {days:g} days")
-        if notification.queued.published_at < policy.ledger_restored_at:
+        if notification.queued.known_since < policy.ledger_restored_at:
             return Rejected(
                 Reason.OUTCOME_UNKNOWN,
                 "it is older than the ledger's restoration from a backup, and may have been sent",
