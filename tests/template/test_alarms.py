@@ -10,7 +10,7 @@ from notifier import telemetry
 from notifier.use_cases.record_receipt import ReceiptOutcome
 from notifier.use_cases.send_notification.outcomes import Outcome
 from notifier.use_cases.send_notification.waits import MAX_JITTER_SECONDS
-from tests.template.transformed import ROOT, Template, logical_id
+from tests.template.transformed import ROOT, Template
 
 URGENT = [
     "ServiceLevelAlarm",

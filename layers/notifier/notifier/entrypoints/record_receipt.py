@@ -115,7 +115,7 @@ def record_receipt(settings: RecordReceiptSettings) -> RecordReceipt:
             negative_ttl_seconds=1,
         ),
         bot_states=DynamoDbBotStates(identities_table, clock.now),
-        templates=DynamoDbTemplates(identities_table, clock.now),
+        templates=templates,
         dead_letters=DeadLettersQueue(
             boto3.client("sqs", config=AWS), settings.dead_letters_queue_url, clock.now
         ),

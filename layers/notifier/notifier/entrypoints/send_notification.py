@@ -131,7 +131,7 @@ def send_notification(settings: SendNotificationSettings) -> SendNotification:
             waiting=DynamoDbWaitingLedger(ledger_table, clock.now),
             identities=identities,
             bot_states=bot_states,
-            templates=DynamoDbTemplates(identities_table, clock.now),
+            templates=templates,
             dead_letters=dead_letters,
             meter=meter,
             now=clock.now,
