@@ -184,6 +184,8 @@ def test_unreadable_item_is_counted_and_stops_no_other(
     spoil(waits.world.ledger_table.items[spoilt], how)
     waits.go_to(1000)
 
+    caplog.clear()  # another test may have let `sent` be logged
+
     assert waits.wake() == Woken(woken=12, unreadable=1, late_seconds=500)
     assert waits.wake() == Woken(unreadable=1, late_seconds=500)
     assert {record.getMessage() for record in caplog.records} == {"waits, and cannot be read"}
@@ -274,6 +276,7 @@ def test_crash_of_one_batch_stops_no_other(waits: Waits, caplog: pytest.LogCaptu
             return entries, unreadable
 
     broken = Broken(waits.world.ledger_table, waits.world.clock.now)
+    caplog.clear()
     woken = waits.wake(ledger=broken)
 
     assert (woken.woken, woken.crashed) == (20, 10)
