@@ -17,7 +17,7 @@ from tests.local.blip import Simulator, Template
 from tests.local.machine import ROOT, wait_until
 from tests.local.stack import LocalStack
 
-TABS = ("messages", "undelivered", "events", "send")
+TABS = ("messages", "undelivered", "events", "templates", "send")
 
 
 def a_request(**changes: Any) -> dict[str, Any]:
@@ -153,6 +153,43 @@ def test_what_cannot_succeed_stays_with_the_reason(page: Page, stack: LocalStack
     expect(outcome.get_by_role("button")).to_have_count(0)
 
 
+# --- templates ------------------------------------------------------------------------------------
+
+
+def test_template_that_is_paused_shows_on_an_open_page_without_reloading(
+    page: Page, context: BrowserContext, blip: Simulator
+) -> None:
+    name = f"offer_{uuid.uuid4().hex}"
+    page.goto("/templates")
+    expect(page.get_by_text("Live", exact=True)).to_be_visible()
+    page.evaluate("window.isStillThis = true")
+    blip.put_templates(Template(name=name, language="pt_BR", text="Oi, {{1}}!", bot="simulated"))
+    new = row(page, name)
+    expect(new.locator(".badge")).to_have_text("APPROVED")
+
+    other = context.new_page()
+    other.goto(f"/templates?q={name}")
+    row(other, name).get_by_role("link").click()
+    detail = other.locator("#detail")
+    expect(detail.locator(".bubble")).to_contain_text("Oi, {{1}}!")
+    expect(detail).to_contain_text("Not synced")
+    detail.get_by_role("button", name="PAUSED", exact=True).click()
+    expect(detail.get_by_role("button", name="PAUSED", exact=True)).to_have_attribute(
+        "aria-pressed", "true"
+    )
+    expect(new.locator(".badge")).to_have_text("PAUSED")
+    detail.get_by_role("button", name="MARKETING", exact=True).click()
+    expect(detail.locator(".facts").first).to_contain_text(re.compile("Category before\\s*UTILITY"))
+    expect(new).to_contain_text("MARKETING")
+    assert page.evaluate("window.isStillThis")
+
+    template = blip.template(name, "pt_BR", "simulated")
+    assert template
+    assert (template.status, template.category) == ("PAUSED", "MARKETING")
+    blip.remove_templates(name)
+    expect(new).to_have_count(0)
+
+
 # --- send -----------------------------------------------------------------------------------------
 
 
@@ -219,6 +256,9 @@ def test_axe_finds_nothing_on_any_tab(page: Page, stack: LocalStack) -> None:
     page.goto("/undelivered?q=order-991")
     addresses.append(page.get_attribute("#rows li a", "href") or "")
     addresses += [
+        "/templates?open=default.seasonal_offers.pt_BR",
+        "/templates?open=clinic.paused_template.pt_BR",
+        "/templates?open=nothing-has-this",
         "/messages?q=nothing-has-this",
         "/messages?open=nothing-has-this",
         "/undelivered?dry_run=yes",
@@ -242,6 +282,12 @@ def test_nothing_is_cut_and_nothing_runs_over_the_edge(page: Page, stack: LocalS
         assert_whole(page)
         link.click()
         expect(page.locator("#detail")).to_contain_text(wanted["id"])
+        assert_whole(page)
+    page.goto("/templates")
+    assert_whole(page)
+    for name in ("seasonal_offers", "payment_reminder", "login_code"):
+        page.goto(f"/templates?open=default.{name}.pt_BR")
+        expect(page.locator("#detail")).to_contain_text(name)
         assert_whole(page)
     page.goto("/send?sample=41-invalid.json")
     assert_whole(page)
@@ -300,6 +346,11 @@ def test_everything_works_without_javascript(browser: Browser, blip: Simulator, 
     page.goto(f"/messages?open={ledger_key('default', request['id'])}:2")
     reload_until(page, "consumed")
     expect(page.locator("#detail .bubble")).to_contain_text("Olá!")
+
+    page.goto(f"/templates?q={request['template']['name']}")
+    row(page, "default").get_by_role("link").click()
+    page.get_by_role("button", name="DISABLED").click()
+    expect(page.get_by_role("button", name="DISABLED")).to_have_attribute("aria-pressed", "true")
     context.close()
 
 

@@ -5,7 +5,7 @@ import json
 import re
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import unescape
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,7 +20,7 @@ from notifier.contract.problems import InvalidRequest
 from notifier.domain.notification import ledger_key
 from tests.integration.conftest import Stack
 from tests.integration.receipts_stack import Json, ReceiptsStack, a_receipt
-from tests.local.blip import wait_until
+from tests.local.blip import Template, wait_until
 from tests.local.console import Console, Sources
 from tests.local.console.pages import MAX_ROWS
 from tests.local.events import Heard
@@ -28,6 +28,7 @@ from tests.local.machine import ROOT
 from tests.support.builders import MARIA, a_request
 
 WAIT_SECONDS = 60
+TABS = ("messages", "undelivered", "events", "templates", "send")
 
 
 @dataclass
@@ -47,17 +48,30 @@ class Page:
 
 
 @pytest.fixture
-def page(stack: Stack, receipts: ReceiptsStack) -> Iterator[Page]:
+def sources(stack: Stack, receipts: ReceiptsStack) -> Sources:
     aws = stack.aws
     heard = Heard(cast("Any", SimpleNamespace(sqs=aws.sqs)), receipts.listener_url)
     stream = aws.dynamodb.describe_table(TableName="ledger")["Table"]["LatestStreamArn"]
-    sources = Sources(
-        clients={"sqs": aws.sqs, "dynamodbstreams": boto3.client("dynamodbstreams")},
-        resources={"RequestsQueue": aws.requests_url, "DeadLettersQueue": aws.dead_letters_url},
+    return Sources(
+        clients={
+            "sqs": aws.sqs,
+            "dynamodb": aws.dynamodb,
+            "dynamodbstreams": boto3.client("dynamodbstreams"),
+        },
+        resources={
+            "RequestsQueue": aws.requests_url,
+            "DeadLettersQueue": aws.dead_letters_url,
+            "IdentitiesTable": "identities",
+        },
         stream=stream,
         heard=heard,
         simulator=stack.blip,
+        bots={"default": "simulated"},
     )
+
+
+@pytest.fixture
+def page(sources: Sources) -> Iterator[Page]:
     with (
         Console(sources) as console,
         httpx.Client(base_url=console.url, timeout=WAIT_SECONDS) as http,
@@ -302,6 +316,123 @@ def test_every_sample_can_be_started_from(page: Page) -> None:
     assert "01-text.json" in page.get("/send", sample="../README.md")
 
 
+# --- templates ------------------------------------------------------------------------------------
+
+ORDER_SHIPPED = "default.order_shipped.pt_BR"
+
+
+def change(page: Page, ref: str, **changes: str) -> httpx.Response:
+    return page.post("/templates/change", ref=ref, **changes)
+
+
+def test_templates_are_listed_with_what_whatsapp_says_and_what_they_take(
+    stack: Stack, page: Page
+) -> None:
+    shown = page.get("/templates")
+    assert rows(shown) == [
+        f"default.{one.name}.{one.language}" for one in stack.blip.templates("simulated")
+    ]
+    for ref, parts in (
+        (ORDER_SHIPPED, ["UTILITY", "APPROVED", "pt_BR", "2 values", "Loja Exemplo", "{{2}}"]),
+        ("default.assembly_video.pt_BR", ["the link of a video"]),
+        ("default.payment_reminder.pt_BR", ["the values customer, due_date", "{{customer}}"]),
+        ("default.track_order.pt_BR", ["<dt>Button 1</dt>", "the end of its link", "Rastrear"]),
+        ("default.seasonal_offers.pt_BR", ["<dt>Card 1, button 0</dt>", "86400 s", "Botas"]),
+        ("default.login_code.pt_BR", ["AUTHENTICATION", "the one-time code"]),
+        ("default.paused_template.pt_BR", ["PAUSED", "none: it takes its name"]),
+    ):
+        detail = unescape(page.get("/templates", open=ref))
+        for part in parts:
+            assert part in detail
+
+
+def test_template_is_changed_by_a_form_and_on_every_open_page(stack: Stack, page: Page) -> None:
+    with live(page, f"/templates?open={ORDER_SHIPPED}") as next_event:
+        answer = change(page, ORDER_SHIPPED, status="PAUSED")
+        assert answer.status_code == 303
+        assert answer.headers["Location"] == f"/templates?open={ORDER_SHIPPED}"
+        row = next_event("row")
+        assert row["ref"] == ORDER_SHIPPED
+        assert "PAUSED" in row["html"]
+        detail = next_event("detail")["html"]
+        assert 'value="PAUSED" aria-pressed="true"' in detail
+        assert 'value="APPROVED" aria-pressed="false"' in detail
+    template = stack.blip.template("order_shipped", "pt_BR", "simulated")
+    assert template
+    assert template.status == "PAUSED"
+    everyones = stack.blip.template("order_shipped", "pt_BR")
+    assert everyones
+    assert everyones.status == "APPROVED"
+    change(page, ORDER_SHIPPED, category="MARKETING")
+    shown = page.get("/templates", open=ORDER_SHIPPED)
+    assert 'value="MARKETING" aria-pressed="true"' in shown
+    assert "<dt>Category before</dt><dd>UTILITY</dd>" in shown
+
+
+def test_change_that_cannot_be_is_said(stack: Stack, page: Page) -> None:
+    wrong = change(page, ORDER_SHIPPED, status="<b>")
+    assert wrong.status_code == 422
+    assert 'role="alert"' in wrong.text
+    assert "<b>" not in wrong.text.split('role="alert"')[1].split("</p>")[0]
+    assert change(page, "default.lost.pt_BR", status="PAUSED").status_code == 422
+    template = stack.blip.template("order_shipped", "pt_BR", "simulated")
+    assert template
+    assert template.status == "APPROVED"
+
+
+def test_new_and_removed_templates_are_followed(stack: Stack, page: Page) -> None:
+    before = rows(page.get("/templates"))
+    evil = Template(name="evil", language="pt_BR", text="<script>{{1}}", footer="<script>")
+    with live(page, "/templates") as next_event:
+        stack.blip.put_templates(evil)
+        row = next_event("row")
+        assert row["ref"] == "default.evil.pt_BR"
+        assert "<script>" not in row["html"]
+        assert next_event("counts")["templates"] == len(before) + 1
+        stack.blip.remove_templates("evil")
+        assert next_event("gone") == {"ref": "default.evil.pt_BR"}
+    assert rows(page.get("/templates")) == before
+    assert "no such template" in page.get("/templates", open="default.evil.pt_BR")
+
+
+def sync(stack: Stack, status: str, language: str = "pt_BR") -> None:
+    """Write a template as the stack's registry does."""
+    translation = {"M": {"status": {"S": status}, "category": {"S": "UTILITY"}, "body": {"N": "2"}}}
+    stack.aws.dynamodb.put_item(
+        TableName="identities",
+        Item={
+            "key": {"S": "template:default/order_shipped"},
+            "languages": {"M": {language: translation}},
+            "asked_at": {"N": "1764144000000"},
+        },
+    )
+
+
+def test_what_the_stack_knows_of_a_template_stands_beside_it(stack: Stack, page: Page) -> None:
+    path = f"/templates?open={ORDER_SHIPPED}"
+    assert "Not synced" in page.get(path)
+    sync(stack, "APPROVED", "en_US")
+    with live(page, path) as next_event:
+        sync(stack, "APPROVED")
+        while "Not synced" in (html := next_event("detail")["html"]):
+            pass
+    assert "2025-11-26T08:00:00.000Z" in html
+    assert "&#34;body&#34;: 2" in html
+    assert "BLiP says something else" not in html
+    change(page, ORDER_SHIPPED, status="PAUSED")
+    assert "BLiP says something else" in page.get(path)
+
+
+def test_templates_of_another_blip_are_not_shown(sources: Sources) -> None:
+    with (
+        Console(replace(sources, simulator=None)) as console,
+        httpx.Client(base_url=console.url, timeout=WAIT_SECONDS) as http,
+    ):
+        other = Page(console, http)
+        assert "another BLiP" in other.get("/templates")
+        assert change(other, ORDER_SHIPPED, status="PAUSED").status_code == 422
+
+
 # --- who may ask ----------------------------------------------------------------------------------
 
 
@@ -314,7 +445,7 @@ def test_form_of_another_site_is_refused(stack: Stack, page: Page) -> None:
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
     ):
-        for path in ("/send", "/send/check", "/undelivered/redrive"):
+        for path in ("/send", "/send/check", "/undelivered/redrive", "/templates/change"):
             answer = page.http.post(path, data={"request": request}, headers=headers)
             assert answer.status_code == 403, (path, headers)
     assert stack.receive() == []
@@ -332,8 +463,8 @@ def test_another_host_is_refused(page: Page) -> None:
 def test_nothing_but_the_consoles_own_files_runs_in_a_page(stack: Stack, page: Page) -> None:
     stack.deliver(a_request())
     stack.deliver("broken")
-    for path in ("/messages", "/undelivered", "/events", "/send", "/send?sample=41-invalid.json"):
-        answer = page.http.get(path)
+    for path in (*TABS, "send?sample=41-invalid.json"):
+        answer = page.http.get(f"/{path}")
         policy = answer.headers["Content-Security-Policy"]
         assert "default-src 'none'" in policy
         assert "unsafe" not in policy

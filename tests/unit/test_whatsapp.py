@@ -61,10 +61,46 @@ def test_values_fill_the_text_by_position_and_by_name() -> None:
     assert shown == "Sofia, recebemos R$ 250,00 em 3 de maio, 9h12."
 
 
+def test_header_text_is_filled_or_stands_as_it_is() -> None:
+    content = {"type": "template", "template": {"components": [_header("984")]}}
+    template = Template(name="t", language="pt_BR", header="TEXT", header_text="Pedido {{1}}")
+    assert whatsapp.of_content(content, template).header == whatsapp.Header("text", "Pedido 984")
+    fixed = Template(name="t", language="pt_BR", header_text="Novidades", text="Oi")
+    assert whatsapp.of_content(content | {"template": {"name": "t"}}, fixed).header == (
+        whatsapp.Header("text", "Novidades")
+    )
+
+
+def test_footer_and_the_words_on_buttons_are_the_templates() -> None:
+    assert of_sample("01-text.json").footer == "Loja Exemplo"
+    assert [button.label for button in of_sample("07-url-button.json").buttons] == [
+        "Ligar",
+        "Rastrear",
+    ]
+
+
+def test_template_is_drawn_with_its_variables() -> None:
+    bubble = whatsapp.of_template(KNOWN["seasonal_offers"])
+    assert bubble.text == "{{1}}, as ofertas da estação chegaram."
+    assert [card.text for card in bubble.cards] == ["Casacos de inverno", "Botas de couro"]
+    assert [card.header and card.header.kind for card in bubble.cards] == ["image", "image"]
+    code = whatsapp.of_template(KNOWN["login_code"])
+    assert [(button.kind, button.label) for button in code.buttons] == [
+        ("copy_code", "Copiar código")
+    ]
+    assert code.footer == "Este código expira em 10 minutos."
+    unknown = whatsapp.of_template(Template(name="t", language="pt_BR", body=["order"]))
+    assert (unknown.text, bool(unknown.note)) == ("{{order}}", True)
+
+
 def test_value_that_looks_like_a_placeholder_stays() -> None:
     content = {"type": "template", "template": {"components": [_body("{{2}}", "x")]}}
     template = Template(name="t", language="pt_BR", body=2, text="{{1}} {{2}}")
     assert whatsapp.of_content(content, template).text == "{{2}} x"
+
+
+def _header(text: str) -> dict[str, Any]:
+    return {"type": "header", "parameters": [{"type": "text", "text": text}]}
 
 
 def _body(*values: str) -> dict[str, Any]:

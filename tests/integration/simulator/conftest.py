@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.integration.simulator.client import Client, Clock
-from tests.local.blip import Simulator, control, server
+from tests.local.blip import Simulator, control, registry, server
 
 
 @pytest.fixture
@@ -29,4 +29,5 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(server, "time", clock)
     monkeypatch.setattr(control, "time", clock)
+    monkeypatch.setattr(registry, "time", clock)
     return clock

@@ -14,6 +14,10 @@ def button(sub_type: str, index: Any, parameter: Json) -> Json:
     return {"type": "button", "sub_type": sub_type, "index": index, "parameters": [parameter]}
 
 
+def code_button(code: str) -> Json:
+    return button("url", 0, {"type": "text", "text": code})
+
+
 def payload(text: str) -> Json:
     return {"type": "payload", "payload": text}
 
@@ -22,6 +26,7 @@ IMAGE = {"link": "https://example.com/a.jpg"}
 DOCUMENT = {"link": "https://example.com/a.pdf", "filename": "a.pdf"}
 PLACE = {"latitude": "-19.9", "longitude": -43.9, "name": "Loja", "address": "Rua X, 1"}
 MONEY = {"fallback_value": "R$ 10,00", "code": "BRL", "amount_1000": 10000}
+CODE_BUTTON = code_button("123456")
 URL_BUTTON = button("url", 1, {"type": "text", "text": "BR1"})
 CARD = {
     "card_index": 0,
@@ -78,6 +83,7 @@ def fits(name: str, *components: Json) -> Json:
         fits("payment_reminder", NAMED),
         fits("payment_received", PAID),
         fits("seasonal_offers", body("Marina"), CAROUSEL),
+        fits("login_code", body("123456"), CODE_BUTTON),
     ],
 )
 def test_content_that_fits_is_consumed(blip: Simulator, client: Client, sent: Json) -> None:
@@ -189,6 +195,14 @@ FIRST = ("components", 0, "parameters", 0)
                 name="appointment_reminder",
             ),
             131009,
+        ),
+        (content(body("123456"), name="login_code"), 131008),
+        (content(CODE_BUTTON, name="login_code"), 132000),
+        (content(body("654321"), CODE_BUTTON, name="login_code"), 131009),
+        (content(body("1" * 16), code_button("1" * 16), name="login_code"), 131009),
+        (
+            content(body("123456"), CODE_BUTTON | {"sub_type": "copy_code"}, name="login_code"),
+            132012,
         ),
         (content(body("a"), name="seasonal_offers"), 131008),
         (content(body("a"), CAROUSEL | {"cards": [CARD]}, name="seasonal_offers"), 132000),

@@ -32,8 +32,10 @@ class Control:
             "DELETE /faults": lambda query, _body: blip.faults.remove(
                 int(query["number"]) if "number" in query else None
             ),
-            "GET /templates": lambda _query, _body: blip.registry.report(),
+            "GET /templates": lambda query, _body: _templates(blip, query),
             "PUT /templates": lambda _query, body: blip.registry.put(templates.parse(body)),
+            "PATCH /templates": self._change_template,
+            "DELETE /templates": lambda query, _body: blip.registry.remove(**_chosen(query)),
             "GET /settings": lambda _query, _body: blip.settings.model_dump(),
             "PUT /settings": self._change_settings,
             "GET /bots": lambda _query, _body: [bot.model_dump() for bot in blip.bots.values()],
@@ -49,7 +51,8 @@ class Control:
         if route is None:
             known = any(name.endswith(f" {path}") for name in self._routes)
             return web.Response(status=405 if known else 404)
-        raw = await request.read()
+        # Thousands of templates are larger than the envelopes that `request.read` allows.
+        raw = await request.content.read()
         try:
             result = route(dict(request.query), json.loads(raw) if raw else None)
         except (ValidationError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -60,6 +63,14 @@ class Control:
 
     def _inbox(self, query: dict[str, str], _body: Any) -> list[Json]:
         return inbox(self._blip, query)
+
+    def _change_template(self, query: dict[str, str], body: Any) -> list[Json]:
+        if not query.get("name"):
+            raise ValueError("?name= has to name the template")
+        if not isinstance(body, dict):
+            raise TypeError("an object of the changed attributes is needed")
+        changed = self._blip.registry.change(**_chosen(query), changes=body)
+        return [template.model_dump() for template in changed]
 
     def _change_settings(self, _query: dict[str, str], body: Any) -> Json:
         self._blip.change(body)
@@ -94,6 +105,18 @@ def inbox(blip: Blip, query: dict[str, str]) -> list[Json]:
         if all(getattr(message, name) == value for name, value in wanted.items())
     )
     return [message.view(now) for message, _ in zip(chosen, range(limit), strict=False)]
+
+
+def _chosen(query: dict[str, str]) -> dict[str, Any]:
+    """Return what names templates; what is left out names all of them."""
+    return {part: query.get(part) for part in ("name", "language", "bot")}
+
+
+def _templates(blip: Blip, query: dict[str, str]) -> list[Json]:
+    """Return all templates, or with `bot` those that this bot has."""
+    if "bot" not in query:
+        return blip.registry.report()
+    return [template.model_dump() for template in blip.registry.of(query["bot"])]
 
 
 def _strings(body: Any) -> dict[str, str]:

@@ -9,16 +9,21 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from tests.local.blip.settings import Model
 
-type Kind = Literal["messages", "notifications", "commands", "lookups", "history", "ping", "*"]
+type Kind = Literal[
+    "messages", "notifications", "commands", "lookups", "history", "templates", "ping", "*"
+]
 
 
 class Fault(Model):
     """A rule: what it matches, how often it strikes, and what it does.
 
     Attributes:
-        path: `commands` is every command; `lookups`, `history` and `ping` are some of them.
+        path: `commands` is every command; `lookups`, `history`, `templates` and `ping` are some
+            of them.
+        template: a message's, or the one that a list of templates is asked for by name.
         to: a phone number with '+', or an identity.
         text: a message that holds this text somewhere in its content, as in one order's number.
+        after: how many matches pass before it strikes, as in the first pages of a list.
         probability: of striking where it matches.
         times: how often it strikes in all.
         each: how often it strikes for one message id (a command: for one phone or history id).
@@ -32,7 +37,7 @@ class Fault(Model):
         status: answer with this HTTP status, `headers` and `body` (an object, or text as it is).
         code: the body is the bare reason with this code.
         failure: a command is answered 200, status failure, with this code.
-        empty: a question to the history is answered with an empty collection.
+        empty: a question to the history, or for templates, is answered with an empty list.
         drop: close the connection without an answer.
         hang: never answer.
         truncate: send half of the answer, then close.
@@ -47,6 +52,7 @@ class Fault(Model):
     template: str | None = None
     text: str | None = None
 
+    after: int = Field(default=0, ge=0)
     probability: float = Field(default=1, ge=0, le=1)
     times: int | None = Field(default=None, ge=1)
     each: int | None = Field(default=None, ge=1)
@@ -81,8 +87,8 @@ class Fault(Model):
     def _can_be_done(self) -> Self:
         if self.failure is not None and self.path in {"messages", "notifications"}:
             raise ValueError("only a command has a failure: use status and code")
-        if self.empty and self.path != "history":
-            raise ValueError("only the history is empty")
+        if self.empty and self.path not in {"history", "templates"}:
+            raise ValueError("only the history and the list of templates are empty")
         if self.text is not None and self.path != "messages":
             raise ValueError("only messages hold a text")
         if self.code is not None and self.status is None:
@@ -118,7 +124,8 @@ class Fault(Model):
         if self.each is not None and self._struck[key] >= self.each:
             return False
         self._matches += 1
-        if (self._matches - 1) % self.every or dice.random() >= self.probability:
+        nth = self._matches - 1 - self.after
+        if nth < 0 or nth % self.every or dice.random() >= self.probability:
             return False
         self._strikes += 1
         if self.each is not None:
@@ -131,7 +138,7 @@ class Fault(Model):
         )
 
 
-_COMMANDS = frozenset({"lookups", "history", "ping", "other"})
+_COMMANDS = frozenset({"lookups", "history", "templates", "ping", "other"})
 
 
 class Faults:
@@ -181,7 +188,7 @@ class Faults:
             kind: as in Fault.path, never `commands`.
             bot: its name.
             recipient: the phone and the identity it goes to or asks about.
-            template: its name, for messages.
+            template: its name, for messages and for a question about one template.
             key: what `each` counts by.
             content: of a message.
             now: monotonic seconds.
@@ -248,7 +255,10 @@ MAGIC: dict[int, _Row] = {
     26: _receipt_fails(131026, "recipient cannot be reached"),
     31: _receipt_fails(131031, "account locked (speaks for the whole bot)"),
     42: _receipt_fails(131042, "payment problem (speaks for the whole bot)"),
+    47: _receipt_fails(131047, "outside the 24 hours"),
+    48: _receipt_fails(131048, "spam rate limit of the number"),
     49: _receipt_fails(131049, "too much marketing for this recipient"),
+    50: _receipt_fails(131050, "the recipient has stopped marketing"),
     53: _receipt_fails(131053, "media cannot be fetched"),
     56: _receipt_fails(131056, "too much to this recipient, each time"),
     57: (
@@ -256,6 +266,8 @@ MAGIC: dict[int, _Row] = {
         {"path": "messages", "receipt": 131056, "every": 2},
     ),
     61: _lookup_fails(61, "not a phone number"),
+    63: _receipt_fails(131063, "marketing is turned off for the account"),
+    64: _receipt_fails(131064, "messaging limit, a penalty on the account"),
     67: _lookup_fails(67, "has no WhatsApp (as on premises)"),
     81: _lookup_fails(81, "as for a bot without a WhatsApp channel"),
     83: _lookup_fails(83, "has no WhatsApp (as on premises)"),
@@ -265,8 +277,15 @@ MAGIC: dict[int, _Row] = {
     ),
     86: _receipt_fails(86, "the gateway timed out: it may have been sent"),
     87: _receipt_fails(87, "the recipient has blocked the bot"),
+    115: _receipt_fails(132015, "the template is paused"),
+    116: _receipt_fails(132016, "the template is disabled"),
     130: _receipt_fails(130429, "over WhatsApp's throughput"),
+    149: (
+        "receipt: failed 131049, too much marketing for this recipient, for the first message",
+        {"path": "messages", "receipt": 131049, "times": 1},
+    ),
     368: _receipt_fails(368, "account blocked (speaks for the whole bot)"),
+    472: _receipt_fails(130472, "part of an experiment without marketing"),
     202: _message("202, but it is lost: never delivered, no event", status=202),
     408: _message("no answer, ever; not accepted (first time per id)", hang=True, each=1),
     409: _message("no answer, ever; accepted (first time per id)", hang=True, accept=True, each=1),

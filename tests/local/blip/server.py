@@ -17,13 +17,17 @@ from aiohttp import web
 from tests.local.blip import accounts, lime
 from tests.local.blip.faults import Fault, Faults
 from tests.local.blip.lime import GATEWAY, SERVER, WHATSAPP_DOMAIN, Json
+from tests.local.blip.listing import enriched, plain
+from tests.local.blip.misfits import DESCRIPTIONS, MisfitError, check
 from tests.local.blip.receipts import Message, Postman, timeline
-from tests.local.blip.settings import Bot, Delay, Settings
-from tests.local.blip.templates import DESCRIPTIONS, MisfitError, Registry, Template
+from tests.local.blip.registry import Registry
+from tests.local.blip.settings import Bot, Delay, Settings, Templates
+from tests.local.blip.templates import Template, read
 from tests.local.blip.throughput import OtherTraffic, Throttle
 
 PATHS = frozenset({"/messages", "/notifications", "/commands"})
 _KEPT_REQUESTS = 50_000
+_MAX_PAGE = 100
 _ACCOUNT = "application/vnd.lime.account+json"
 _COLLECTION = "application/vnd.lime.collection+json"
 _RECEIPT = "application/vnd.lime.notification+json"
@@ -35,7 +39,8 @@ class Request:
     """One request on the three paths, as `Simulator.requests` shows it.
 
     Attributes:
-        kind: messages, notifications, lookups, history, ping, other; empty if refused unread.
+        kind: messages, notifications, lookups, history, templates, ping, other; empty if refused
+            unread.
         status: of the answer; 0 where none was given.
         accepted: its envelope was processed.
         at, ended: epoch seconds, when it arrived and when its answer left.
@@ -92,7 +97,7 @@ class Blip:
         self.bots: dict[str, Bot] = {}
         self.settings = settings or Settings()
         self.traffic: dict[str, OtherTraffic] = {}
-        self.registry = Registry(templates)
+        self.registry = Registry(read() if templates is None else templates)
         self.faults = Faults()
         self.postman = Postman()
         self.overrides: dict[str, str] = {}
@@ -132,6 +137,7 @@ class Blip:
         self.kinds: Counter[str] = Counter()
         self.lookups: Counter[str] = Counter()
         self.never_sent: set[str] = set()
+        self.marketing: Counter[tuple[str, str]] = Counter()
         self.consumed: Counter[str] = Counter()
         self.in_flight: Counter[str] = Counter()
         self.most_in_flight: Counter[str] = Counter()
@@ -334,8 +340,8 @@ class Blip:
         record.kind = "messages"
         identity = envelope["to"]
         phone = self.given_out.get((bot.name, identity))
-        template = _template_name(envelope["content"])
         content = envelope["content"]
+        template, _ = _template_of(content)
         fault = self._fault(bot, record, (phone, identity), template, envelope.get("id"), content)
 
         def process() -> Answer:
@@ -361,6 +367,7 @@ class Blip:
             self.never_sent.discard(phone)
         now = time.time()
         receipts = self.settings.receipts
+        reason = self._failure(bot, envelope, phone, fault)
         message = Message(
             number=len(self.messages) + 1,
             id=identifier,
@@ -374,13 +381,16 @@ class Blip:
             events=timeline(
                 now,
                 receipts.delays,
-                reason=self._failure(bot, envelope, phone, fault),
+                reason=reason,
                 only=fault.events if fault else None,
             )
             if identifier
             else (),
         )
         self.messages.append(message)
+        limit = self.settings.templates.pause_after_failures
+        if reason and limit:
+            self.registry.count_failure(bot.name, *_template_of(envelope["content"]), limit)
         if identifier:
             self.by_id[bot.name, identifier].append(message)
             if receipts.url and bot.webhook:
@@ -401,9 +411,14 @@ class Blip:
         if envelope["type"] != "application/json":
             return self._whatsapp_reason(131047, None)
         try:
-            self.registry.check(envelope["content"])
+            template = check(envelope["content"], partial(self.registry.find, bot=bot.name))
         except MisfitError as misfit:
             return self._whatsapp_reason(misfit.code, misfit.description)
+        if bot.marketing is not None and template.category == "MARKETING":
+            recipient = (bot.name, envelope["to"])
+            self.marketing[recipient] += 1
+            if bot.marketing.first is None or self.marketing[recipient] <= bot.marketing.first:
+                return self._whatsapp_reason(bot.marketing.code, None)
         return None
 
     def _whatsapp_reason(self, code: int, description: str | None) -> Json:
@@ -423,13 +438,15 @@ class Blip:
         if record.kind == "lookups":
             recipient = (subject, self.identity_of(subject))
             self.lookups[subject] += 1
-        fault = self._fault(bot, record, recipient, None, subject)
+        template = subject if record.kind == "templates" else None
+        fault = self._fault(bot, record, recipient, template, subject)
 
         def process() -> Answer:
             if fault and fault.failure is not None:
                 document = _failure(fault.failure)
             elif fault and fault.empty:
-                document = _collection([])
+                is_history = record.kind == "history"
+                document = _collection([]) if is_history else self._listed([], 0)
             else:
                 document = answer()
             origin = f"{node}/#az-iris4" if node == SERVER else node
@@ -466,12 +483,19 @@ class Blip:
                 if method != "get":
                     return "other", "", partial(_failure, 63)
                 return "lookups", phone, partial(self._look_up, bot, phone)
-            case (lime.GATEWAY, "message-templates"):
+            case (lime.GATEWAY, "message-templates" | "message-templates-enriched"):
                 if rest:
                     return "other", "", partial(_failure, 67)
                 if method != "get":
                     return "other", "", partial(_failure, 63)
-                return "other", "", partial(self._templates, bot)
+                query = parse_qs(uri.query)
+                wanted = query.get("templateName", [""])[0]
+                is_enriched = name == "message-templates-enriched"
+                missing = self.settings.templates.without_enriched
+                if is_enriched and missing is not None:
+                    return "templates", wanted, partial(_failure, missing)
+                answer = partial(self._templates, bot, query, wanted, is_enriched=is_enriched)
+                return "templates", wanted, answer
             case (lime.SERVER, "notifications"):
                 if rest:
                     return "other", "", partial(_failure, 67)
@@ -507,27 +531,43 @@ class Blip:
             },
         )
 
-    def _templates(self, bot: Bot) -> Json:
+    def _templates(
+        self, bot: Bot, query: dict[str, list[str]], wanted: str, *, is_enriched: bool
+    ) -> Json:
         if not bot.whatsapp:
             return _failure(81, "The bot has no WhatsApp channel")
-        known = ("name", "language", "status")
-        return _success(
-            "application/json",
-            {
-                "data": [
-                    {name: template[name] for name in known} for template in self.registry.report()
-                ]
-            },
-        )
+        page = _page(query)
+        if page is None:
+            return _failure(64)
+        settings = self.settings.templates
+        found = [
+            (version, template)
+            for version in self.registry.listed(bot.name, time.time() - settings.lag_seconds)
+            if (template := version.template) and _is_wanted(template.name, wanted, settings)
+        ]
+        if not settings.skip:
+            page = slice(0, page.stop - page.start)
+        items = [
+            enriched(template, version.at, settings.otp_button) if is_enriched else plain(template)
+            for version, template in found[page]
+        ]
+        return self._listed(items, len(found))
+
+    def _listed(self, items: list[Json], total: int) -> Json:
+        match self.settings.templates.envelope:
+            case "data":
+                return _success("application/json", {"data": items})
+            case "items":
+                collection = {"total": total, "itemType": "application/json", "items": items}
+                return _success(_COLLECTION, collection)
+            case "list":
+                return _success("application/json", items)
 
     def _history(self, bot: Bot, query: dict[str, list[str]]) -> Json:
         settings = self.settings
-        try:
-            skip, take = (int(query.get(n, [d])[0]) for n, d in (("$skip", "0"), ("$take", "100")))
-        except ValueError:
-            return _failure(64)
         identifier = query.get("id", [""])[0]
-        if not identifier or skip < 0 or not 0 < take <= 100:
+        page = _page(query)
+        if not identifier or page is None:
             return _failure(64)
         now = time.time()
         oldest, newest = now - settings.history_seconds, now - settings.history_lag_seconds
@@ -540,7 +580,6 @@ class Blip:
         if not items and settings.unknown_history == "failure":
             return _failure(67)
         items.sort(key=lambda item: item[0], reverse=True)
-        page = slice(skip, skip + take)
         return _collection([receipt for _, receipt in items[page]], len(items))
 
     # What was seen
@@ -595,7 +634,27 @@ def _uri(text: str) -> SplitResult | None:
     return uri if lime_or_relative and uri.path.startswith("/") and not spaces else None
 
 
-def _success(mime: str, resource: Json) -> Json:
+def _page(query: dict[str, list[str]]) -> slice | None:
+    """Return what `$skip` and `$take` choose; None if they cannot be used."""
+    try:
+        skip = int(query.get("$skip", ["0"])[0])
+        take = int(query.get("$take", [str(_MAX_PAGE)])[0])
+    except ValueError:
+        return None
+    return slice(skip, skip + take) if skip >= 0 and 0 < take <= _MAX_PAGE else None
+
+
+def _is_wanted(name: str, wanted: str, settings: Templates) -> bool:
+    match settings.name_filter:
+        case "exact":
+            return wanted in ("", name)
+        case "contains":
+            return wanted in name
+        case "ignored":
+            return True
+
+
+def _success(mime: str, resource: Json | list[Json]) -> Json:
     return {"type": mime, "resource": resource, "status": "success"}
 
 
@@ -607,10 +666,13 @@ def _failure(code: int, description: str | None = None) -> Json:
     return {"status": "failure", "reason": lime.reason(code, description)}
 
 
-def _template_name(content: Any) -> str | None:
+def _template_of(content: Any) -> tuple[str | None, str | None]:
+    """Return the name and the language of the template that a content names."""
     template = content.get("template") if isinstance(content, dict) else None
     name = template.get("name") if isinstance(template, dict) else None
-    return name if isinstance(name, str) else None
+    language = template.get("language") if isinstance(template, dict) else None
+    code = language.get("code") if isinstance(language, dict) else None
+    return name if isinstance(name, str) else None, code if isinstance(code, str) else None
 
 
 def _answer_of(fault: Fault, status: int) -> Answer:

@@ -31,6 +31,18 @@ class Traffic(Model):
     on_share: float = Field(default=1, gt=0, le=1)
 
 
+class Marketing(Model):
+    """Makes a bot's messages of MARKETING templates fail.
+
+    Attributes:
+        code: what the receipts say.
+        first: how many fail for each recipient, before the others arrive; None: all of them.
+    """
+
+    code: int = 131049
+    first: int | None = Field(default=None, ge=1)
+
+
 class Bot(Model):
     """One bot with its key and its plan (BLiP's paid one by default; None is no limit)."""
 
@@ -42,6 +54,7 @@ class Bot(Model):
     whatsapp: bool = True
     webhook: bool = True
     traffic: Traffic | None = None
+    marketing: Marketing | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -132,6 +145,33 @@ class Distance(Model):
     back: Delay = Field(default_factory=Delay)
 
 
+class Templates(Model):
+    """How templates are listed, and when one pauses by itself.
+
+    Attributes:
+        envelope: what the resource is: an object with `data`, a collection with `items`, or the
+            bare `list`.
+        without_enriched: the failure with which a BLiP without the enriched list answers; None:
+            it has one.
+        skip: `$skip` is honoured; if not, every page is the first one.
+        name_filter: what `templateName` chooses: the templates of `exact` that name, those whose
+            name `contains` it, or all of them, because it is `ignored`.
+        lag_seconds: how long a change takes to appear in the lists. Messages follow it at once.
+        otp_button: what a list calls the button that copies a one-time code: WhatsApp's own lists
+            say URL, and the documents on creating one say OTP.
+        pause_after_failures: so many failed messages of a bot pause an approved template for that
+            bot. A change of the template makes the count start anew.
+    """
+
+    envelope: Literal["data", "items", "list"] = "data"
+    without_enriched: Literal[62, 67] | None = None
+    skip: bool = True
+    name_filter: Literal["exact", "contains", "ignored"] = "exact"
+    lag_seconds: float = 0
+    otp_button: Literal["URL", "OTP"] = "URL"
+    pause_after_failures: int | None = Field(default=None, ge=1)
+
+
 class Settings(Model):
     """How the simulator behaves.
 
@@ -152,6 +192,7 @@ class Settings(Model):
         history_lag_seconds: how long an event takes to appear in the history.
         history_seconds: how long it stays there.
         unknown_history: the answer for an id without events: `empty` collection or `failure` 67.
+        templates: how templates are listed, and when one pauses by itself.
     """
 
     seed: int | None = None
@@ -169,6 +210,7 @@ class Settings(Model):
     history_seconds: float = 3 * 24 * 3600
     unknown_history: Literal["empty", "failure"] = "empty"
     receipts: Receipts = Field(default_factory=Receipts)
+    templates: Templates = Field(default_factory=Templates)
 
     def changed(self, changes: dict[str, Any]) -> "Settings":
         """The same settings with some changed; nested objects are merged."""

@@ -185,12 +185,48 @@ class Simulator:
         """Add a bot, or give one of that name another key or plan."""
         self._call(lambda blip: blip.put_bot(bot))
 
-    def template(self, name: str | None, language: str | None) -> Template | None:
-        """The template of that name and language, whatever its status; None if there is none."""
-        return self._call(lambda blip: blip.registry.find(name, language))
+    def template(
+        self, name: str | None, language: str | None, bot: str | None = None
+    ) -> Template | None:
+        """Return a bot's template, whatever its status; None if there is none.
+
+        Without a bot, it is the template that every bot has.
+        """
+        return self._call(lambda blip: blip.registry.find(name, language, bot))
+
+    def templates(self, bot: str) -> list[Template]:
+        """Return the templates that a bot has now, however long the list that it reads lags."""
+        return self._call(lambda blip: blip.registry.of(bot))
+
+    def template_changes(self) -> int:
+        """Return a number that counts up with every change of a template."""
+        return self._call(lambda blip: blip.registry.changes)
 
     def put_templates(self, *templates: Template) -> None:
+        """Add templates, or replace those of the same name and language."""
         self._call(lambda blip: blip.registry.put(list(templates)))
+
+    def change_template(
+        self, name: str, language: str | None = None, bot: str | None = None, **changes: Any
+    ) -> list[Template]:
+        """Change attributes of a template: `change_template("order_shipped", status="PAUSED")`.
+
+        Args:
+            name: its name.
+            language: None: all languages that it has.
+            bot: only this bot's; None: every bot's.
+            changes: as in `templates.Template`.
+
+        Raises:
+            ValueError: there is no such template, or a change does not fit it.
+        """
+        return self._call(lambda blip: blip.registry.change(name, language, bot, changes))
+
+    def remove_templates(
+        self, name: str | None = None, language: str | None = None, bot: str | None = None
+    ) -> None:
+        """Remove templates, chosen as in `change_template`; without a name, all of them."""
+        self._call(lambda blip: blip.registry.remove(name, language, bot))
 
     def set_identity(self, phone: str, identity: str) -> None:
         """Make look-ups of a number answer that identity."""

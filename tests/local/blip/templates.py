@@ -1,148 +1,135 @@
-"""The templates that WhatsApp knows, and what it says about a message that does not fit one.
-
-BLiP passes the content on unread: all of this comes out as failed receipts, never as HTTP errors.
-"""
+"""The templates that WhatsApp knows: what a send of each brings, and what WhatsApp says of it."""
 
 import re
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from typing import Any, Literal, Self, get_args
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, model_validator
 
 from tests.local.blip.lime import Json
 from tests.local.blip.settings import Model
 
-DESCRIPTIONS = {
-    100: "Invalid parameter",
-    368: "Temporarily blocked for policies violations",
-    130429: "Rate limit hit",
-    130472: "User's number is part of an experiment",
-    131000: "Something went wrong",
-    131005: "Access denied",
-    131008: "Required parameter is missing",
-    131009: "Parameter value is not valid",
-    131016: "Service unavailable",
-    131021: "Recipient cannot be sender",
-    131026: "Message undeliverable",
-    131031: "Account has been locked",
-    131042: "Business eligibility payment issue",
-    131047: "Re-engagement message",
-    131048: "Spam rate limit hit",
-    131049: "This message was not delivered to maintain healthy ecosystem engagement",
-    131050: "User has stopped marketing messages",
-    131051: "Unsupported message type",
-    131052: "Media download error",
-    131053: "Media upload error",
-    131056: "Pair rate limit hit",
-    131057: "Account in maintenance mode",
-    132000: "Template param count mismatch",
-    132001: "Template does not exist",
-    132005: "Template hydrated text too long",
-    132007: "Template format character policy violated",
-    132012: "Template parameter format mismatch",
-    132015: "Template is paused",
-    132016: "Template is disabled",
-}
-
+type Category = Literal["MARKETING", "UTILITY", "AUTHENTICATION"]
+type Status = Literal[
+    "APPROVED",
+    "PENDING",
+    "REJECTED",
+    "PAUSED",
+    "DISABLED",
+    "IN_APPEAL",
+    "PENDING_DELETION",
+    "LIMIT_EXCEEDED",
+]
 type Header = Literal["TEXT", "IMAGE", "VIDEO", "DOCUMENT", "LOCATION"]
 type Button = Literal[
-    "QUICK_REPLY", "URL", "STATIC_URL", "COPY_CODE", "PHONE_NUMBER", "FLOW", "CATALOG"
+    "QUICK_REPLY",
+    "URL",
+    "STATIC_URL",
+    "COPY_CODE",
+    "OTP",
+    "PHONE_NUMBER",
+    "FLOW",
+    "CATALOG",
+    "MPM",
 ]
+
+CATEGORIES: tuple[str, ...] = get_args(Category.__value__)
+STATUSES: tuple[str, ...] = get_args(Status.__value__)
+_NAMES = {"bot", "name", "language"}
+# What says the same as another attribute, and goes when only that one is changed.
+_SAME = {"text": "body", "body": "text", "header": "header_text", "buttons": "labels"}
 
 
 class Shape(Model):
-    """What the components have to be.
+    """What the components have to be, of a template or of a card.
 
     Attributes:
         header: TEXT is one with a variable; a text without is None here.
-        body: how many positional parameters, or the names.
-        buttons: URL is one with a variable, STATIC_URL one without.
+        header_text: the header's words. With TEXT they hold one variable, and are `{{1}}` if they
+            are left out.
+        body: how many positional parameters, or the names. If it is left out, `text` says so.
+        text: the body, with {{1}} or {{name}}.
+        buttons: URL is one with a variable, STATIC_URL one without, OTP copies a one-time code.
+        labels: the words on the buttons, in the same order.
     """
 
     header: Header | None = None
+    header_text: str | None = None
     body: int | list[str] = 0
+    text: str | None = None
     buttons: list[Button] = Field(default_factory=list)
+    labels: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _agrees_with_its_texts(self) -> Self:
+        if self.header == "TEXT" and self.header_text is None:
+            self.header_text = "{{1}}"
+        if self.header_text is not None:
+            if self.header not in ("TEXT", None):
+                raise ValueError(f"header_text: a header of format {self.header} has no text")
+            wanted = int(self.header == "TEXT")
+            if _count(variables(self.header_text)) != wanted:
+                raise ValueError(f"header_text: it has to have {wanted} variables")
+        if self.text is not None:
+            found = variables(self.text)
+            if "body" not in self.model_fields_set:
+                self.body = found
+            elif _sorted(self.body) != _sorted(found):
+                raise ValueError(f"text: its variables are {found}, those of body {self.body}")
+        if len(self.labels) > len(self.buttons):
+            raise ValueError("labels: there are more of them than buttons")
+        return self
 
 
 class Template(Shape):
     """One template in one language.
 
     Attributes:
-        text: the body with {{1}} or {{name}}, only for showing.
+        bot: whose it is; None: every bot's.
+        category: how WhatsApp prices and limits it.
+        previous_category: the one before WhatsApp changed it.
+        rejected_reason: why it was rejected, in WhatsApp's words.
+        ttl_seconds: for how long WhatsApp tries to deliver it.
+        footer: the line below the body.
         cards: the cards of a carousel.
+        further: components that are listed as they stand here, such as LIMITED_TIME_OFFER. A
+            message may bring one of each, whatever is in it.
     """
 
     name: str = Field(pattern=r"^[a-z0-9_]{1,512}$")
-    language: str
-    status: Literal["APPROVED", "PENDING", "REJECTED", "PAUSED", "DISABLED"] = "APPROVED"
+    language: str = Field(pattern=r"^[A-Za-z]{2,3}(_[A-Za-z0-9]{2,4})?$")
+    bot: str | None = None
+    status: Status = "APPROVED"
+    category: Category = "UTILITY"
+    previous_category: Category | None = None
+    rejected_reason: str | None = None
+    ttl_seconds: int | None = None
     namespace: str | None = None
-    text: str | None = None
+    footer: str | None = None
     cards: list[Shape] = Field(default_factory=list)
+    further: list[Json] = Field(default_factory=list)
+
+    def changed(self, bot: str | None, changes: Json) -> "Template":
+        """Return it with some attributes changed, as a template of that bot.
+
+        The attribute `previous_category` follows a change of `category`. What says the same as a
+        changed attribute is left out, such as the text if `body` is changed, unless it is changed
+        as well.
+
+        Raises:
+            ValueError: an attribute does not exist, has a wrong value, or names the template.
+        """
+        if fixed := sorted(changes.keys() & _NAMES):
+            raise ValueError(f"{fixed[0]}: it names the template, so it cannot be changed")
+        document = self.model_dump() | {"bot": bot}
+        for attribute in _SAME.keys() & changes.keys():
+            document.pop(_SAME[attribute], None)
+        if changes.get("category", self.category) != self.category:
+            document["previous_category"] = self.category
+        return Template.model_validate(document | changes)
 
 
 _LIST = TypeAdapter(list[Template])
-
-
-class MisfitError(Exception):
-    """The content does not fit the template; `code` is WhatsApp's."""
-
-    def __init__(self, code: int, detail: str) -> None:
-        super().__init__(detail)
-        self.code = code
-        self.description = f"(#{code}) {DESCRIPTIONS[code]}: {detail}"
-
-
-class Registry:
-    """The approved and the other templates, by name and language."""
-
-    def __init__(self, templates: list[Template] | None = None) -> None:
-        self._templates: dict[tuple[str, str], Template] = {}
-        self.put(read() if templates is None else templates)
-
-    def put(self, templates: list[Template]) -> None:
-        """Add templates, or change those of the same name and language."""
-        self._templates |= {(template.name, template.language): template for template in templates}
-
-    def report(self) -> list[dict[str, Any]]:
-        return [template.model_dump() for template in self._templates.values()]
-
-    def find(self, name: str | None, language: str | None) -> Template | None:
-        return self._templates.get((name or "", language or ""))
-
-    def check(self, content: Json) -> None:
-        """Raise MisfitError where WhatsApp would refuse the content."""
-        _members(content, {"type", "template"}, {"templateContent"}, "content")
-        if content["type"] != "template":
-            raise MisfitError(131051, "only templates are delivered outside the 24 hours")
-        sent = _object(content["template"], "template")
-        _members(sent, {"name", "language"}, {"namespace", "components"}, "template")
-        language = _object(sent["language"], "language")
-        _members(language, {"code", "policy"}, set(), "language")
-        if language["policy"] != "deterministic":
-            raise MisfitError(131009, "the policy is not deterministic")
-        template = self._approved(sent["name"], language["code"])
-        namespace = sent.get("namespace")
-        if "namespace" in sent and not (isinstance(namespace, str) and namespace):
-            raise MisfitError(131009, "the namespace is not a string")
-        if template.namespace is not None and namespace not in (None, template.namespace):
-            raise MisfitError(132001, "the namespace is another one")
-        _check_components(sent.get("components", []), template, template.cards)
-
-    def _approved(self, name: object, language: object) -> Template:
-        if not (isinstance(name, str) and isinstance(language, str)):
-            raise MisfitError(131009, "name and language code are strings")
-        match self.find(name, language):
-            case Template(status="PAUSED"):
-                raise MisfitError(132015, f"{name} ({language})")
-            case Template(status="DISABLED"):
-                raise MisfitError(132016, f"{name} ({language})")
-            case Template(status="APPROVED") as template:
-                return template
-            case _:
-                raise MisfitError(132001, f"template name ({name}) does not exist in {language}")
-
-
 _DEFAULT = Path(__file__).with_name("templates.json")
 
 
@@ -155,245 +142,23 @@ def parse(document: Any) -> list[Template]:
     return _LIST.validate_python(document if isinstance(document, list) else [document])
 
 
-def _object(value: object, what: str) -> Json:
-    if not isinstance(value, dict):
-        raise MisfitError(131009, f"{what} is not an object")
-    return value
+def variables(text: str) -> int | list[str]:
+    """Return how many positional variables a text has, or the names of its variables.
+
+    Raises:
+        ValueError: some are positional and some named, or a position is left out.
+    """
+    names = list(dict.fromkeys(re.findall(r"{{(\w+)}}", text)))
+    if not any(name.isdecimal() for name in names):
+        return names or 0
+    if sorted(names) != sorted(str(position) for position in range(1, len(names) + 1)):
+        raise ValueError(f"the variables {', '.join(names)} are not 1 to {len(names)}")
+    return len(names)
 
 
-def _list(value: object, what: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise MisfitError(131009, f"{what} is not a list")
-    return value
+def _count(found: int | list[str]) -> int:
+    return found if isinstance(found, int) else len(found)
 
 
-def _members(sent: Json, needed: set[str], allowed: set[str], what: str) -> None:
-    """Keys are case-sensitive: `Type` is a foreign one."""
-    if foreign := sent.keys() - needed - allowed:
-        raise MisfitError(132012, f"{what} has no member {', '.join(sorted(foreign))}")
-    if missing := needed - sent.keys():
-        raise MisfitError(131008, f"{what} needs {', '.join(sorted(missing))}")
-
-
-def _check_components(components: object, shape: Shape, cards: list[Shape]) -> None:
-    header = body = carousel = None
-    buttons: dict[int, Json] = {}
-    for entry in _list(components, "components"):
-        component = _object(entry, "component")
-        match component.get("type"):
-            case "header" if header is None:
-                header = component
-            case "body" if body is None:
-                body = component
-            case "carousel" if carousel is None and cards:
-                carousel = component
-            case "button":
-                index = _index(component)
-                if index in buttons:
-                    raise MisfitError(132012, f"button {index} comes twice")
-                buttons[index] = component
-            case kind:
-                raise MisfitError(132012, f"component {kind!r} is unknown here, or comes twice")
-    _check_header(header, shape.header)
-    _check_body(body, shape.body)
-    _check_buttons(buttons, shape.buttons)
-    if cards:
-        _check_cards(carousel, cards)
-
-
-def _parameters(component: Json) -> list[Json]:
-    _members(component, {"type", "parameters"}, set(), component["type"])
-    return [_object(p, "parameter") for p in _list(component["parameters"], "parameters")]
-
-
-def _check_header(component: Json | None, expected: Header | None) -> None:
-    parameters = _parameters(component) if component else []
-    if expected is None:
-        if parameters:
-            raise MisfitError(132000, "the template's header has no parameter")
-        return
-    if len(parameters) != 1:
-        wrong = 132000 if expected == "TEXT" else 132012
-        raise MisfitError(wrong, f"the header needs one parameter of format {expected}")
-    (parameter,) = parameters
-    kind = expected.lower()
-    if parameter.get("type") != kind:
-        raise MisfitError(
-            132012, f"header: expected {expected}, received {parameter.get('type')!r}"
-        )
-    _members(parameter, {"type", kind}, set(), "header parameter")
-    if expected == "TEXT":
-        _text(parameter["text"], 60)
-    elif expected == "LOCATION":
-        _location(_object(parameter["location"], "location"))
-    else:
-        _media(_object(parameter[kind], kind), expected)
-
-
-_SUFFIXES = {
-    "IMAGE": frozenset({".jpg", ".jpeg", ".png"}),
-    "VIDEO": frozenset({".mp4", ".3gp"}),
-    "DOCUMENT": frozenset({".pdf"}),
-}
-_OTHER_SUFFIXES = frozenset(
-    {".gif", ".webp", ".svg", ".bmp", ".tiff", ".mov", ".avi", ".webm", ".mkv", ".mp3", ".ogg"}
-    | {".txt", ".doc", ".docx", ".xls", ".xlsx", ".html", ".zip"}
-)
-_KNOWN_SUFFIXES = _OTHER_SUFFIXES.union(*_SUFFIXES.values())
-_YOUTUBE = re.compile(r"(^|\.)(youtube(-nocookie)?\.com|youtu\.be)$")
-
-
-def _media(media: Json, expected: str) -> None:
-    if media.keys() == {"id"} and isinstance(media["id"], str):
-        return  # uploaded before
-    _members(media, {"link"}, {"filename"} if expected == "DOCUMENT" else set(), expected.lower())
-    if not isinstance(media.get("filename", "x"), str) or not media.get("filename", "x").strip():
-        raise MisfitError(131009, "the filename is empty or not a string")
-    link = media["link"]
-    if not isinstance(link, str) or re.search(r"\s", link):
-        raise MisfitError(131053, "the link is not a URL")
-    try:
-        url = urlsplit(link)
-        host = url.hostname
-    except ValueError:
-        raise MisfitError(131053, "the link is not a URL") from None
-    if url.scheme not in ("http", "https") or not host:
-        raise MisfitError(131053, "the link is not an http or https URL")
-    if _YOUTUBE.search(host):
-        raise MisfitError(131053, "links to YouTube are not accepted")
-    suffix = Path(url.path).suffix.lower()
-    if suffix in _KNOWN_SUFFIXES and suffix not in _SUFFIXES[expected]:
-        raise MisfitError(131053, f"{suffix} is no {expected.lower()} that WhatsApp takes")
-
-
-def _location(location: Json) -> None:
-    _members(location, {"latitude", "longitude", "name", "address"}, set(), "location")
-    for name, limit in (("latitude", 90), ("longitude", 180)):
-        try:
-            degrees = float(location[name])
-        except (TypeError, ValueError):
-            raise MisfitError(131009, f"{name} is not a number") from None
-        if not -limit <= degrees <= limit:
-            raise MisfitError(131009, f"{name} is out of range")
-    _text(location["name"], 1024)
-    _text(location["address"], 1024)
-
-
-def _check_body(component: Json | None, expected: int | list[str]) -> None:
-    parameters = _parameters(component) if component else []
-    wanted = expected if isinstance(expected, int) else len(expected)
-    if len(parameters) != wanted:
-        raise MisfitError(
-            132000, f"body: {len(parameters)} parameters do not match the expected {wanted}"
-        )
-    named = {"parameter_name"} if isinstance(expected, list) else set()
-    length = 0
-    for parameter in parameters:
-        match parameter.get("type"):
-            case "text":
-                _members(parameter, {"type", "text"} | named, set(), "parameter")
-                length += len(_text(parameter["text"], 32768))
-            case "currency":
-                _members(parameter, {"type", "currency"} | named, set(), "parameter")
-                length += _currency(_object(parameter["currency"], "currency"))
-            case "date_time":
-                _members(parameter, {"type", "date_time"} | named, set(), "parameter")
-                date_time = _object(parameter["date_time"], "date_time")
-                _members(date_time, {"fallback_value"}, set(), "date_time")
-                length += len(_text(date_time["fallback_value"], 1024))
-            case kind:
-                raise MisfitError(132012, f"body: a parameter of type {kind!r}")
-    if length > 1024:
-        raise MisfitError(132005, "the body is longer than 1024 characters")
-    if isinstance(expected, list):
-        names = [parameter["parameter_name"] for parameter in parameters]
-        if sorted(map(str, names)) != sorted(expected):
-            raise MisfitError(132012, "body: these are not the template's parameter names")
-
-
-def _text(value: object, limit: int) -> str:
-    if not isinstance(value, str):
-        raise MisfitError(132012, "a parameter's text is not a string")
-    if not value.strip():
-        raise MisfitError(131008, "a parameter's text is empty")
-    if re.search(r"[\n\r\t]| {5}", value):
-        raise MisfitError(
-            132012,
-            "param text cannot have new-line/tab characters or more than 4 consecutive spaces",
-        )
-    if len(value) > limit:
-        raise MisfitError(132005, f"a text is longer than {limit} characters")
-    return value
-
-
-def _currency(currency: Json) -> int:
-    _members(currency, {"fallback_value", "code", "amount_1000"}, set(), "currency")
-    amount, code = currency["amount_1000"], currency["code"]
-    if not isinstance(amount, int) or isinstance(amount, bool):
-        raise MisfitError(131009, "amount_1000 is not an integer")
-    if not (isinstance(code, str) and re.fullmatch("[A-Z]{3}", code)):
-        raise MisfitError(131009, "the currency's code is not one of ISO 4217")
-    return len(_text(currency["fallback_value"], 1024))
-
-
-def _index(component: Json) -> int:
-    index = component.get("index")
-    if isinstance(index, str) and re.fullmatch("[0-9]", index):
-        return int(index)
-    if isinstance(index, int) and not isinstance(index, bool) and 0 <= index <= 9:
-        return index
-    raise MisfitError(131009, "a button's index is not one of 0 to 9")
-
-
-# sub_type, the parameter's type, its member, the longest text (None: an object)
-_BUTTONS = {
-    "QUICK_REPLY": ("quick_reply", "payload", "payload", 256),
-    "URL": ("url", "text", "text", 2000),
-    "COPY_CODE": ("copy_code", "coupon_code", "coupon_code", 15),
-    "FLOW": ("flow", "action", "action", None),
-    "CATALOG": ("catalog", "action", "action", None),
-}
-
-
-def _check_buttons(buttons: dict[int, Json], expected: list[Button]) -> None:
-    for index, component in buttons.items():
-        kind = expected[index] if index < len(expected) else None
-        if kind not in _BUTTONS:
-            raise MisfitError(132000, f"button {index} of the template takes no parameter")
-        sub_type, parameter_type, member, limit = _BUTTONS[kind]
-        _members(component, {"type", "sub_type", "index", "parameters"}, set(), "button")
-        if component["sub_type"] != sub_type:
-            raise MisfitError(132012, f"button {index}: expected {sub_type}")
-        parameters = _list(component["parameters"], "parameters")
-        if len(parameters) != 1:
-            raise MisfitError(132000, f"button {index} needs one parameter")
-        parameter = _object(parameters[0], "parameter")
-        if parameter.get("type") != parameter_type:
-            raise MisfitError(
-                132012, f"button {index}: a parameter of type {parameter.get('type')!r}"
-            )
-        _members(parameter, {"type", member}, set(), "parameter")
-        value = parameter[member]
-        if limit is None:
-            _object(value, member)
-        elif not isinstance(value, str) or not value.strip() or len(value) > limit:
-            raise MisfitError(131009, f"button {index}: the {member} is empty or too long")
-    for index, kind in enumerate(expected):
-        # A quick reply without a payload sends its label; the others cannot do without.
-        if kind in ("URL", "COPY_CODE") and index not in buttons:
-            raise MisfitError(131008, f"button {index} of type {kind} requires a parameter")
-
-
-def _check_cards(carousel: Json | None, expected: list[Shape]) -> None:
-    if carousel is None:
-        raise MisfitError(131008, "the template needs its carousel")
-    _members(carousel, {"type", "cards"}, set(), "carousel")
-    cards = _list(carousel["cards"], "cards")
-    if len(cards) != len(expected):
-        raise MisfitError(132000, f"carousel: {len(cards)} cards, expected {len(expected)}")
-    for index, (card, shape) in enumerate(zip(cards, expected, strict=True)):
-        sent = _object(card, "card")
-        _members(sent, {"card_index", "components"}, set(), "card")
-        if sent["card_index"] != index:
-            raise MisfitError(132012, "the cards are not in order")
-        _check_components(sent["components"], shape, [])
+def _sorted(found: int | list[str]) -> int | list[str]:
+    return found if isinstance(found, int) else sorted(found)

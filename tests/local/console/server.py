@@ -10,6 +10,7 @@ no style but those in `static/`.
 
 import asyncio
 import json
+import mimetypes
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
@@ -20,11 +21,12 @@ from typing import Any, Self
 from aiohttp import web
 
 from tests.local.console.pages import Pages, Tab
-from tests.local.console.state import Sources, State
+from tests.local.console.sources import Sources
+from tests.local.console.state import State
 from tests.local.console.tabs import TABS
 from tests.local.events import listening
 from tests.local.machine import HOST
-from tests.local.stack import LocalStack
+from tests.local.stack import SIMULATED_BOTS, LocalStack
 
 # How often what is new is looked for while a page is open.
 LIVE_SECONDS = 0.25
@@ -94,7 +96,8 @@ class Console:
         app = web.Application(middlewares=[self._guard], client_max_size=MAX_FORM_BYTES)
         app.on_response_prepare.append(_add_headers)
         app.router.add_get("/", _to_first_tab)
-        app.router.add_static("/static", _STATIC)
+        for file in _STATIC.iterdir():
+            app.router.add_get(f"/static/{file.name}", _answered_with(file))
         for tab in TABS:
             app.router.add_get(f"/{tab.name}", self._page(tab))
             app.router.add_get(f"/{tab.name}/live", self._live(tab))
@@ -172,11 +175,14 @@ class Console:
 def console_of(stack: LocalStack, port: int = 0) -> Iterator[Console]:
     """Serve the console of a local stack; 0: the system chooses the port."""
     ledger = stack.aws.dynamodb.describe_table(TableName=stack.ledger_table)["Table"]
-    clients = {"sqs": stack.aws.sqs, "dynamodbstreams": stack.aws.client("dynamodbstreams")}
+    clients = {
+        "sqs": stack.aws.sqs,
+        "dynamodb": stack.aws.dynamodb,
+        "dynamodbstreams": stack.aws.client("dynamodbstreams"),
+    }
+    stream = ledger["LatestStreamArn"]
     with listening(stack.aws) as heard:
-        sources = Sources(
-            clients, stack.resources, ledger["LatestStreamArn"], heard, stack.simulator
-        )
+        sources = Sources(clients, stack.resources, stream, heard, stack.simulator, SIMULATED_BOTS)
         with Console(sources, port) as console:
             yield console
 
@@ -184,6 +190,19 @@ def console_of(stack: LocalStack, port: int = 0) -> Iterator[Console]:
 async def _add_headers(_request: web.Request, response: web.StreamResponse) -> None:
     for name, value in _HEADERS.items():
         response.headers.setdefault(name, value)
+
+
+def _answered_with(file: Path) -> _Handler:
+    """Return what answers with a file, which is read now.
+
+    aiohttp's own way leaves the file open if the browser goes away meanwhile.
+    """
+    content, (content_type, _) = file.read_bytes(), mimetypes.guess_type(file.name)
+
+    async def answer(_request: web.Request) -> web.StreamResponse:
+        return web.Response(body=content, content_type=content_type)
+
+    return answer
 
 
 async def _to_first_tab(_request: web.Request) -> web.StreamResponse:

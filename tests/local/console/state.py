@@ -3,6 +3,8 @@
 - The ledger's stream has every write of a notification, with the request as it came, which the
   ledger itself keeps until the notification is delivered only.
 - The simulator has what arrived on the phones.
+- The simulator has the bots' templates as well, and the identities' table what the stack knows of
+  them.
 - A queue of its own has the status events, by a rule of the event bus.
 - The dead letters are read when their number changes, and given back at once.
 
@@ -12,7 +14,7 @@ one version asks for what is newer.
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -35,10 +37,11 @@ from notifier.domain.ledger_entries import Change
 from notifier.domain.notification import ledger_key, message_id
 from notifier.domain.status import SENT_OR_LATER, UNDELIVERED, Status
 from notifier.use_cases.redrive_failures.orders import RECEIVES_EXHAUSTED
-from tests.local.blip import Simulator, Template
+from tests.local.blip import Template
 from tests.local.console import whatsapp
+from tests.local.console.bot_templates import BotTemplates
+from tests.local.console.sources import Sources
 from tests.local.console.whatsapp import Bubble
-from tests.local.events import Heard
 
 type Json = dict[str, Any]
 
@@ -49,33 +52,6 @@ FRESH_SECONDS = 0.2
 # If no page has asked for so long, dead letters may have gone and others come: as many as before.
 UNWATCHED_SECONDS = 2.0
 _UNDER_WAY = frozenset({Status.CLAIMED, Status.SENDING, Status.RETRYING, Status.UNKNOWN})
-
-
-@dataclass(frozen=True, slots=True)
-class Sources:
-    """The stack as the console reaches it.
-
-    Attributes:
-        clients: boto3's, by service: sqs and dynamodbstreams.
-        resources: what AWS calls the resources, by their logical ids.
-        stream: the ARN of the ledger's stream.
-        heard: the status events.
-        simulator: the simulated BLiP; None if the stack has another one.
-    """
-
-    clients: Mapping[str, Any]
-    resources: Mapping[str, str]
-    stream: str
-    heard: Heard
-    simulator: Simulator | None
-
-    def client(self, service: str) -> Any:
-        """Return boto3's client of a service."""
-        return self.clients[service]
-
-    def physical_id(self, logical_id: str) -> str:
-        """Return what AWS calls a resource."""
-        return self.resources[logical_id]
 
 
 @dataclass(slots=True)
@@ -332,6 +308,7 @@ class State:
         run: another one in every process; a page of an earlier one has to be loaded anew.
         version: counts up with every change.
         messages, letters, events: oldest first.
+        templates: what each bot has.
         gone: what is no more, with the version since when.
         problem: why the stack could not be asked the last time; empty if it could.
     """
@@ -346,6 +323,7 @@ class State:
         self.letters: dict[str, Letter] = {}
         self.events: list[StatusEvent] = []
         self.gone: list[tuple[int, str]] = []
+        self.templates = BotTemplates(sources, self._next, self._gone)
         self.problem = ""
         self._ledger = _Stream(sources.client("dynamodbstreams"), sources.stream)
         self._dead_letters = DeadLettersQueue(
@@ -369,6 +347,7 @@ class State:
                 self._read_simulator()
                 self._read_events()
                 self._read_dead_letters()
+                self.templates.refresh()
                 self.problem = ""
             except (BotoCoreError, ClientError) as error:
                 self.problem = f"The local AWS does not answer: {error}"
@@ -378,9 +357,12 @@ class State:
         """Return the notification that has an id already."""
         return self.notifications.get(ledger_key(bot, notification_id))
 
-    def _template(self, name: str | None, language: str | None) -> Template | None:
+    def _template(
+        self, name: str | None, language: str | None, simulated: str | None
+    ) -> Template | None:
+        """Return a template of a bot, which has the simulator's name."""
         simulator = self.sources.simulator
-        return simulator.template(name, language) if simulator else None
+        return simulator.template(name, language, simulated) if simulator else None
 
     def letter_of(self, key: str) -> Letter | None:
         """Return the last dead letter of a notification, by its key in the ledger."""
@@ -404,14 +386,28 @@ class State:
             self._depth, self._fresh_until = None, 0.0
             return run(self.sources)
 
+    def change_template(self, ref: str, changes: Json) -> None:
+        """Change a template at BLiP, so that the next page shows it.
+
+        Raises:
+            ValueError: there is no such template, or a change does not fit it.
+        """
+        with self.lock:
+            self.templates.change(ref, changes)
+            self._fresh_until = 0.0
+
     def preview(self, request: NotificationRequest) -> Bubble:
         """Return what a request will look like on the phone."""
         wanted = request.template
-        return whatsapp.of_request(wanted, self._template(wanted.name, wanted.language))
+        simulated = self.sources.bots.get(request.bot)
+        return whatsapp.of_request(wanted, self._template(wanted.name, wanted.language, simulated))
 
     def _next(self) -> int:
         self.version += 1
         return self.version
+
+    def _gone(self, ref: str) -> None:
+        self.gone.append((self._next(), ref))
 
     def _order(self) -> int:
         self._orders += 1
@@ -442,7 +438,7 @@ class State:
             message = self._message(ref, notification, notification.generation)
         elif message and not message.deliveries and not is_shown:
             del self.messages[ref]
-            self.gone.append((self._next(), ref))
+            self._gone(ref)
         for generation in range(1, notification.generation + 1):
             own = self.messages.get(message_id(notification.key, generation))
             if own:
@@ -484,7 +480,7 @@ class State:
             )
         message.deliveries.append(view)
         message.version = self._next()
-        known = self._template(view["template"], view["language"])
+        known = self._template(view["template"], view["language"], view["bot"])
         message.bubble = whatsapp.of_content(view["envelope"]["content"], known)
 
     def _forget_deliveries(self) -> None:
@@ -492,7 +488,7 @@ class State:
         self._last_view = {}
         for ref in [ref for ref, message in self.messages.items() if message.deliveries]:
             del self.messages[ref]
-            self.gone.append((self._next(), ref))
+            self._gone(ref)
 
     # Events
 
@@ -526,7 +522,7 @@ class State:
         if in_flight == 0:
             for ref in self.letters.keys() - seen.keys():
                 del self.letters[ref]
-                self.gone.append((self._next(), ref))
+                self._gone(ref)
         self._depth = (visible, in_flight) if in_flight == 0 else None
 
 

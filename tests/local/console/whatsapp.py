@@ -6,7 +6,7 @@ It is for people, so it takes any content: what is no template message is shown 
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -38,8 +38,8 @@ class Button:
     """A button below the text.
 
     Attributes:
-        kind: quick_reply, url, copy_code, phone_number, flow or catalog.
-        label: what it does. The words on it are the template's, which only WhatsApp knows.
+        kind: quick_reply, url, copy_code, phone_number, flow, catalog or mpm.
+        label: the words on it if the template says them, else what it does.
         value: what this message put in; empty if nothing.
     """
 
@@ -54,11 +54,13 @@ class Bubble:
 
     Attributes:
         text: the body as plain text, values filled in, with WhatsApp's marks.
+        footer: the line below the body; empty if there is none.
         note: what the reader has to know about how it is shown; empty if nothing.
     """
 
     text: str = ""
     header: Header | None = None
+    footer: str = ""
     buttons: tuple[Button, ...] = ()
     cards: tuple["Bubble", ...] = ()
     note: str = ""
@@ -87,21 +89,37 @@ def of_content(content: Any, known: Template | None) -> Bubble:
         text = content if isinstance(content, str) else _json(content)
         return Bubble(text, note="Not a template: shown as it came.")
     parts = [_object(part) for part in _list(template.get("components"))]
-    bubble = _bubble(parts, known, known.text if known else None)
+    bubble = _bubble(parts, known)
     if known is None:
         name = template.get("name")
-        return _with_note(bubble, f"No template {name} is known: only its values are shown.")
+        return replace(bubble, note=f"No template {name} is known: only its values are shown.")
     if known.text is None:
-        return _with_note(bubble, "The template's text is not known: only its values are shown.")
+        note = "The template's text is not known: only its values are shown."
+        return replace(bubble, note=note)
     return bubble
 
 
-def _with_note(bubble: Bubble, note: str) -> Bubble:
-    return Bubble(bubble.text, bubble.header, bubble.buttons, bubble.cards, note)
+def of_template(template: Template) -> Bubble:
+    """Return what recipients see of a template, its variables in place of values."""
+    bubble = _of_shape(template)
+    note = "" if template.text is not None else "The template's text is not known."
+    cards = tuple(map(_of_shape, template.cards))
+    return replace(bubble, footer=template.footer or "", cards=cards, note=note)
 
 
-def _bubble(parts: list[Json], shape: Shape | None, text: str | None) -> Bubble:
+def _of_shape(shape: Shape) -> Bubble:
+    names = shape.body if isinstance(shape.body, list) else range(1, shape.body + 1)
+    text = shape.text if shape.text is not None else " · ".join(f"{{{{{n}}}}}" for n in names)
     header: Header | None = None
+    if shape.header_text is not None:
+        header = Header("text", shape.header_text)
+    elif shape.header is not None:
+        header = Header(shape.header.lower(), shape.header.capitalize(), "Each message has its own")
+    return Bubble(text, header, buttons=tuple(_buttons({}, shape)))
+
+
+def _bubble(parts: list[Json], shape: Shape | None) -> Bubble:
+    header = Header("text", shape.header_text) if shape and shape.header_text else None
     values: list[tuple[str, str]] = []
     cards: list[Bubble] = []
     filled: dict[int, Json] = {}
@@ -109,7 +127,7 @@ def _bubble(parts: list[Json], shape: Shape | None, text: str | None) -> Bubble:
         parameters = [_object(one) for one in _list(part.get("parameters"))]
         match part.get("type"):
             case "header" if parameters:
-                header = _header(parameters[0])
+                header = _header(parameters[0], shape.header_text if shape else None)
             case "body":
                 values = [
                     (str(one.get("parameter_name", position)), _value(one))
@@ -122,14 +140,15 @@ def _bubble(parts: list[Json], shape: Shape | None, text: str | None) -> Bubble:
                 cards = list(_cards(part, shapes))
             case _:
                 values.append(("", _json(part)))
-    buttons = _buttons(filled, list(shape.buttons) if shape else [])
-    return Bubble(_fill(text, values), header, tuple(buttons), tuple(cards))
+    text = _fill(shape.text if shape else None, values)
+    footer = (shape.footer or "") if isinstance(shape, Template) else ""
+    return Bubble(text, header, footer, tuple(_buttons(filled, shape)), tuple(cards))
 
 
 def _cards(carousel: Json, shapes: list[Shape]) -> Iterator[Bubble]:
     for position, card in enumerate(map(_object, _list(carousel.get("cards")))):
         parts = [_object(part) for part in _list(card.get("components"))]
-        yield _bubble(parts, shapes[position] if position < len(shapes) else None, None)
+        yield _bubble(parts, shapes[position] if position < len(shapes) else None)
 
 
 def _fill(text: str | None, values: list[tuple[str, str]]) -> str:
@@ -140,12 +159,14 @@ def _fill(text: str | None, values: list[tuple[str, str]]) -> str:
     return re.sub(r"{{(\w+)}}", lambda found: by_name.get(found[1], found[0]), text)
 
 
-def _header(parameter: Json) -> Header:
+def _header(parameter: Json, text: str | None) -> Header:
     kind = str(parameter.get("type"))
     media = _object(parameter.get(kind))
     match kind:
         case "text":
-            return Header(kind, str(parameter.get("text", "")))
+            value = str(parameter.get("text", ""))
+            name = str(parameter.get("parameter_name", 1))
+            return Header(kind, _fill(text, [(name, value)]))
         case "location":
             place = f"{media.get('latitude')}, {media.get('longitude')}"
             return Header(kind, str(media.get("name", "")), f"{media.get('address', '')} ({place})")
@@ -164,18 +185,22 @@ _LABELS = {
     "phone_number": "Call",
     "flow": "Open form",
     "catalog": "View catalogue",
+    "mpm": "View items",
 }
 
 
-def _buttons(filled: dict[int, Json], kinds: list[str]) -> Iterator[Button]:
+def _buttons(filled: dict[int, Json], shape: Shape | None) -> Iterator[Button]:
     """Return the template's buttons with what the message puts in, then any others."""
+    kinds = shape.buttons if shape else []
+    labels = dict(enumerate(shape.labels if shape else []))
     for index in sorted({*range(len(kinds)), *filled}):
         part = filled.get(index, {})
         known = kinds[index].lower().removeprefix("static_") if index < len(kinds) else ""
-        kind = str(part.get("sub_type") or known)
+        # A one-time code is sent as the end of a link, and copied by its reader.
+        kind = "copy_code" if known == "otp" else str(part.get("sub_type") or known)
         parameters = _list(part.get("parameters"))
         value = _value(_object(parameters[0])) if parameters else ""
-        yield Button(kind, _LABELS.get(kind, kind), value)
+        yield Button(kind, labels.get(index) or _LABELS.get(kind, kind), value)
 
 
 def _value(parameter: Json) -> str:

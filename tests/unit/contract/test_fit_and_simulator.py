@@ -17,7 +17,8 @@ from notifier.contract.fit import misfits
 from notifier.contract.parse import parse
 from notifier.contract.template import Template
 from notifier.domain.failures import FieldError
-from tests.local.blip.templates import MisfitError, Registry
+from tests.local.blip import templates
+from tests.local.blip.misfits import MisfitError, check
 from tests.support.templates import translations
 from tests.unit.contract.test_documents import SAMPLES, USABLE
 
@@ -32,7 +33,7 @@ SHARES = 4
 PRIVATE = "Segredo"
 
 TRANSLATIONS = translations()
-REGISTRY = Registry()
+REGISTERED = {(one.name, one.language): one for one in templates.read()}
 
 # What the simulator refuses and the check does not, by the simulator's words: WhatsApp's answer is
 # not documented, or is about a value and not about what the template takes.
@@ -151,7 +152,7 @@ def said(name: str, parts: list[Json]) -> MisfitError | None:
         },
     }
     try:
-        REGISTRY.check(content)
+        check(content, lambda *name: REGISTERED.get(name))
     except MisfitError as misfit:
         return misfit
     return None

@@ -1,5 +1,5 @@
 """The tabs, in the order in which they stand."""
 
-from tests.local.console.tabs import events, messages, send, undelivered
+from tests.local.console.tabs import events, messages, send, templates, undelivered
 
-TABS = (messages.TAB, undelivered.TAB, events.TAB, send.TAB)
+TABS = (messages.TAB, undelivered.TAB, events.TAB, templates.TAB, send.TAB)
