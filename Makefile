@@ -10,7 +10,7 @@ PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export SAM_CLI_TELEMETRY := 0
 
-.PHONY: help setup run env events status publish failures redrive notification cancel forget pause resume check-bot rotate-webhook restore-ledger republish deploy undeploy test unit integration faults faults-short template e2e browser pictures bench cost check audit format schemas lock build clean mutants
+.PHONY: help setup run env events status publish failures redrive notification cancel forget pause resume check-bot templates rotate-webhook restore-ledger republish deploy undeploy test unit integration faults faults-short template e2e browser pictures bench cost check audit format schemas lock build clean mutants
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -96,6 +96,9 @@ check-bot: ## try a bot's key, URL and channel (BOT=name; STACK=name)
 rotate-webhook: ## a new webhook secret for a bot; ARGS=--leaked drops the one before at once (BOT=name; STACK=name)
 pause resume check-bot rotate-webhook: $(LOCAL)
 	@$(COMMAND) $@ $(BOT) $(STACK_OPTION) $(ARGS) $(OR_END)
+
+templates: $(LOCAL) ## what BLiP lists, and what each needs (BOT=name; ARGS=--sync asks BLiP at once; STACK=name)
+	@$(COMMAND) templates $(if $(BOT),--bot $(BOT)) $(STACK_OPTION) $(ARGS) $(OR_END)
 
 restore-ledger: $(LOCAL) ## copy what the ledger lacks from a restored table (FROM=table; STACK=name)
 	@$(COMMAND) restore-ledger $(FROM) $(STACK_OPTION) $(ARGS) $(OR_END)

@@ -18,10 +18,12 @@ import yaml
 from aws_lambda_powertools.event_handler.openapi.models import APIKey, License, Server
 
 from notifier.aws.events import DETAIL_TYPE, SOURCE
+from notifier.aws.template_events import DETAIL_TYPE as TEMPLATE_DETAIL_TYPE
 from notifier.contract import problems, request
 from notifier.domain.bots import NAME_PATTERN
 from notifier.domain.failures import Reason
 from notifier.domain.status import SENT_OR_LATER, UNDELIVERED, Status
+from notifier.domain.templates import Category, TemplateStatus
 from notifier.entrypoints.get_notification import GetNotification
 from notifier.use_cases.get_notification import Notifications
 
@@ -141,6 +143,11 @@ def status_event_schema() -> Json:
             "correlation_id": maybe(
                 "string", "The request's.", pattern=request.CORRELATION_PATTERN
             ),
+            "category": maybe(
+                "string",
+                "How WhatsApp prices and limits its template; null where BLiP has not said.",
+                enum=[*Category, None],
+            ),
             "stack": text("The stack that sends: a test stage's events may come by the same bus."),
         },
         "if": {"properties": {"status": {"enum": [s for s in told if s in UNDELIVERED]}}},
@@ -167,6 +174,50 @@ def status_event_schema() -> Json:
     }
 
 
+def template_change_schema() -> Json:
+    """Describe the event of a template that WhatsApp has approved, paused, rejected or moved."""
+    detail = {
+        "type": "object",
+        "title": "Detail",
+        "description": "A change of a template in one language.",
+        "properties": {
+            "event_id": text("Names the change: drop repetitions.", format="uuid"),
+            "bot": text("Whose template it is.", pattern=NAME_PATTERN),
+            "name": text("The template's name."),
+            "language": text("The code of its translation, as in pt_BR."),
+            "status": text("What WhatsApp says of it now.", enum=list(TemplateStatus)),
+            "previous_status": maybe(
+                "string",
+                "What it said before; null for a template that is new.",
+                enum=[*TemplateStatus, None],
+            ),
+            "category": maybe(
+                "string", "Its category now; null where BLiP has not said.", enum=[*Category, None]
+            ),
+            "previous_category": maybe(
+                "string", "Its category before; null where it is new.", enum=[*Category, None]
+            ),
+            "time": text("When BLiP was asked, in UTC.", format="date-time"),
+            "stack": text("The stack that sends: a test stage's events may come by the same bus."),
+        },
+    }
+    detail["required"] = list(cast("Json", detail["properties"]))
+    return {
+        "$schema": DIALECT,
+        "$id": "urn:blip-notifier:template-change",
+        "title": "TemplateChange",
+        "description": "A change of a template as EventBridge passes it on.",
+        "type": "object",
+        "properties": {
+            "source": {"const": SOURCE},
+            "detail-type": {"const": TEMPLATE_DETAIL_TYPE},
+            "detail": {"$ref": "#/$defs/Detail"},
+        },
+        "required": ["source", "detail-type", "detail"],
+        "$defs": {"Detail": detail},
+    }
+
+
 def dead_letter_schema() -> Json:
     field = {
         "type": "object",
@@ -186,12 +237,12 @@ def dead_letter_schema() -> Json:
                 "type": "array",
                 "maxItems": problems.MAX_FIELD_ERRORS,
                 "items": field,
-                "description": "For invalid: the broken fields.",
+                "description": "For invalid and template_mismatch: the broken fields.",
             },
             "code": maybe("integer", "The code of BLiP or WhatsApp, or the HTTP status."),
             "template": maybe("string", "The template's name."),
             "phase": text(
-                "How far it had come: contract, claim, look-up, send, settle or receipt."
+                "How far it had come: contract, claim, template, look-up, send, settle or receipt."
             ),
             "attempts": {
                 "type": "integer",
@@ -299,6 +350,7 @@ def files() -> dict[str, str]:
         "request.schema.json": request_schema(),
         "dead-letter.schema.json": dead_letter_schema(),
         "status-event.schema.json": status_event_schema(),
+        "template-change.schema.json": template_change_schema(),
     }
     return {
         name: json.dumps(schema, ensure_ascii=False, indent=2) + "\n"

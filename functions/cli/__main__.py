@@ -15,6 +15,7 @@ from functions.cli import (
     output,
     publishing,
     status,
+    templates,
     webhook,
 )
 from functions.cli.arguments import Command, UsageError, parse
@@ -41,6 +42,7 @@ COMMANDS = {
     "pause": Command(bots.run_pause, bots.arguments, f"BOT=name {ON_A_STACK}"),
     "resume": Command(bots.run_resume, bots.arguments, f"BOT=name {ON_A_STACK}"),
     "check-bot": Command(bots.run_check_bot, bots.arguments, f"BOT=name {ON_A_STACK}"),
+    "templates": Command(templates.run_templates, templates.arguments, f"[BOT=name] {ON_A_STACK}"),
     "rotate-webhook": Command(
         webhook.run_rotate_webhook, webhook.arguments, f"BOT=name {ON_A_STACK}"
     ),

@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -10,7 +11,8 @@ from functions.cli import output
 from functions.cli.arguments import json_argument
 from functions.cli.errors import CommandError
 from functions.cli.stack import Addressed, Resources, Stack, on_stack, stack_arguments
-from notifier.aws.bot_state import DynamoDbBotStates, bot_key, bot_state
+from notifier.aws.bot_items import bot_key, bot_state
+from notifier.aws.bot_state import DynamoDbBotStates
 from notifier.aws.table import Table
 from notifier.blip.client import BlipClient
 from notifier.domain.bot_state import Plan
@@ -18,6 +20,8 @@ from notifier.domain.bots import Bot, Bots, BotsSecretError, InvalidBot, parse_b
 from notifier.domain.failures import Failure
 from notifier.domain.templates import TemplateStatus
 
+# So many templates `check-bot` names of each status.
+SHOWN = 20
 PLANS: tuple[Plan, ...] = ("messages", "commands")
 
 
@@ -59,6 +63,7 @@ class Standing:
         problem: what is wrong with its entry in the secret; empty if nothing is.
         shares: by plan, the share of it that may be used now; empty if the entry cannot be read.
         next_message_at: the first free send slot.
+        paused_templates: those that WhatsApp has paused, with their languages.
     """
 
     name: str
@@ -68,6 +73,7 @@ class Standing:
     problem: str
     shares: dict[str, float]
     next_message_at: float
+    paused_templates: tuple[str, ...]
 
     @property
     def holds(self) -> list[str]:
@@ -117,6 +123,9 @@ def standing(stack: Resources, name: str, bot: Bot | InvalidBot | None) -> Stand
         problem=problem,
         shares=shares,
         next_message_at=state.next_message_at,
+        paused_templates=tuple(
+            f"{name} ({language})" for name, language in sorted(state.paused_templates)
+        ),
     )
 
 
@@ -212,14 +221,27 @@ def _answers(blip: BlipClient, bot: Bot) -> Finding:
 
 
 def _has_channel(blip: BlipClient, bot: Bot) -> Finding:
+    """Return which templates are approved, and which are not."""
     try:
         templates = blip.templates(bot, time.time(), lambda: None)
     except Failure as failure:
         return Finding("WhatsApp channel", good=False, detail=failure.detail)
-    translations = [one for each in templates.values() for one in each.translations.values()]
-    approved = sum(one.status is TemplateStatus.APPROVED for one in translations)
-    detail = f"{approved} of {len(translations)} templates are approved"
+    names: dict[str, list[str]] = defaultdict(list)
+    for template in templates.values():
+        for language, translation in template.translations.items():
+            names[translation.status].append(f"{template.name} ({language})")
+    approved = names.pop(TemplateStatus.APPROVED, [])
+    detail = f"{len(approved)} of {len(approved) + sum(map(len, names.values()))} templates are"
+    detail += f" approved: {_some(approved)}"
+    for status, others in sorted(names.items()):
+        detail += f"; {status.lower()}: {_some(others)}"
     return Finding("WhatsApp channel", good=bool(approved), detail=detail)
+
+
+def _some(names: list[str]) -> str:
+    """Return the first SHOWN names; `make templates` lists all of them."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return (", ".join(sorted(names)[:SHOWN]) or "none") + more
 
 
 def warn(stack: Stack, name: str) -> None:

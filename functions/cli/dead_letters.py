@@ -158,6 +158,8 @@ def _table(columns: list[str], found: list[Json]) -> None:
 def _row(found: Json, columns: list[str]) -> list[str]:
     shown = found | {"what": _SHOWN.get(found["outcome"])}
     shown |= {name: output.ago(found[name]) for name in ("oldest", "newest") if name in found}
+    if len(shown.get("fields", ())) > 1:  # one of them is the detail
+        shown["detail"] = "; ".join(shown["fields"])
     if shown.get("id", "") is None:
         shown["id"] = "(no id)"
     return ["-" if shown[column] is None else str(shown[column]) for column in columns]

@@ -6,7 +6,7 @@ from typing import Any
 from functions.cli import output
 from functions.cli.bots import identities
 from functions.cli.stack import Json, Resources, Stack
-from notifier.aws.bot_state import bot_key, bot_state
+from notifier.aws.bot_items import bot_key, bot_state
 from notifier.aws.table import Item, Table
 from notifier.domain.notification import ledger_key, message_id
 from notifier.domain.status import Status
@@ -40,10 +40,10 @@ def _of_item(key: str, item: Item) -> Evidence:
     if item.get("redrives"):
         times = output.plural(item["redrives"], "time")
         evidence["redrives"] = f"an operator had put it back {times}"
-    if "postponed" in item:
-        evidence["postponed"] = (
-            f"generation {item['postponed']} met a rate limit and was put back to be sent again"
-        )
+    if "waits" in item:
+        evidence["waits"] = ", ".join(item["waits"])
+    if "wake_at" in item:
+        evidence["waits_until"] = _at(item["wake_at"])
     if "restored_at" in item:
         evidence["restored"] = f"copied back from a backup at {_at(item['restored_at'])}"
     if "forgotten" in item:

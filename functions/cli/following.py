@@ -34,6 +34,7 @@ class Followed:
         status: as the ledger has it; None until a function has taken it up.
         reason: why it ended without delivery.
         ended: whether it was delivered, or failed, or was cancelled.
+        wakes_at: until when it waits to be sent again, in epoch seconds.
     """
 
     published: "Published"
@@ -41,6 +42,7 @@ class Followed:
     status: str | None = None
     reason: str | None = None
     ended: bool = False
+    wakes_at: float | None = None
 
     @property
     def delivered(self) -> bool:
@@ -58,9 +60,8 @@ class Followed:
             self.status, self.reason, self.ended = Status.REJECTED, own[0], True
         elif item and self._is_of(item):
             self.status, self.reason = item["status"], item.get("reason")
-            # Put back because of a rate limit, it goes on as the next generation.
-            goes_on = item.get("postponed") == item["generation"]
-            failed = self.status in UNDELIVERED and not goes_on
+            self.wakes_at = item["wake_at"] / 1000 if "wake_at" in item else None
+            failed = self.status in UNDELIVERED
             self.ended = failed or self.delivered or self.status == Status.CANCELLED
         return (self.status, self.reason) != before
 
@@ -149,6 +150,8 @@ def _followed(published: "Sequence[Published]") -> "tuple[list[Followed], list[P
 
 def _line(one: Followed) -> str:
     ended = f"{one.status}: {one.reason}" if one.reason else one.status
+    if one.wakes_at is not None:
+        ended = f"{one.status} until {output.moment(one.wakes_at)}"
     return f"{time.strftime('%H:%M:%S')}  {one.published.message.notification_id}  {ended}"
 
 
@@ -157,7 +160,7 @@ def _conclude(
 ) -> None:
     """Count how the requests ended, and show the next command."""
     counts = Counter(
-        "delivered" if one.delivered else one.reason or one.status if one.ended else "under way"
+        "delivered" if one.delivered else one.reason or one.status if one.ended else _stage(one)
         for one in followed
     )
     output.say()
@@ -175,6 +178,10 @@ def _conclude(
         ids = [str(one.published.message.notification_id) for one in failed[:5]]
         command = stack.command("failures", "", ["--each", "--id", *ids])
         output.next_step("See why", command)
+
+
+def _stage(one: Followed) -> str:
+    return "waiting" if one.status == Status.WAITING else "under way"
 
 
 def _as_json(one: Followed) -> dict[str, object]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from functions.cli import arguments, output
 from functions.cli.errors import CommandError
-from functions.cli.stack import Resources, Stack, on_stack, stack_arguments
+from functions.cli.stack import Json, Resources, Stack, on_stack, stack_arguments
 from notifier.aws.events import EventBridgeStatusEvents
 from notifier.aws.outbox import status_events
 from notifier.aws.table import Item, Table, milliseconds
@@ -19,31 +19,53 @@ from notifier.settings import PublishStatusEventsSettings, read
 from notifier.use_cases.publish_status_events import ALL_PUBLISHED, DEFAULT_PUBLISHED, Publisher
 
 
-def restore_ledger(stack: Resources, source: str) -> Iterator[tuple[int, int]]:
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """How far a restoration has come.
+
+    Attributes:
+        read: how many items of the restored table.
+        copied: how many of them the ledger lacked.
+        waiting: how many of those waited to be sent again.
+    """
+
+    read: int = 0
+    copied: int = 0
+    waiting: int = 0
+
+
+def restore_ledger(stack: Resources, source: str) -> Iterator[Restored]:
     """Copy from a restored table what the ledger lacks; what it has is newer and stays.
 
-    Each item is marked: its status events were published before the backup.
+    Each item is marked: its status events were published before the backup. What waited then is not
+    sent by itself: it may have been sent since.
 
     Yields:
-        After each page, how many items were read so far and how many of them were lacking.
+        After each page of the restored table, how far the run has come.
     """
     dynamodb, ledger = stack.client("dynamodb"), stack.physical_id("LedgerTable")
     mark = {"restored_at": {"N": str(milliseconds(time.time()))}}
-    read = copied = 0
+    read = copied = waiting = 0
     for page in dynamodb.get_paginator("scan").paginate(TableName=source, ConsistentRead=True):
         for item in page["Items"]:
             read += 1
             try:
                 dynamodb.put_item(
                     TableName=ledger,
-                    Item=item | mark,
+                    Item=_without_wait(item) | mark,
                     ConditionExpression="attribute_not_exists(#key)",
                     ExpressionAttributeNames={"#key": "key"},
                 )
             except dynamodb.exceptions.ConditionalCheckFailedException:
                 continue
             copied += 1
-        yield read, copied
+            waiting += item.get("status") == {"S": Status.WAITING}
+        yield Restored(read, copied, waiting)
+
+
+def _without_wait(item: Json) -> Json:
+    """Return an item without the attributes by which its wait would end in a send."""
+    return {name: item[name] for name in item if name not in {"wake_shard", "wake_at"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,14 +184,16 @@ class _Unmeasured:
 @on_stack
 def run_restore_ledger(stack: Stack, options: argparse.Namespace) -> int:
     """Copy from a restored table what the ledger lacks; what it has is newer and stays."""
-    read_items = copied = 0
+    done = Restored()
     with output.progress() as progress:
-        for read_items, copied in restore_ledger(stack, options.table):
-            progress(f"{read_items} items read, {copied} copied")
+        for done in restore_ledger(stack, options.table):
+            progress(f"{done.read} items read, {done.copied} copied")
     if options.json:
-        output.print_json({"read": read_items, "copied": copied})
+        output.print_json(asdict(done))
     else:
-        output.say(f"copied back: {copied} of {read_items} items; the ledger has the others")
+        output.say(f"copied back: {done.copied} of {done.read} items; the ledger has the others")
+        if done.waiting:
+            output.say(f"{done.waiting} of those waited, and are not sent again by themselves")
     return 0
 
 

@@ -11,7 +11,13 @@ from functions.cli.stack import Json, Stack, on_stack, stack_arguments
 from notifier.domain.status import UNDELIVERED, Status
 from notifier.use_cases.redrive_failures.orders import ListOrder
 
-_UNDER_WAY = {Status.CLAIMED, Status.SENDING, Status.RETRYING, Status.UNKNOWN}
+_UNDER_WAY = {
+    Status.CLAIMED,
+    Status.SENDING,
+    Status.RETRYING,
+    Status.UNKNOWN,
+    Status.WAITING,
+}
 
 
 @on_stack

@@ -78,6 +78,7 @@ def _bot(stands: Standing) -> Json:
         "breaker": stands.breaker or None,
         "problem": stands.problem or None,
         "shares": stands.shares,
+        "paused_templates": list(stands.paused_templates),
     }
 
 
@@ -237,7 +238,11 @@ def _show(stack: Stack, answer: Json) -> None:
 def _bot_as_text(bot: Json) -> str:
     state = ", and ".join(bot["holds"]) or "is ready"
     shares = bot["shares"]
-    return f"{state}; of its plan {bots.shares_as_text(shares)}" if shares else state
+    if shares:
+        state += f"; of its plan {bots.shares_as_text(shares)}"
+    if paused := bot["paused_templates"]:
+        state += f"; WhatsApp has paused {', '.join(paused)}"
+    return state
 
 
 def _queue_row(queue: Json) -> list[str]:

@@ -230,9 +230,20 @@ def lab() -> Iterator[Lab]:
         port = _line(aws, "the stand-in for AWS").strip()
         made = Lab(f"http://127.0.0.1:{port}", where["url"], key, folder, cleanup)
         made.plan(FULL_SPEED)
+        made.put({"identities": registry()})
         refusal = {"path": "messages", "template": REFUSED, "status": 400, "code": 24}
         made._blip("POST", "faults", refusal)
         yield made
+
+
+def registry() -> dict[str, dict[str, Any]]:
+    """Return the items of the templates that are sent, as a sync has written them."""
+    asked_at = int(1000 * time.time())
+    languages = {"pt_BR": {"status": "APPROVED", "category": "UTILITY", "body": 2}}
+    return {
+        key: {"key": key, "asked_at": asked_at, "languages": languages}
+        for key in (f"template:default/{name}" for name in ("order_shipped", REFUSED))
+    }
 
 
 # --- Requests -------------------------------------------------------------------------------------

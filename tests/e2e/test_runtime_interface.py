@@ -26,7 +26,7 @@ import boto3
 import pytest
 
 from tests.local.aws import REGION
-from tests.local.blip import Simulator
+from tests.local.blip import Simulator, Template
 from tests.local.machine import HOST, PATIENCE_SECONDS, free_ports, wait_until
 from tests.template.transformed import as_list, load, logical_id
 
@@ -533,6 +533,56 @@ def test_it_asks_for_receipts_with_the_rights_of_its_role(
         log = poll_receipts.log()
 
     assert answer == {"asked": 1}
+    assert "AccessDenied" not in log
+
+
+def test_it_syncs_templates_with_the_rights_of_its_role(
+    artefacts: Path, aws: GuardedAws, blip: Simulator, tmp_path: Path
+) -> None:
+    with function("SyncTemplatesFunction", artefacts, aws, tmp_path) as sync_templates:
+        first = sync_templates.invoke({})
+        blip.put_templates(Template(name="brand_new", language="pt_BR", body=2))
+        answer = sync_templates.invoke({})
+        log = sync_templates.log()
+
+    assert answer["templates"]["asked"] == first["templates"]["asked"] + 1
+    item = aws.client("dynamodb").get_item(
+        TableName="IdentitiesTable", Key={"key": {"S": "template:asked/brand_new"}}
+    )["Item"]
+    assert item["languages"]["M"]["pt_BR"]["M"]["status"] == {"S": "APPROVED"}
+    # It is new to a bot that was synced: an event, which the role may put.
+    assert "template changed" in log
+    assert "AccessDenied" not in log
+
+
+def test_it_wakes_what_has_waited_with_the_rights_of_its_role(
+    artefacts: Path, aws: GuardedAws, blip: Simulator, tmp_path: Path
+) -> None:
+    request = a_request("to-be-woken")
+    batch = aws.batch_of(request)
+    with function("SendNotificationFunction", artefacts, aws, tmp_path) as send_notification:
+        assert send_notification.invoke(batch) == {"batchItemFailures": []}
+    key = blip.inbox()[0]["id"]
+    aws.client("dynamodb").update_item(
+        TableName="LedgerTable",
+        Key={"key": {"S": key}},
+        UpdateExpression="SET #status = :waiting, wake_shard = :shard, wake_at = :long_ago",
+        ConditionExpression="#status = :sent",
+        ExpressionAttributeNames={"#status": "status"},
+        ExpressionAttributeValues={
+            ":waiting": {"S": "waiting"},
+            ":sent": {"S": "sent"},
+            ":shard": {"S": key[0]},
+            ":long_ago": {"N": "1"},
+        },
+    )
+
+    with function("WakeNotificationsFunction", artefacts, aws, tmp_path) as wake_notifications:
+        answers = [wake_notifications.invoke({}) for _ in range(2)]
+        log = wake_notifications.log()
+
+    assert answers == [{"woken": 1}, {"woken": 0}]
+    assert [message["Body"] for message in aws.receive("RequestsQueue")] == [request]
     assert "AccessDenied" not in log
 
 

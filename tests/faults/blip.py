@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from random import Random
 from typing import Any, Literal
+from urllib.parse import parse_qs, urlsplit
 from weakref import WeakKeyDictionary
 
 import httpx
@@ -21,7 +22,7 @@ from notifier.domain.bots import Bot
 from notifier.domain.failures import Unknown
 from tests.support.simulated_aws.simulation import Process, Simulation
 
-type Kind = Literal["messages", "lookups", "history", "ping"]
+type Kind = Literal["messages", "lookups", "history", "templates", "ping"]
 # What may happen to a call. `refused`: no connection. `unavailable`: a proxy's 503, which says that
 # it never left. `throttled`: 429 out of the blue. `unauthorized`: 401. `dropped`: the connection
 # breaks before BLiP has read it. `swallowed`: accepted, and the connection breaks. `gateway`:
@@ -197,6 +198,8 @@ class Account:
         channel: it has a WhatsApp channel; without one BLiP answers its pings, and no look-up.
         prolonged: a refused call during a cooldown starts the cooldown again.
         chat: what else uses its plan.
+        templates: what BLiP lists, as its enriched list has it.
+        paused: the names of templates whose messages WhatsApp fails because it has paused them.
         throttled: how many calls of ours were answered 429.
         cooldowns: the start of each cooldown.
         most_per_second: the most calls within any second, by plan.
@@ -208,6 +211,8 @@ class Account:
     channel: bool = True
     prolonged: bool = False
     chat: Chat | None = None
+    templates: list[dict[str, Any]] = field(default_factory=list)
+    paused: set[str] = field(default_factory=set)
     throttled_until: float = 0.0
     throttled: int = 0
     cooldowns: list[float] = field(default_factory=list)
@@ -508,6 +513,8 @@ class SimBlip(BlipClient):
                 return self._looked_up(account, envelope["uri"].rpartition("/")[2])
             case "history":
                 return self._asked(envelope["uri"].partition("id=")[2].partition("&")[0])
+            case "templates":
+                return _listed(account, parse_qs(urlsplit(envelope["uri"]).query))
             case "ping":
                 return _success({})
 
@@ -518,7 +525,9 @@ class SimBlip(BlipClient):
             return _refusal((400, 21))
         if fate.message is not None:
             return _refusal(fate.message)
-        self._accept(Accepted(envelope["id"], account.name, phone, began_at, 0.0))
+        is_paused = envelope["content"]["template"]["name"] in account.paused
+        accepted = Accepted(envelope["id"], account.name, phone, began_at, 0.0)
+        self._accept(accepted, TEMPLATE_PAUSED if is_paused else None)
         return _Answer(202, {}, "", None)
 
     def _looked_up(self, account: Account, phone: str) -> _Answer:
@@ -563,7 +572,7 @@ class SimBlip(BlipClient):
 
     # --- what becomes of messages -----------------------------------------------------------------
 
-    def _accept(self, accepted: Accepted) -> None:
+    def _accept(self, accepted: Accepted, fails_with: int | None = None) -> None:
         accepted.at = self.simulation.now
         self.sent[accepted.message_id].append(accepted)
         self.on_accept(accepted)
@@ -574,6 +583,9 @@ class SimBlip(BlipClient):
         fate = self.fates.get(accepted.phone, _ORDINARY)
         self._later(accepted, "accepted", chance.uniform(0, 0.2))
         self._later(accepted, "dispatched", chance.uniform(0.1, 1))
+        if fails_with is not None:
+            self._later(accepted, "failed", chance.uniform(0.5, 3), fails_with)
+            return
         if fate.silent:
             return
         failed_before = self._failures[accepted.message_id[:36]]
@@ -626,6 +638,8 @@ class SimBlip(BlipClient):
 
 
 _ORDINARY = Fate()
+# WhatsApp's code of a message whose template it has paused.
+TEMPLATE_PAUSED = 132015
 
 
 def _kind(path: str, envelope: dict[str, Any]) -> Kind:
@@ -634,7 +648,19 @@ def _kind(path: str, envelope: dict[str, Any]) -> Kind:
     uri: str = envelope["uri"]
     if uri == "/ping":
         return "ping"
+    if uri.startswith("/message-templates"):
+        return "templates"
     return "history" if uri.startswith("/notifications?") else "lookups"
+
+
+def _listed(account: Account, query: dict[str, list[str]]) -> _Answer:
+    """Return a page of a bot's templates."""
+    if not account.channel:
+        return _refusal((200, 81))
+    wanted = query.get("templateName")
+    found = [each for each in account.templates if wanted is None or each["name"] in wanted]
+    skip, take = int(query["$skip"][0]), int(query["$take"][0])
+    return _success({"total": len(found), "data": found[skip : skip + take]})
 
 
 def _success(resource: dict[str, Any]) -> _Answer:

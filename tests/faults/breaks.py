@@ -13,9 +13,10 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
-from notifier.aws import events, outbox
+from notifier.aws import events, notifications, outbox
 from notifier.aws.ledger import DynamoDbLedger
 from notifier.aws.receipts_ledger import DynamoDbReceiptsLedger
+from notifier.aws.waiting_ledger import DynamoDbWaitingLedger
 from notifier.entrypoints import publish_status_events as root
 from notifier.use_cases import publish_status_events as publishing
 from notifier.use_cases.publish_status_events import Publisher
@@ -24,6 +25,7 @@ from notifier.use_cases.send_notification.batch import SendNotifications
 from notifier.use_cases.send_notification.delivery import Delivery
 from notifier.use_cases.send_notification.outcomes import Outcomes
 from notifier.use_cases.send_notification.reconciliation import Reconciliation
+from notifier.use_cases.wake_notifications import Waking
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ BREAKS = {
         Receipts,
         "_failed",
         "self._dead_letter(",
-        "self.ledger.fail(receipt, Reason.UNDELIVERED, postponed=False)\n    self._dead_letter(",
+        "self.ledger.fail(receipt, Reason.UNDELIVERED)\n    self._dead_letter(",
     ),
     "what crashed does not come back": Break(
         SendNotifications, "_outcome", "retry_in=backoff", "retry_in=None"
@@ -112,8 +114,33 @@ BREAKS = {
     "a receipt that overtakes the answer stands for no `sent`": Break(
         outbox, "status_events", "events.append(_event(item, Status.SENT, generation, at))", "pass"
     ),
-    "what was put back because of a rate limit is published as `failed`": Break(
-        outbox, "status_events", "status is Status.FAILED and reason is None", "False"
+    "what waits is woken before its time": Break(
+        DynamoDbWaitingLedger, "due_waits", '":now": milliseconds(self._now())', '":now": 2**53'
+    ),
+    "what was put on the queue leaves the index before SQS has it": Break(
+        Waking,
+        "_wake",
+        "taken = self.requests.wake(entries)",
+        "[self.ledger.woken(entry) for entry in entries]\n"
+        "        taken = self.requests.wake(entries)",
+    ),
+    "what SQS does not take leaves the index": Break(
+        Waking, "_wake", "for entry in taken:", "for entry in entries:"
+    ),
+    "a late end of a wait ends the next one": Break(
+        DynamoDbWaitingLedger, "woken", "AND generation = :", "OR generation = :"
+    ),
+    "what is taken back stays in the index, and is sent": Break(
+        notifications, "_has_not_gone_out", "Status.RETRYING | Status.WAITING", "Status.RETRYING"
+    ),
+    "any request starts what waits": Break(
+        DynamoDbLedger,
+        "_claim_as",
+        'found["generation"] == asked_generation',
+        '(found["generation"] == asked_generation or found["status"] == "waiting")',
+    ),
+    "a wait is believed to be no word of BLiP's": Break(
+        outbox, "status_events", "status is Status.WAITING or reason in", "reason in"
     ),
     "what was cancelled in advance is published before its request has come": Break(
         outbox, "status_events", '"template" not in item', "False"

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from notifier.aws.table import Item
+from notifier.aws.template_events import DETAIL_TYPE as TEMPLATE_DETAIL_TYPE
 from notifier.domain.notification import ledger_key
 from tests.support.simulated_aws.dynamodb import Aws, AwsError, AwsFaults, refused
 from tests.support.simulated_aws.simulation import Simulation
@@ -50,6 +51,7 @@ class SimEventBus:
     Attributes:
         on_event: called for every event that is taken.
         published: the details of these, by notification id.
+        changes: the details of what was published of templates.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class SimEventBus:
         self.faults = faults
         self.on_event: Callable[[dict[str, Any]], None] = lambda _: None
         self.published: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        self.changes: list[dict[str, Any]] = []
         self._simulation = simulation
         self._aws = Aws(simulation, faults.calls)
         self._aws.fails = lambda call: self._away() or fails(call)
@@ -76,7 +79,7 @@ class SimEventBus:
 
     def _put_all(self, entries: list[dict[str, str]]) -> dict[str, Any]:
         details = [json.loads(entry["Detail"]) for entry in entries]
-        if any(detail["id"] in self.faults.too_large for detail in details):
+        if any(detail.get("id") in self.faults.too_large for detail in details):
             raise refused("ValidationException", "PutEvents")
         return {"Entries": [self._put(each) for each in entries]}
 
@@ -84,6 +87,9 @@ class SimEventBus:
         """Return the answer to one entry, which does not depend on the entries before it."""
         assert entry.keys() == {"EventBusName", "Source", "DetailType", "Detail"}
         detail = json.loads(entry["Detail"])
+        if entry["DetailType"] == TEMPLATE_DETAIL_TYPE:
+            self.changes.append(detail)
+            return {"EventId": "template"}
         chance = self._simulation.random
         if detail["id"] in self.faults.never:
             return {"ErrorCode": chance.choice(LASTING), "ErrorMessage": "no"}
@@ -99,8 +105,9 @@ class SimEventBus:
 # --- What should be there -------------------------------------------------------------------------
 
 # What only BLiP says of a message, which it therefore has taken.
-BY_RECEIPT = {"accepted", "dispatched", "received", "consumed"}
-ALL_PUBLISHED = BY_RECEIPT | {"sent", "failed", "rejected", "expired", "cancelled"}
+BY_RECEIPT = {"accepted", "dispatched", "waiting", "received", "consumed"}
+FAILED_BY_RECEIPT = {"undelivered", "recipient_capped", "opted_out"}
+ALL_PUBLISHED = (BY_RECEIPT - {"waiting"}) | {"sent", "failed", "rejected", "expired", "cancelled"}
 UNDELIVERED = {"failed", "rejected", "expired"}
 # How the key of the item ends that holds what was refused under a notification's id.
 REFUSED = ":refused"
@@ -156,11 +163,10 @@ class StatusEvents:
             return
         for status, generation, at, *_ in self._changes(before, after):
             ended = after["reason"] if status in UNDELIVERED else None
-            taken = status in BY_RECEIPT or (status == "failed" and ended == "undelivered")
+            taken = status in BY_RECEIPT or ended in FAILED_BY_RECEIPT
             if taken and f"sent {generation}" not in self._expected[key]:
                 self._expect(key, record, _detail(after, "sent", generation, None, at))
-            postponed = status == "failed" and after.get("postponed") == generation
-            if status in self._published and not postponed:
+            if status in self._published:
                 self._expect(key, record, _detail(after, status, generation, ended, at))
 
     def _changes(self, before: Item, after: Item) -> list[list[Any]]:
@@ -229,6 +235,7 @@ def _detail(
         "time": moment.isoformat(timespec="milliseconds"),
         "metadata": item.get("metadata", {}),
         "correlation_id": item.get("correlation_id"),
+        "category": item.get("category"),
     }
 
 

@@ -40,8 +40,8 @@ VALID_FOR = [None, None, 15, 2000]
 LAGS = [*[(0, 300)] * 3, (10_000, 20_000)]
 # More sandboxes at a time than this only repeat what two do to each other.
 SANDBOXES = 3
-# Permanent, a rate limit, an unreachable recipient, possibly sent.
-CODES = [131047, 131056, 131026, 86]
+# Permanent, a rate limit, an unreachable recipient, possibly sent, a capped one, one who opted out.
+CODES = [131047, 131056, 131026, 86, 131049, 131050]
 CALLS = [
     "ledger.",
     "identities.",
@@ -62,8 +62,8 @@ FAULTS: list[Fault] = [
     "throttled",
     "unauthorized",
 ]
-# A request must have its chance before SQS deletes it.
-MAX_SECONDS = 10 * 86_400
+# A request must have its chance before SQS deletes it, and a wait takes four days and a half.
+MAX_SECONDS = 8 * 86_400
 START = 1_800_000_000
 
 # One of what there is: a number modulo how much there is.
@@ -90,6 +90,7 @@ EVENTS = st.one_of(
     _event("go_on", steps=steps, order=order),
     _event("go_on", steps=steps, order=order),
     _event("finish"),
+    _event("wake", steps=steps, order=order),
     _event("wait", seconds=st.sampled_from([1, 6, 35, 130, 1000, 4000, 90_000])),
     _event("stick", seconds=st.sampled_from([0.01, 1, 9, 16])),
     _event("kill", which=one),
@@ -249,6 +250,11 @@ class Interleavings(RuleBasedStateMachine):
             startable[which % len(startable)].poll(most)
             self.go_on(steps, order)
 
+    def wake(self, steps: int, order: int) -> None:
+        """Start the function that wakes what has waited."""
+        self._world.wake()
+        self.go_on(steps, order)
+
     def go_on(self, steps: int, order: int) -> None:
         """Make calls begin, arrive or return, one by one."""
         simulation, chance = self._world.simulation, Random(order)
@@ -360,7 +366,7 @@ class Interleavings(RuleBasedStateMachine):
             if not self.broken:
                 self.world.simulation.crash = None
                 self.world.let_go()
-                self.world.settle(at_most=5 * 86_400)
+                self.world.settle(at_most=6 * 86_400)
                 self.broken = self.world.invariants.broken()
                 assert not self.broken, self.broken
         finally:

@@ -2,9 +2,10 @@
 
     never lost       every request ends sent, or as a dead letter, or is still on the queue
     never twice      BLiP takes one message per generation
-    in time          nothing is sent after `valid_until`, nor after it was taken back
-    forward only     a status never goes back, and a new generation follows only a failed one that
-                     was put back on the queue
+    in time          nothing is sent after `valid_until`, nor after it was taken back, nor before
+                     its wait is over
+    forward only     a status never goes back, and a new generation follows only a failed one, or
+                     one that waits, that was put back on the queue
     the right words  every dead letter has the reason it deserves, and upstream hears of each end
     every event      each change of status that upstream hears of is published, in the order of its
                      key, and nothing else is
@@ -44,6 +45,7 @@ RANKS = {
     "sent": 1,
     "accepted": 2,
     "dispatched": 3,
+    "waiting": 4,
     "failed": 4,
     "rejected": 4,
     "expired": 4,
@@ -70,6 +72,9 @@ PROBE_SECONDS = 30.0
 # The right to probe is older than the probe by the time of a table's answer, which may be slow.
 PROBE_TOLERANCE = 4.0
 MAX_TOLD = 20
+# What says that the recipient has had enough marketing for now.
+CAPS = {131049, 130472, 472}
+MAX_LONG_WAITS = 3
 
 
 @dataclass
@@ -105,6 +110,8 @@ class Invariants:
         # Dead letters of requests that waited too long for a message that shows how far the
         # history goes.
         self._waited_for_control: set[int] = set()
+        # Keys of what waited when it was copied back from a backup: nothing sends it by itself.
+        self.left_waiting: set[str] = set()
         self._shown: set[int] = set()  # dead letters of messages that the history shows
         self._ever_cancelled: set[str] = set()
         world.blip.on_accept = self._accepted
@@ -140,6 +147,17 @@ class Invariants:
         if "generation" in message.attributes:
             generation = int(message.attributes["generation"]["StringValue"])
             self._put_back.add((message.body, generation))
+            self._look_at_wait(message.body, generation)
+
+    def _look_at_wait(self, body: str, generation: int) -> None:
+        """Find what is put on the queue before its wait is over."""
+        request = parse(body).request
+        key = ledger_key(request.bot, request.id)
+        item = self._world.tables["ledger"].items.get(key, {})
+        waits = item.get("status") == "waiting" and item["generation"] == generation
+        early = item.get("wake_at", 0) / 1000 - self._world.simulation.now
+        if waits and early > self._world.faults.skew and not self.wanted[key].redriven:
+            self._break(f"{key} is put on the queue {early:.3f} s before its wait is over")
 
     def _sent_to_dead_letters(self, letter: "Message") -> None:
         self.letters.append(letter)
@@ -206,7 +224,7 @@ class Invariants:
                 self._break(f"{key} went back from {was} to {now}")
         elif after["generation"] != before["generation"] + 1:
             self._break(f"{key}: generation {before['generation']} -> {after['generation']}")
-        elif was not in UNDELIVERED:
+        elif was not in UNDELIVERED | {"waiting"}:
             self._break(f"{key}: generation {after['generation']} begins while {was}")
         elif (after["request"], before["generation"]) not in self._put_back:
             self._break(f"{key}: generation {after['generation']} begins, and nobody wanted it")
@@ -226,8 +244,12 @@ class Invariants:
         broken += [f"unforeseen: {error}" for error in world.unforeseen]
         broken += [
             f"the function failed: {error!r}"
-            for mapping in (world.sending, world.recording, world.publishing)
-            for error in mapping.errors
+            for error in (
+                *world.sending.errors,
+                *world.recording.errors,
+                *world.publishing.errors,
+                *world.waking_errors,
+            )
             if not isinstance(error, BotoCoreError | ClientError | BatchCrashed)
         ]
         for queue in (world.requests, world.receipts, world.dead_letters):
@@ -352,7 +374,7 @@ class Invariants:
                 if key not in unheard and (status, None) not in published:
                     broken.append(never_heard)
                 continue
-            else:
+            elif status != "waiting" or key not in self.left_waiting:
                 broken.append(f"lost: {name} is still {status}")
             # While an id is cancelled, nothing under it is sent, whatever its content.
             if (
@@ -403,6 +425,13 @@ class Invariants:
                 deserved = fate is not None and (fate.refused or fate.message is not None)
             case "undelivered":
                 deserved = facts["failure"].get("code") in blip.failed.get(sent_as, ())
+            case "recipient_capped":
+                # After three waits of a day or more; or the next one would be over too late.
+                gives_up = (generation or 1) > MAX_LONG_WAITS or request.valid_until is not None
+                capped = set(blip.failed.get(sent_as, ())) & CAPS
+                deserved = gives_up and facts["failure"].get("code") in capped
+            case "opted_out":
+                deserved = facts["failure"].get("code") in {131050} & set(blip.failed[sent_as])
             case "outcome_unknown":
                 if letter.number in self._shown and world.settings.history.answers:
                     return "BLiP's history shows it"

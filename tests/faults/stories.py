@@ -119,6 +119,29 @@ def _rate_limited(world: World) -> None:
     world.publish(an_order())
 
 
+def _fails(*codes: int) -> Callable[[World], None]:
+    """Return the beginning of a story whose messages fail with these codes, one after the other."""
+
+    def begin(world: World) -> None:
+        world.know(PHONE)
+        world.blip.fates[PHONE] = Fate(failing=codes)
+        world.publish(an_order())
+
+    return begin
+
+
+def _capped_and_soon_out_of_date(world: World) -> None:
+    world.know(PHONE)
+    world.blip.fates[PHONE] = Fate(failing=[131049])
+    soon = datetime.fromtimestamp(world.simulation.now + 3600, UTC).isoformat()
+    world.publish(an_order(valid_until=soon))
+
+
+def _capped_and_cancelled(world: World) -> None:
+    _fails(131049)(world)
+    world.later(world.simulation.now + 3600, lambda: world.cancel("order-1"))
+
+
 def _redriven(world: World) -> None:
     _undelivered(world)
 
@@ -245,6 +268,14 @@ STORIES = {
     "receipt: cannot be reached": Story(_unreachable, "failed"),
     "receipt: the whole number is down": Story(_number_down, "failed", sent=2),
     "receipt: rate limit, sent again": Story(_rate_limited, "consumed", sent=2),
+    "receipt: template paused, sent again": Story(_fails(132015), "consumed", sent=2),
+    "receipt: capped, sent again": Story(_fails(131049), "consumed", sent=2),
+    "receipt: capped, until it is given up": Story(_fails(*[131049] * 4), "failed", sent=4),
+    "receipt: capped, and soon out of date": Story(_capped_and_soon_out_of_date, "failed"),
+    "receipt: capped, then cancelled": Story(
+        _capped_and_cancelled, "cancelled", or_else="consumed"
+    ),
+    "receipt: opted out": Story(_fails(131050), "failed"),
     "failed, then redriven": Story(_redriven, "consumed", sent=2),
     # Killed before it is in the ledger, the cancellation is none.
     "cancelled in advance": Story(_cancelled_in_advance, "cancelled", sent=0, or_else="consumed"),
@@ -302,10 +333,11 @@ def calls(story: Story) -> list[str]:
 def points(story: Story) -> Iterator[Point]:
     """Return every place where its sandbox can be killed.
 
-    A poll that finds nothing to ask for is no part of the story.
+    A poll that finds nothing to ask for is no part of the story, nor is a shard in which nothing
+    waits.
     """
     for number, call in enumerate(calls(story)):
-        if call not in {"poller: secrets.get", "poller: ledger.query"}:
+        if call not in {"poller: secrets.get", "poller: ledger.query", "waker: ledger.query"}:
             for where in WHERE:
                 yield Point(number, call, where)
 
@@ -362,6 +394,11 @@ def failed_at(story: Story, number: int, error: AwsError) -> list[str]:
     return broken
 
 
+def _polled(world: World) -> bool:
+    """Return whether there is a message that the history is asked about."""
+    return any(world.tables["ledger"].indexes["polls"].values())
+
+
 def _run(
     story: Story,
     crash: Callable[[Process, str, Side], Crash | None],
@@ -379,10 +416,10 @@ def _run(
         if story.trusted:
             world.trust_history()
         story.begin(world)
-        world.settle(at_most=4 * 86_400)
+        world.settle(at_most=15 * 86_400)
         if not story.receipts:
             with suppress(TimeoutError):
-                world.run_until(lambda: not world.tables["ledger"].polled, at_most=4 * 86_400)
+                world.run_until(lambda: not _polled(world), at_most=4 * 86_400)
                 world.settle()
         broken = world.invariants.broken()
         entry = world.entry(an_order())

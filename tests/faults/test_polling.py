@@ -52,8 +52,7 @@ def _due(world: World, number: int) -> str:
         "poll_at": round((sent_at + 300) * 1000),
         "poll_since": round(sent_at * 1000),
     }
-    world.tables["ledger"].items[key] = item
-    world.tables["ledger"].polled.add(key)
+    world.tables["ledger"].put(key, item)
     accepted = Accepted(key, "default", body["to"], sent_at, sent_at)
     for event in EVENTS:
         world.blip.report(accepted, event, pushed=False)

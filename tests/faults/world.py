@@ -28,11 +28,15 @@ from notifier.entrypoints import poll_receipts as polling_root
 from notifier.entrypoints import publish_status_events as publishing_root
 from notifier.entrypoints import record_receipt as recording_root
 from notifier.entrypoints import send_notification as sending_root
+from notifier.entrypoints import sync_templates as syncing_root
+from notifier.entrypoints import wake_notifications as waking_root
 from notifier.settings import (
     PollReceiptsSettings,
     PublishStatusEventsSettings,
     RecordReceiptSettings,
     SendNotificationSettings,
+    SyncTemplatesSettings,
+    WakeNotificationsSettings,
 )
 from notifier.use_cases.get_notification import Notifications, TooLate
 from tests.faults.blip import (
@@ -110,6 +114,7 @@ class Settings:
         all_receipts: status events are published for `accepted` and `dispatched`, too.
         groups: requests come with SQS's `MessageGroupId`; what comes through SNS has none.
         secret: what stands in the secret beside each bot's key and plan.
+        registry: the templates are synced every quarter of an hour, the first time at once.
         manual: nothing happens until `step` is called, and calls take as long as they are let.
     """
 
@@ -123,6 +128,7 @@ class Settings:
     all_receipts: bool = False
     groups: bool = True
     secret: Mapping[str, Any] = field(default_factory=dict)
+    registry: bool = False
     manual: bool = False
 
 
@@ -147,6 +153,7 @@ class World:
         outcomes: what the functions counted.
         bus: what was published on it.
         unforeseen: errors that no code expects, whatever fails outside.
+        waking_errors: how runs of the function failed that wakes what has waited.
     """
 
     def __init__(
@@ -181,6 +188,7 @@ class World:
         self.blip.on_receipt = self._push
         self.outcomes: Counter[str] = Counter()
         self.unforeseen: list[str] = []
+        self.waking_errors: list[Exception] = []
         self.aws = aws
         self.bus = SimEventBus(self.simulation, faults.bus, self._fails)
         self._clients: dict[str, Any] = {
@@ -213,14 +221,21 @@ class World:
             "ThreadPoolExecutor": lambda _: SimThreads(self.simulation),
             "BlipClient": lambda *_: self.blip,
         }
-        for root in (sending_root, recording_root, publishing_root, polling_root):
+        for root in (
+            sending_root,
+            recording_root,
+            publishing_root,
+            polling_root,
+            syncing_root,
+            waking_root,
+        ):
             for name, value in names.items():
                 if hasattr(root, name):
                     self._patches.enter_context(mock.patch.object(root, name, value))
         for module in (
             "notifier.use_cases.slots",
             "notifier.use_cases.send_notification.round",
-            "notifier.aws.identities",
+            "notifier.aws.memory",
             "notifier.aws.cached_secret",
         ):
             self._patches.enter_context(mock.patch(f"{module}.Lock", self._lock))
@@ -262,6 +277,10 @@ class World:
         )
         if not self.settings.webhook:
             self._poll_every_minute()
+        if self.settings.registry:
+            self._sync_every_quarter_of_an_hour()
+        if automatic:
+            self._wake_every_minute()
         return self
 
     def __exit__(
@@ -342,6 +361,10 @@ class World:
         if "timeline" not in item:
             return
         item = item | {"restored_at": round(self.simulation.now * 1000)}
+        # What waited is not sent by itself.
+        if item.pop("wake_shard", None):
+            self.invariants.left_waiting.add(key)
+            del item["wake_at"]
         self._put(key, item)
         before = f"{item['id']}-before"
         another = ledger_key(item["bot"], before)
@@ -365,8 +388,28 @@ class World:
         self._put(key, item)
 
     def _put(self, key: str, item: Item) -> None:
-        self.tables["ledger"].items[key] = item
+        self.tables["ledger"].put(key, item)
         self._written(key, {}, item)
+
+    def wake(self) -> None:
+        """Run the function once that wakes what has waited."""
+        function = waking_root.wake_notifications(
+            WakeNotificationsSettings(ledger_table="ledger", requests_queue_url="requests")
+        )
+        end = self.simulation.now + 58
+        process = self._process("waker")
+
+        def run() -> None:
+            try:
+                function.handle(self._context(end))
+            except Exception as error:  # noqa: BLE001 - Lambda counts it, and the next run goes on
+                self.waking_errors.append(error)
+
+        self.simulation.spawn(process, run)
+        self.simulation.at(end, lambda: self.simulation.kill(process))
+        if self.simulation.random.random() < self.faults.killed_per_batch:
+            killed_at = self.simulation.now + self.simulation.random.uniform(0, 0.5)
+            self.simulation.at(killed_at, lambda: self.simulation.kill(process))
 
     def letters(self) -> list[Message]:
         """Return all dead letters."""
@@ -419,6 +462,7 @@ class World:
         self.sending.let_go()
         self.recording.let_go()
         self.publishing.let_go()
+        self._wake_every_minute()
 
     def settle(self, *, at_most: float = 86_400) -> float:
         """Run the world until nothing is left to be done; return the seconds that took.
@@ -426,12 +470,29 @@ class World:
         What never ends is no error here: the invariants find it.
         """
         start = self.simulation.now
-        with suppress(TimeoutError):
-            self.run_until(lambda: self.quiet() or bool(self.requests.exhausted), at_most=at_most)
+        while self.simulation.now - start <= at_most:
+            if self.requests.exhausted:
+                break
+            if not self._still():
+                self.simulation.run(10)
+            elif self.next_wake is None:
+                break
+            else:  # all that is left waits
+                self.simulation.run(max(10, self.next_wake - self.simulation.now))
         return self.simulation.now - start
+
+    @property
+    def next_wake(self) -> float | None:
+        """When the next wait is over; None if nothing waits."""
+        shards = self.tables["ledger"].indexes["waits"].values()
+        return min((entries[0][0] / 1000 for entries in shards if entries), default=None)
 
     def quiet(self) -> bool:
         """Return whether nothing is left to be done."""
+        return self._still() and self.next_wake is None
+
+    def _still(self) -> bool:
+        """Return whether nothing is left to be done but what waits."""
         return not (
             self.requests.messages
             or self.receipts.messages
@@ -474,7 +535,6 @@ class World:
             RecordReceiptSettings(
                 ledger_table="ledger",
                 identities_table="identities",
-                requests_queue_url="requests",
                 dead_letters_queue_url="dead-letters",
             )
         )
@@ -525,6 +585,36 @@ class World:
             self.simulation.at(self.simulation.now + 60, poll)
 
         self.simulation.at(self.simulation.now + 60, poll)
+
+    def _sync_every_quarter_of_an_hour(self) -> None:
+        function = syncing_root.sync_templates(
+            SyncTemplatesSettings(
+                identities_table="identities",
+                bots_secret_arn=BOTS,
+                event_bus="bus",
+                cooldown_seconds=POLICY["cooldown_seconds"],
+            )
+        )
+
+        def sync() -> None:
+            end = self.simulation.now + 120
+            process = self._process("syncer")
+            self.simulation.spawn(process, lambda: function.handle(self._context(end)))
+            self.simulation.at(end, lambda: self.simulation.kill(process))
+            self.simulation.at(self.simulation.now + 900, sync)
+
+        self.simulation.at(self.simulation.now, sync)
+
+    def _wake_every_minute(self) -> None:
+        """Wake what is due; a run that would find nothing is left out."""
+
+        def wake() -> None:
+            now = self.simulation.now
+            self.simulation.at(now + 60, wake)
+            if self.next_wake is not None and self.next_wake <= now + self.faults.skew:
+                self.wake()
+
+        self.simulation.at(self.simulation.now + 60, wake)
 
     def _context(self, end: float) -> Any:
         return SimpleNamespace(

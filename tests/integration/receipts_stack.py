@@ -15,25 +15,29 @@ import boto3
 import pytest
 
 from functions.cli import dead_letters, ledger, webhook
-from notifier.domain.status import PUBLISHABLE
+from notifier.domain.status import STREAMED
 from notifier.entrypoints import get_notification as answering
 from notifier.entrypoints import poll_receipts as polling
 from notifier.entrypoints import publish_status_events as publishing
 from notifier.entrypoints import receive_receipt as receiving
 from notifier.entrypoints import record_receipt as recording
 from notifier.entrypoints import send_notification as sending
+from notifier.entrypoints import wake_notifications as waking
 from notifier.entrypoints.environment import BatchCrashed
 from notifier.entrypoints.poll_receipts import PollReceipts, poll_receipts
 from notifier.entrypoints.publish_status_events import PublishStatusEvents, publish_status_events
 from notifier.entrypoints.receive_receipt import ReceiveReceipt, receive_receipt
 from notifier.entrypoints.record_receipt import RecordReceipt, record_receipt
+from notifier.entrypoints.wake_notifications import WakeNotifications, wake_notifications
 from notifier.settings import (
     PollReceiptsSettings,
     PublishStatusEventsSettings,
     ReceiveReceiptSettings,
     RecordReceiptSettings,
+    WakeNotificationsSettings,
 )
 from tests.support.clock import MachineClock
+from tests.template.transformed import load
 
 if TYPE_CHECKING:
     from mypy_boto3_events import EventBridgeClient
@@ -52,7 +56,7 @@ SECRET = "s3cret-of-the-webhook"  # noqa: S105 - of no webhook anywhere
 def clock(monkeypatch: pytest.MonkeyPatch) -> MachineClock:
     simulated = MachineClock()
     commands = (dead_letters, ledger, webhook)
-    functions = (sending, receiving, recording, polling, publishing, answering)
+    functions = (sending, receiving, recording, polling, waking, publishing, answering)
     for module in (*functions, *commands):
         monkeypatch.setattr(module, "SystemClock", simulated)
     return simulated
@@ -85,9 +89,7 @@ class ReceiptsStack:
     @cached_property
     def recorder(self) -> RecordReceipt:
         return record_receipt(
-            RecordReceiptSettings(
-                "ledger", "identities", self.aws.requests_url, self.aws.dead_letters_url
-            )
+            RecordReceiptSettings("ledger", "identities", self.aws.dead_letters_url)
         )
 
     @cached_property
@@ -95,6 +97,10 @@ class ReceiptsStack:
         return poll_receipts(
             PollReceiptsSettings("ledger", "identities", self.aws.secret, self.queue_url, 120)
         )
+
+    @cached_property
+    def waker(self) -> WakeNotifications:
+        return wake_notifications(WakeNotificationsSettings("ledger", self.aws.requests_url))
 
     @cached_property
     def publisher(self) -> PublishStatusEvents:
@@ -140,6 +146,11 @@ class ReceiptsStack:
         """Run the schedule once; return the number of messages asked about."""
         context: Any = SimpleNamespace(get_remaining_time_in_millis=lambda: seconds * 1000)
         return self.poller.handle(context)["asked"]
+
+    def wake(self, seconds: float = 60) -> int:
+        """Run the other schedule once; return the number of notifications woken."""
+        context: Any = SimpleNamespace(get_remaining_time_in_millis=lambda: seconds * 1000)
+        return self.waker.handle(context)["woken"]
 
     def waiting(self) -> list[Json]:
         """Receive and return all receipts of their queue."""
@@ -214,29 +225,13 @@ class ReceiptsStack:
 
 @pytest.fixture
 def receipts(aws: "Aws") -> Iterator[ReceiptsStack]:
-    aws.dynamodb.update_table(
-        TableName="ledger",
-        AttributeDefinitions=[
-            {"AttributeName": "key", "AttributeType": "S"},
-            {"AttributeName": "poll_bot", "AttributeType": "S"},
-            {"AttributeName": "poll_at", "AttributeType": "N"},
-        ],
-        GlobalSecondaryIndexUpdates=[
-            {
-                "Create": {
-                    "IndexName": "polls",
-                    "KeySchema": [
-                        {"AttributeName": "poll_bot", "KeyType": "HASH"},
-                        {"AttributeName": "poll_at", "KeyType": "RANGE"},
-                    ],
-                    "Projection": {
-                        "ProjectionType": "INCLUDE",
-                        "NonKeyAttributes": ["generation", "poll_since"],
-                    },
-                }
-            }
-        ],
-    )
+    properties = load().properties("LedgerTable")
+    for index in properties["GlobalSecondaryIndexes"]:
+        aws.dynamodb.update_table(
+            TableName="ledger",
+            AttributeDefinitions=properties["AttributeDefinitions"],
+            GlobalSecondaryIndexUpdates=[{"Create": index}],
+        )
     queue_url = aws.sqs.create_queue(QueueName="receipts")["QueueUrl"]
     listener_url = aws.sqs.create_queue(QueueName="listener")["QueueUrl"]
     unpublished_url = aws.sqs.create_queue(QueueName="unpublished")["QueueUrl"]
@@ -259,12 +254,14 @@ def receipts(aws: "Aws") -> Iterator[ReceiptsStack]:
         stack.recorder.close()
     if "poller" in built:
         stack.poller.close()
+    if "waker" in built:
+        stack.waker.close()
 
 
 def passes_filter(record: Json) -> bool:
     """Return whether the template's filter lets a record of the stream through."""
     status = record["dynamodb"].get("NewImage", {}).get("status", {}).get("S")
-    return status in PUBLISHABLE
+    return status in STREAMED
 
 
 def a_receipt(message_id: str, event: str, code: int | None = None, **members: Any) -> Json:

@@ -5,11 +5,13 @@ Publishes sample requests (`events/*.json`) or your own, shows what became of ea
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -32,18 +34,30 @@ def _prepare() -> None:
     sys.path.insert(0, str(ROOT / "layers/notifier"))
 
 
+def _show_start() -> None:
+    """Show that something happens until all is imported; what is written next stands over it."""
+
+    def show() -> None:
+        dots = itertools.cycle((".  ", ".. ", "..."))
+        while not _imported.wait(0.3):
+            print(f"starting {next(dots)}", end="\r", file=sys.stderr, flush=True)
+
+    if sys.stderr.isatty():
+        threading.Thread(target=show, daemon=True).start()
+
+
 def _leave(number: int, _frame: FrameType | None) -> NoReturn:
     print("stopped", file=sys.stderr)
     os._exit(128 + number)
 
 
+_imported = threading.Event()
+
 if __name__ == "__main__":
     # The imports take a moment, and nothing is to be ended yet.
     signal.signal(signal.SIGINT, _leave)
     _prepare()
-    if sys.stderr.isatty():
-        # What is written next stands over it.
-        print("starting", end="\r", file=sys.stderr, flush=True)
+    _show_start()
 
 from botocore.exceptions import BotoCoreError, ClientError  # noqa: E402
 from rich.console import Console  # noqa: E402
@@ -103,6 +117,8 @@ def _run(options: argparse.Namespace) -> int:
                     step=step,
                 )
             )
+            with step("Templates: what BLiP lists"):
+                stack.sync_templates()
             page = None
             if has_console:
                 with step(f"Console: http://{HOST}:{page_port}/"):
@@ -221,6 +237,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    _imported.set()
     # Also SIGINT: a shell lets what it starts in the background ignore it.
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, _stop)

@@ -193,7 +193,7 @@ class Report:
                 "Keys": [{"key": {"S": key}} for key in keys],
                 "ConsistentRead": True,
                 "ProjectionExpression": "#key, #status, reason, content_hash, attempts,"
-                " updated_at, timeline, generation, postponed",
+                " updated_at, timeline",
                 "ExpressionAttributeNames": {"#key": "key", "#status": "status"},
             }
         }
@@ -220,9 +220,7 @@ class Report:
                     row.sent_at = row.sent_at or int(at["N"]) / 1000
                 if name["S"] in DELIVERED:
                     row.delivered_at = row.delivered_at or int(at["N"]) / 1000
-            # Put back because of a rate limit, it goes on as the next generation.
-            goes_on = item.get("postponed") == item["generation"]
-            if status in self.delivered or (status in UNDELIVERED and not goes_on):
+            if status in self.delivered or status in UNDELIVERED:
                 row.end(status, item.get("reason", {}).get("S"), updated_at / 1000)
 
     def _explain(self) -> None:

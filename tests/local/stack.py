@@ -143,6 +143,15 @@ class LocalStack:
     def _built(self) -> AbstractContextManager[Path]:
         return built(self._parameters["Architecture"], self.home, self._step)
 
+    def sync_templates(self) -> dict[str, int]:
+        """Return how many templates each bot has that answered, after asking BLiP for all of them.
+
+        The schedule does so every quarter of an hour, and requests are published at once.
+        """
+        answer = self.aws.functions.invoke(FunctionName=self.resources["SyncTemplatesFunction"])
+        synced: dict[str, int] = json.load(answer["Payload"]).get("templates", {})
+        return synced
+
     def metrics(self, log: Path) -> Metrics:
         """Return what tells the local CloudWatch of this stack, from the log of its functions."""
         return Metrics(self.aws, self.name, self.template, self.resources, log)

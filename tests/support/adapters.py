@@ -10,9 +10,12 @@ from notifier.aws.ledger import DynamoDbLedger
 from notifier.aws.notifications import DynamoDbNotifications
 from notifier.aws.receipts_ledger import DynamoDbReceiptsLedger
 from notifier.aws.table import Item
+from notifier.aws.templates import DynamoDbTemplates, TemplateName
+from notifier.aws.waiting_ledger import DynamoDbWaitingLedger
 from notifier.domain.bot_state import BotState, Plan, Reservation
 from notifier.domain.bots import Bot
 from notifier.domain.recipients import Identity
+from notifier.domain.templates import RegisteredTemplate
 from tests.support.simulated_aws.dynamodb import DirectAws, SimTable
 
 # The number of items in one page of a scan.
@@ -47,7 +50,9 @@ class CountingTable(SimTable):
 type Recipient = tuple[str, str]
 
 
-class WholeLedger(DynamoDbLedger, DynamoDbReceiptsLedger, DynamoDbNotifications):
+class WholeLedger(
+    DynamoDbLedger, DynamoDbReceiptsLedger, DynamoDbWaitingLedger, DynamoDbNotifications
+):
     """The ledger for tests that play several functions at once."""
 
 
@@ -63,8 +68,10 @@ class CountingIdentities(DynamoDbIdentities):
         negative_ttl_seconds: int = 86_400,
         uniform: Callable[[float, float], float] = max,
     ) -> None:
+        self.templates = DynamoDbTemplates(table, now)
         super().__init__(
             table,
+            templates=self.templates,
             now=now,
             ttl_seconds=ttl_seconds,
             negative_ttl_seconds=negative_ttl_seconds,
@@ -73,10 +80,15 @@ class CountingIdentities(DynamoDbIdentities):
         self.reads = 0
 
     def read(
-        self, recipients: Iterable[Recipient], bots: Iterable[str]
-    ) -> tuple[dict[Recipient, Identity], dict[str, BotState]]:
+        self,
+        recipients: Iterable[Recipient],
+        bots: Iterable[str],
+        templates: Iterable[TemplateName],
+    ) -> tuple[
+        dict[Recipient, Identity], dict[str, BotState], dict[TemplateName, RegisteredTemplate]
+    ]:
         self.reads += 1
-        return super().read(recipients, bots)
+        return super().read(recipients, bots, templates)
 
 
 class RecordingBotStates(DynamoDbBotStates):

@@ -7,6 +7,7 @@ from notifier.contract.template import Template
 from notifier.domain.bots import Bot
 from notifier.domain.failures import Failure
 from notifier.domain.receipts import Receipt
+from notifier.domain.templates import RegisteredTemplate, Translation
 from tests.support.clock import Clock
 
 
@@ -29,8 +30,10 @@ class FakeBlip:
         sent: every message received, refused or not.
         taken: the messages that BLiP accepted.
         call_seconds: the duration of each call.
-        before_look_up, before_send, before_history, before_ping: called with each call's bot,
-            before it is answered; what they raise is what the call raises.
+        before_look_up, before_send, before_history, before_templates, before_ping: called with
+            each call's bot, before it is answered; what they raise is what the call raises.
+        listed: the templates, by name and language; each call describes them as they are then.
+        asked_templates: the names in the queries for one template; None for a query for all.
         stored: the receipts in the history, by message id.
         asked: the message ids of the history queries.
     """
@@ -44,9 +47,12 @@ class FakeBlip:
         self.before_look_up: Callable[[Bot], None] = lambda _: None
         self.before_send: Callable[[Bot], None] = lambda _: None
         self.before_history: Callable[[Bot], None] = lambda _: None
+        self.before_templates: Callable[[Bot], None] = lambda _: None
         self.before_ping: Callable[[Bot], None] = lambda _: None
         self.stored: dict[str, list[Receipt]] = {}
         self.asked: list[str] = []
+        self.listed: dict[tuple[str, str], Translation] = {}
+        self.asked_templates: list[str | None] = []
         self.pings = 0
 
     def is_connected(self, _: Bot) -> bool:
@@ -80,6 +86,33 @@ class FakeBlip:
         self._clock.sleep(self.call_seconds)
         self.before_history(bot)
         return self.stored.get(message_id, [])
+
+    def templates(
+        self, bot: Bot, asked_at: float, on_connected: Callable[[], None]
+    ) -> dict[str, RegisteredTemplate]:
+        on_connected()
+        self.asked_templates.append(None)
+        self._clock.sleep(self.call_seconds)
+        self.before_templates(bot)
+        return self._registered(asked_at)
+
+    def template(
+        self, bot: Bot, name: str, asked_at: float, on_connected: Callable[[], None]
+    ) -> RegisteredTemplate | None:
+        on_connected()
+        self.asked_templates.append(name)
+        self._clock.sleep(self.call_seconds)
+        self.before_templates(bot)
+        return self._registered(asked_at).get(name)
+
+    def _registered(self, asked_at: float) -> dict[str, RegisteredTemplate]:
+        translations: dict[str, dict[str, Translation]] = {}
+        for (name, language), translation in self.listed.items():
+            translations.setdefault(name, {})[language] = translation
+        return {
+            name: RegisteredTemplate(name, asked_at, languages)
+            for name, languages in translations.items()
+        }
 
     def ping(self, bot: Bot) -> None:
         self.pings += 1

@@ -10,7 +10,9 @@ from notifier.aws.table import Item
 from notifier.contract.parse import parse
 from notifier.domain.bots import Bot
 from notifier.domain.dead_letters import FailureDetails
+from notifier.domain.ledger_entries import LedgerEntry
 from notifier.domain.notification import Notification, QueuedRequest, ledger_key
+from notifier.domain.status import Status
 
 # The key of the bots below: base64 of bot:secret.
 KEY = "Key Ym90OnNlY3JldA=="
@@ -55,6 +57,24 @@ def a_notification(
     parsed = parse(queued.body)
     key = ledger_key(parsed.request.bot, parsed.request.id)
     return Notification(queued, parsed.request, parsed.content_hash, key)
+
+
+def an_entry(**changes: Any) -> LedgerEntry:
+    """Return an entry of the ledger that waits for its next generation."""
+    attributes: dict[str, Any] = {
+        "key": ledger_key("default", "order-1"),
+        "notification_id": "order-1",
+        "bot": "default",
+        "status": Status.WAITING,
+        "generation": 1,
+        "content_hash": "1:hash",
+        "attempts": 1,
+        "lease_until": 0.0,
+        "in_flight_until": 0.0,
+        "template": "order_shipped",
+        "body": "{}",
+    }
+    return LedgerEntry(**attributes | changes)
 
 
 def a_bot(**changes: Any) -> Bot:

@@ -14,7 +14,7 @@ from uuid import uuid4
 from notifier.aws.queues import _short
 from notifier.domain.dead_letters import DeadLetter, FailureDetails
 from notifier.domain.failures import Reason
-from notifier.domain.ledger_entries import LedgerWrite
+from notifier.domain.ledger_entries import LedgerEntry, LedgerWrite
 from notifier.domain.notification import QueuedRequest
 from notifier.domain.status_events import Publication, StatusEvent
 
@@ -129,31 +129,16 @@ class FakeRequests:
     """The requests queue, as far as requests are enqueued again.
 
     Attributes:
-        enqueued: next generations: body, generation and delay.
-        enqueued_redrives: the number of redrives of each of those.
+        woken: next generations, as they are on the queue.
         redriven: the requests that an operator redrove, as they are on the queue.
         refuses: whether this queue refuses a body.
     """
 
     def __init__(self) -> None:
         self.now: Callable[[], float] = lambda: 0.0
-        self.enqueued: list[tuple[str, int, int]] = []
-        self.enqueued_redrives: list[int] = []
+        self.woken: list[QueuedRequest] = []
         self.redriven: list[QueuedRequest] = []
         self.refuses: Callable[[str], bool] = lambda _: False
-
-    def enqueue_next_generation(
-        self,
-        body: str,
-        *,
-        bot: str,
-        generation: int,
-        redrives: int,
-        delay_seconds: int,
-    ) -> None:
-        assert bot
-        self.enqueued.append((body, generation, delay_seconds))
-        self.enqueued_redrives.append(redrives)
 
     def redrive(self, letters: Sequence[DeadLetter]) -> list[DeadLetter]:
         taken = [letter for letter in letters if not self.refuses(letter.body)]
@@ -167,6 +152,22 @@ class FakeRequests:
                 redrives=letter.redrives + 1,
             )
             for letter in taken
+        ]
+        return taken
+
+    def wake(self, entries: Sequence[LedgerEntry]) -> list[LedgerEntry]:
+        taken = [entry for entry in entries if not self.refuses(entry.body)]
+        self.woken += [
+            QueuedRequest(
+                str(uuid4()),
+                "receipt",
+                entry.body,
+                self.now(),
+                generation=entry.generation,
+                redrives=entry.redrives,
+                waited_since=entry.waits_since,
+            )
+            for entry in taken
         ]
         return taken
 

@@ -12,6 +12,7 @@ from notifier.aws.outbox import ledger_write
 from notifier.aws.refusals import DynamoDbRefusals
 from notifier.aws.secrets import SecretsManagerBots
 from notifier.aws.table import Item
+from notifier.aws.templates import DynamoDbTemplates
 from notifier.domain.notification import QueuedRequest, ledger_key
 from notifier.domain.status import Status
 from notifier.use_cases.publish_status_events import DEFAULT_PUBLISHED, Publisher
@@ -155,17 +156,19 @@ class Sandbox:
         self._world = world
         self.ledger = WholeLedger(world.ledger_table, now)
         self.identities = CountingIdentities(world.identities_table, now=now)
+        self.registry = self.identities.templates
         self.bot_states = RecordingBotStates(world.identities_table, now)
         self.secrets_manager = FakeSecretsManager(world.secret)
         self.secrets = SecretsManagerBots(cast("Any", self.secrets_manager), "bots", now)
         self.receipts = Receipts(
-            self.ledger,
-            self.identities,
-            self.bot_states,
-            world.requests,
-            world.dead_letters,
-            world.meter,
-            now,
+            ledger=self.ledger,
+            waiting=self.ledger,
+            identities=self.identities,
+            bot_states=self.bot_states,
+            templates=DynamoDbTemplates(world.identities_table, now),
+            dead_letters=world.dead_letters,
+            meter=world.meter,
+            now=now,
         )
         self.delivery = SendNotifications(
             ledger=self.ledger,
@@ -174,6 +177,7 @@ class Sandbox:
             bot_states=self.bot_states,
             secrets=self.secrets,
             blip=world.blip,
+            registry=self.registry,
             dead_letters=world.dead_letters,
             receipts=self.receipts,
             in_flight=lambda: world.in_flight,

@@ -30,17 +30,24 @@ ALARMS = [
     "UnpublishedAlarm",
     "ReceiptsLateAlarm",
     "ReceiptsDeadLettersAlarm",
+    "TemplatePausedAlarm",
+    "TemplateCategoryAlarm",
+    "TemplatesLateAlarm",
     "CooldownsAlarm",
     "CrashesAlarm",
     "UnknownOutcomesAlarm",
     "OldestReceiptAlarm",
     "ScheduleAlarm",
+    "WaitsLateAlarm",
+    "AccountLimitedAlarm",
     "ApiRefusalsAlarm",
     "FunctionErrorsAlarm",
     "SendNotificationNewVersionErrorsAlarm",
     "ReceiveReceiptNewVersionErrorsAlarm",
     "RecordReceiptNewVersionErrorsAlarm",
     "PollReceiptsNewVersionErrorsAlarm",
+    "SyncTemplatesNewVersionErrorsAlarm",
+    "WakeNotificationsNewVersionErrorsAlarm",
     "GetNotificationNewVersionErrorsAlarm",
     "ForgetRecipientNewVersionErrorsAlarm",
     "PublishStatusEventsNewVersionErrorsAlarm",
@@ -72,7 +79,8 @@ def test_alarms_notify_the_topics_of_their_rank(template: Template, alarm: str) 
 
     assert properties["AlarmActions"] == properties["OKActions"] == actions
     # A schedule that has stopped measures nothing.
-    missing = "breaching" if alarm == "ScheduleAlarm" else "notBreaching"
+    stops = alarm in {"ScheduleAlarm", "WaitsLateAlarm"}
+    missing = "breaching" if stops else "notBreaching"
     assert properties["TreatMissingData"] == missing
     for condition, parameter in (
         ("HasAlarmTopic", "AlarmTopicArn"),
@@ -174,9 +182,9 @@ def test_the_api_has_room_for_the_receipts_of_five_full_plans(template: Template
 
 def test_a_schedule_that_stops_is_noticed(template: Template) -> None:
     alarm = template.properties("ScheduleAlarm")
-    (rule,) = template.resources("AWS::Events::Rule").values()
+    rule = template.properties("PollReceiptsFunctionEveryMinute")
 
-    assert rule["Properties"]["ScheduleExpression"] == "rate(1 minute)"
+    assert rule["ScheduleExpression"] == "rate(1 minute)"
     assert (alarm["Namespace"], alarm["MetricName"], alarm["Statistic"]) == (
         "AWS/Lambda",
         "Invocations",
@@ -188,6 +196,19 @@ def test_a_schedule_that_stops_is_noticed(template: Template) -> None:
     assert (alarm["ComparisonOperator"], alarm["Threshold"]) == ("LessThanThreshold", 1)
     assert alarm["Period"] == 60
     assert "DatapointsToAlarm" not in alarm
+
+
+def test_waits_that_are_over_for_long_or_not_looked_at_are_noticed(template: Template) -> None:
+    alarm = template.properties("WaitsLateAlarm")
+    rule = template.properties("WakeNotificationsFunctionEveryMinute")
+
+    assert rule["ScheduleExpression"] == "rate(1 minute)"
+    assert (alarm["Namespace"], alarm["MetricName"]) == (telemetry.NAMESPACE, "waits_late")
+    assert alarm["Dimensions"] == [{"Name": "service", "Value": {"Ref": "AWS::StackName"}}]
+    assert (alarm["Statistic"], alarm["Threshold"], alarm["Period"]) == ("Maximum", 900, 60)
+    assert "DatapointsToAlarm" not in alarm
+    dashboard = template.properties("Dashboard")["DashboardBody"]["Fn::Sub"]
+    assert '"waits_late"' in dashboard
 
 
 def test_alarm_watches_the_age_of_receipts(template: Template) -> None:
@@ -365,6 +386,7 @@ def test_receipts_that_are_asked_for_too_late_are_noticed(template: Template) ->
         ("UnknownOutcomesAlarm", Outcome.UNKNOWN),
         ("CrashesAlarm", Outcome.CRASHED),
         ("WebhookAlarm", "webhook_unauthorized"),
+        ("AccountLimitedAlarm", "account_limited"),
     ],
 )
 def test_alarms_on_our_own_metrics_watch_what_is_counted(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from notifier import telemetry
-from notifier.domain.status import PUBLISHABLE, Status
+from notifier.domain.status import STREAMED, Status
 from notifier.settings import (
     ForgetRecipientSettings,
     GetNotificationSettings,
@@ -16,6 +16,8 @@ from notifier.settings import (
     ReceiveReceiptSettings,
     RecordReceiptSettings,
     SendNotificationSettings,
+    SyncTemplatesSettings,
+    WakeNotificationsSettings,
     read,
 )
 from notifier.use_cases.forget_recipient import VISIBILITY_SECONDS
@@ -27,6 +29,8 @@ SETTINGS: dict[str, Any] = {
     "ReceiveReceiptFunction": ReceiveReceiptSettings,
     "RecordReceiptFunction": RecordReceiptSettings,
     "PollReceiptsFunction": PollReceiptsSettings,
+    "SyncTemplatesFunction": SyncTemplatesSettings,
+    "WakeNotificationsFunction": WakeNotificationsSettings,
     "GetNotificationFunction": GetNotificationSettings,
     "ForgetRecipientFunction": ForgetRecipientSettings,
     "PublishStatusEventsFunction": PublishStatusEventsSettings,
@@ -149,7 +153,7 @@ def test_the_stream_hands_over_each_status_that_has_an_event(template: Template)
 
     assert json.loads(only["Pattern"]) == {
         "dynamodb": {
-            "NewImage": {"status": {"S": [status for status in Status if status in PUBLISHABLE]}}
+            "NewImage": {"status": {"S": [status for status in Status if status in STREAMED]}}
         }
     }
 

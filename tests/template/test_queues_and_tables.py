@@ -167,7 +167,7 @@ def test_tables_are_encrypted_recoverable_and_outlive_the_stack(
     assert properties["TimeToLiveSpecification"] == {"AttributeName": "expires_at", "Enabled": True}
     assert properties["KeySchema"] == [{"AttributeName": "key", "KeyType": "HASH"}]
     for index in properties.get("GlobalSecondaryIndexes", []):
-        assert "request" not in index["Projection"]["NonKeyAttributes"]
+        assert "request" not in index["Projection"].get("NonKeyAttributes", [])
     assert (resource["DeletionPolicy"], resource["UpdateReplacePolicy"]) == (
         "RetainExceptOnCreate",
         "Retain",

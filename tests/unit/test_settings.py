@@ -14,6 +14,8 @@ from notifier.settings import (
     RecordReceiptSettings,
     SendNotificationSettings,
     SettingsError,
+    SyncTemplatesSettings,
+    WakeNotificationsSettings,
 )
 
 KINDS = (
@@ -21,7 +23,9 @@ KINDS = (
     ReceiveReceiptSettings,
     RecordReceiptSettings,
     PollReceiptsSettings,
+    WakeNotificationsSettings,
     PublishStatusEventsSettings,
+    SyncTemplatesSettings,
     GetNotificationSettings,
 )
 EXAMPLES: dict[Any, str] = {str: "a text", int: "7", bool: "true"}

@@ -54,8 +54,15 @@ class RecordReceiptSettings:
 
     ledger_table: str
     identities_table: str
-    requests_queue_url: str
     dead_letters_queue_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class WakeNotificationsSettings:
+    """Of the function WakeNotifications."""
+
+    ledger_table: str
+    requests_queue_url: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +82,16 @@ class PollReceiptsSettings:
     identities_table: str
     bots_secret_arn: str
     receipts_queue_url: str
+    cooldown_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class SyncTemplatesSettings:
+    """Of the function SyncTemplates."""
+
+    identities_table: str
+    bots_secret_arn: str
+    event_bus: str
     cooldown_seconds: int
 
 

@@ -11,6 +11,13 @@
     share_of_plan          the share of a bot's plan for messages that is in force, in percent
     cooldown_began          how often BLiP throttled a bot that it did not throttle before
 
+    template_unknown       sent although the registry has nothing usable on its template
+    template_asked         how often BLiP was asked for one template before a refusal
+    sent_by_category       what was sent, by the category of its template
+    template_was_paused, template_category_changed   what WhatsApp has done to a template
+    templates_synced       bots whose templates were listed
+    templates_late         how long ago those of a bot were that sends
+
     oldest_request         how old a request is that has to come back
     receipts_late          for how long the longest due question about receipts had been due
     changed_to_published   from a change of status until EventBridge had taken its event

@@ -18,6 +18,7 @@ from notifier.aws.bot_state import DynamoDbBotStates
 from notifier.aws.identities import DynamoDbIdentities
 from notifier.aws.refusals import DynamoDbRefusals
 from notifier.aws.table import Item, Table
+from notifier.aws.templates import DynamoDbTemplates
 from notifier.domain.failures import Reason
 from notifier.domain.ledger_entries import (
     Claim,
@@ -27,10 +28,11 @@ from notifier.domain.ledger_entries import (
     LedgerPage,
     Refusal,
 )
-from notifier.domain.notification import ledger_key
+from notifier.domain.notification import Notification, ledger_key
 from notifier.domain.receipts import Receipt
 from notifier.domain.recipients import Identity, LookUpLease
 from notifier.domain.status import Status
+from notifier.domain.templates import RegisteredTemplate, TemplateStatus, Translation
 from tests.support.adapters import WholeLedger
 from tests.support.builders import a_bot, a_notification
 from tests.support.clock import Clock
@@ -67,12 +69,14 @@ class Both:
             "ledger": WholeLedger(tables["ledger"], self.clock.now),
             "identities": DynamoDbIdentities(
                 tables["identities"],
+                templates=DynamoDbTemplates(tables["identities"], self.clock.now),
                 now=self.clock.now,
                 ttl_seconds=TTL,
                 negative_ttl_seconds=86_400,
                 uniform=max,
             ),
             "bot_states": DynamoDbBotStates(tables["identities"], self.clock.now),
+            "templates": DynamoDbTemplates(tables["identities"], self.clock.now),
             "refusals": DynamoDbRefusals(tables["ledger"], self.clock.now),
         }
 
@@ -127,6 +131,11 @@ def _in_order(answer: Any) -> Any:
             return answer
 
 
+def again_of(notification: Notification, generation: int) -> Notification:
+    """Return the same request, put on the queue after a generation."""
+    return replace(notification, queued=replace(notification.queued, generation=generation))
+
+
 @pytest.fixture
 def both(dynamodb: "DynamoDBClient") -> Iterator[Both]:
     made = Both(dynamodb)
@@ -156,15 +165,21 @@ def test_every_method_of_the_adapters_answers_the_same(both: Both) -> None:
     both("ledger", "polled", poll, now() + 60)
     moved, _ = both("ledger", "advance", Receipt(first.key, 1, Status.ACCEPTED))
     assert moved
-    assert both(
-        "ledger", "fail", Receipt(first.key, 1, Status.FAILED), Reason.REJECTED, postponed=True
-    )
-    again = replace(first, queued=replace(first.queued, generation=1))
-    claim = both("ledger", "claim", again, Status.SENDING, now() + 30)
+    assert both("ledger", "wait", first.key, 1, now() + 60, "rate limited", 131_056)
+    both.clock.advance(60)
+    (due,) = both("ledger", "due_waits", first.key[0], 10, None)
+    assert both("ledger", "due_waits", first.key[0], 10, due) == []
+    ((entry,), _) = both("ledger", "read_waiting", [due.key, second.key])
+    both("ledger", "woken", entry)
+    assert both("ledger", "due_waits", first.key[0], 10, None) == []
+    claim = both("ledger", "claim", again_of(first, 1), Status.SENDING, now() + 30)
     assert claim.generation == 2
     moved, _ = both("ledger", "advance", Receipt(first.key, 1, Status.DISPATCHED))
     assert not moved
     both("ledger", "mark_failed", claim, Status.EXPIRED, Reason.EXPIRED, None)
+    claim = both("ledger", "claim", again_of(first, 2), Status.SENDING, now() + 30)
+    both("ledger", "mark_sent", claim, None)
+    assert both("ledger", "fail", Receipt(first.key, 3, Status.FAILED), Reason.REJECTED)
     claim = both("ledger", "claim", second, Status.CLAIMED, now() + 30)
     both("ledger", "release", claim, attempted=False)
     claim = both("ledger", "claim", second, Status.SENDING, now() + 30)
@@ -185,7 +200,24 @@ def test_every_method_of_the_adapters_answers_the_same(both: Both) -> None:
     lease = both("identities", "lease", recipient, 10)
     both("identities", "release", lease)
     both("identities", "mark_forgotten", PHONES[1])
-    both("identities", "read", [recipient, ("default", PHONES[1])], ["default"])
+    described = RegisteredTemplate("one", now(), {"en": Translation(TemplateStatus.PAUSED)})
+    both("templates", "keep", "default", described)
+    assert both("templates", "of_bot", "default", ["one", "two"])
+    assert both("templates", "question", "default", "one").granted
+    both("templates", "remember", ("default", "two"), {})
+    both("templates", "pause", "default", "one", "en")
+    both.clock.advance(1)
+    both("templates", "resume", "default", "one", "en", now())
+    both("templates", "synced", "default", now())
+    assert both("templates", "synced_at", "default")
+    assert both("templates", "remembered", ("default", "one"))
+    both(
+        "identities",
+        "read",
+        [recipient, ("default", PHONES[1])],
+        ["default"],
+        [("default", "three")],
+    )
     assert both("identities", "holds", recipient)
     both("identities", "erase", recipient)
     assert both("bot_states", "reserve", a_bot(), "messages", 10, 3.0, share=0.9).slots
@@ -212,6 +244,7 @@ def test_every_method_of_the_adapters_answers_the_same(both: Both) -> None:
         "ledger": WholeLedger,
         "identities": DynamoDbIdentities,
         "bot_states": DynamoDbBotStates,
+        "templates": DynamoDbTemplates,
         "refusals": DynamoDbRefusals,
     }
     assert both.called == {
@@ -313,10 +346,26 @@ class Adapters(RuleBasedStateMachine):
         key = ledger_key("default", name)
         self.both("ledger", "advance", Receipt(key, generation, status))
 
-    @rule(name=ids, generation=generations, postponed=st.booleans())
-    def failed_receipt(self, name: str, generation: int, postponed: bool) -> None:
-        receipt = Receipt(ledger_key("default", name), generation, Status.FAILED, code=131_026)
-        self.both("ledger", "fail", receipt, Reason.UNDELIVERED, postponed=postponed)
+    @rule(name=ids, generation=generations, code=st.none() | st.just(131_026))
+    def failed_receipt(self, name: str, generation: int, code: int | None) -> None:
+        receipt = Receipt(ledger_key("default", name), generation, Status.FAILED, code=code)
+        self.both("ledger", "fail", receipt, Reason.UNDELIVERED)
+
+    @rule(name=ids, generation=generations, by=seconds, code=st.none() | st.just(131_056))
+    def waits(self, name: str, generation: int, by: float, code: int | None) -> None:
+        until = self.both.clock.now() + by
+        self.both("ledger", "wait", ledger_key("default", name), generation, until, "kind", code)
+
+    @rule(is_woken=st.booleans())
+    def wakes(self, is_woken: bool) -> None:
+        keys = [ledger_key("default", name) for name in IDS]
+        for shard in {key[0] for key in keys}:
+            for due in self.both("ledger", "due_waits", shard, 10, None):
+                self.both("ledger", "due_waits", shard, 1, due)
+        entries, unreadable = self.both("ledger", "read_waiting", keys)
+        assert unreadable == []
+        for entry in entries if is_woken else ():
+            self.both("ledger", "woken", entry)
 
     @rule(name=ids, message=st.integers(0, 3))
     def refused(self, name: str, message: int) -> None:

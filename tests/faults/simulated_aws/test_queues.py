@@ -9,6 +9,7 @@ from moto.sqs import models as moto_queues
 
 from notifier.aws.queues import RequestsQueue, queued_request
 from tests.faults.simulated_aws.tables import keys
+from tests.support.builders import an_entry
 from tests.support.clock import Clock
 from tests.support.simulated_aws.dynamodb import DirectAws
 from tests.support.simulated_aws.simulation import Simulation
@@ -126,9 +127,9 @@ def queue(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Qu
 def test_message_is_received_as_it_was_sent(queue: QueueUnderTest) -> None:
     at = queue.now()
     requests = RequestsQueue(queue.client, queue.url)
-    requests.enqueue_next_generation(
-        "a body", bot="sales", generation=2, redrives=1, delay_seconds=0
-    )
+    since = 1_800_000_000.0
+    entry = an_entry(body="a body", bot="sales", generation=2, redrives=1, waits_since=since)
+    assert requests.wake([entry]) == [entry]
     queue.advance(7)
 
     (record,) = queue.receive()
@@ -136,6 +137,7 @@ def test_message_is_received_as_it_was_sent(queue: QueueUnderTest) -> None:
     queued = queued_request(record)
     assert queued.body == "a body"
     assert (queued.generation, queued.redrives, queued.receive_count) == (2, 1, 1)
+    assert queued.waited_since == since
     assert queued.published_at == at
     assert record["messageAttributes"]["generation"] == {"stringValue": "2", "dataType": "Number"}
 

@@ -293,6 +293,27 @@ def test_index_holds_items_with_both_of_its_keys(indexed: Table) -> None:
     assert due(indexed, bot, 1) == found[:1]
 
 
+def test_index_is_read_page_by_page(indexed: Table) -> None:
+    shard = next(keys)
+    waiting = {"wake_shard": shard, "wake_at": 7}
+    wanted = sorted(put(indexed, waiting) for _ in range(3))
+    wanted += [put(indexed, waiting | {"wake_at": wake_at}) for wake_at in (8, 9)]
+    put(indexed, waiting | {"wake_at": 10})
+    put(indexed, waiting | {"wake_shard": f"{shard}'s other"})
+    condition, values = "wake_shard = :shard AND wake_at <= :now", {":shard": shard, ":now": 9}
+
+    found: list[Item] = []
+    while True:
+        page = indexed.query("waits", condition, values, 2, after=found[-1] if found else None)
+        found += page
+        if len(page) < 2:
+            break
+
+    assert sorted(item["key"] for item in found[:3]) == wanted[:3]
+    assert [item["key"] for item in found[3:]] == wanted[3:]
+    assert all(item.keys() == {"key", "wake_shard", "wake_at"} for item in found)
+
+
 def test_scan_returns_everything_once_page_by_page(indexed: Table) -> None:
     mark, other = next(keys), next(keys)
     filler = "x" * 390_000

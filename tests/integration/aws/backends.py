@@ -16,6 +16,7 @@ from notifier.aws.queues import DeadLettersQueue, RequestsQueue, queued_request
 from notifier.aws.refusals import DynamoDbRefusals
 from notifier.aws.secrets import SecretsManagerBots
 from notifier.aws.table import Item, Table
+from notifier.aws.templates import DynamoDbTemplates
 from notifier.domain.bot_state import BotState
 from notifier.domain.failures import Reason
 from notifier.domain.ledger_entries import (
@@ -49,6 +50,7 @@ class Backend(Protocol):
     def ledger(self) -> Any: ...
     def identities(self, *, uniform: Callable[[float, float], float] = max) -> Any: ...
     def refusals(self) -> Any: ...
+    def templates(self) -> Any: ...
     def bot_states(self) -> Any: ...
     def secrets(self) -> Any: ...
     def letters(self) -> Any: ...
@@ -85,6 +87,9 @@ class Fakes:
             negative_ttl_seconds=NEGATIVE_TTL,
             uniform=uniform,
         )
+
+    def templates(self) -> DynamoDbTemplates:
+        return DynamoDbTemplates(self._tables["identities"], self.clock.now)
 
     def bot_states(self) -> RecordingBotStates:
         return RecordingBotStates(self._tables["identities"], self.clock.now)
@@ -137,11 +142,15 @@ class RealOnes:
     ) -> DynamoDbIdentities:
         return DynamoDbIdentities(
             self.table("identities", dynamodb),
+            templates=self.templates(dynamodb),
             now=self.clock.now,
             ttl_seconds=TTL,
             negative_ttl_seconds=NEGATIVE_TTL,
             uniform=uniform,
         )
+
+    def templates(self, dynamodb: Any = None) -> DynamoDbTemplates:
+        return DynamoDbTemplates(self.table("identities", dynamodb), self.clock.now)
 
     def bot_states(self, dynamodb: Any = None) -> DynamoDbBotStates:
         return DynamoDbBotStates(self.table("identities", dynamodb), self.clock.now)
@@ -223,6 +232,10 @@ def bring_to(backend: Backend, notification: Notification, status: Status) -> No
             ledger.cancel(notification.request.bot, notification.request.id)
         case Status.FAILED | Status.REJECTED | Status.EXPIRED:
             ledger.mark_failed(taken, status, Reason.REJECTED, 21)
+        case Status.WAITING:
+            ledger.mark_sent(taken, None)
+            until = backend.clock.now() + HOUR
+            assert ledger.wait(notification.key, 1, until, "rate limited", 131056)
         case _:
             ledger.mark_sent(taken, None)
             if status is not Status.SENT:
@@ -247,6 +260,6 @@ class LostAnswers:
 
 
 def state(backend: Backend, bot: str = "default") -> BotState:
-    found = backend.identities().read([], [bot])[1].get(bot, BotState())
+    found = backend.identities().read([], [bot], [])[1].get(bot, BotState())
     assert isinstance(found, BotState)
     return found

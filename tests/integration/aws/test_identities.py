@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from notifier.aws import identities as identities_module
+from notifier.aws import memory
 from notifier.aws.identities import UnreadError, forgotten_key
 from notifier.domain.recipients import Identity, LookUpLease
 from tests.integration.aws.backends import (
@@ -28,7 +28,7 @@ ADDRESS = "553199998888@wa.gw.msging.net"
 
 
 def test_unknown_recipient_has_no_identity(backend: Backend) -> None:
-    assert backend.identities().read([RECIPIENT], ["default"]) == ({}, {})
+    assert backend.identities().read([RECIPIENT], ["default"], []) == ({}, {}, {})
     assert backend.identities().get(RECIPIENT) is None
 
 
@@ -46,7 +46,7 @@ def learn(
 
 
 def known(identities: Any, recipient: tuple[str, str] = RECIPIENT) -> Identity | None:
-    found = identities.read([recipient], [])[0].get(recipient)
+    found = identities.read([recipient], [], [])[0].get(recipient)
     assert found is None or isinstance(found, Identity)
     return found
 
@@ -73,7 +73,7 @@ def test_many_identities_are_read_at_once(backend: Backend) -> None:
     identities = backend.identities()
     assert known(identities, recipients[3])  # one of them from memory
 
-    found, _ = identities.read(recipients, ["default", "clinic"])
+    found, _, _ = identities.read(recipients, ["default", "clinic"], [])
 
     assert found == {
         recipient: Identity(f"{number}@wa.gw.msging.net")
@@ -221,7 +221,7 @@ def test_memory_expires_with_the_entry(backend: Backend) -> None:
 def test_memory_is_bounded_and_drops_the_oldest(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(identities_module, "MEMORY_ENTRIES", 3)
+    monkeypatch.setattr(memory, "MEMORY_ENTRIES", 3)
     recipients = [("default", f"+55319999{number:05}") for number in range(4)]
     for recipient in recipients:
         learn(backend, recipient=recipient)
@@ -287,11 +287,11 @@ def test_erasure_counts_for_all_bots_and_is_not_cached(
     learn(backend)
     other = ("default", "+5511988887777")
     reader = backend.identities()
-    assert reader.read([RECIPIENT], [])[0][RECIPIENT].address == ADDRESS
+    assert reader.read([RECIPIENT], [], [])[0][RECIPIENT].address == ADDRESS
     backend.identities().mark_forgotten(RECIPIENT[1])
 
     of_clinic = ("clinic", RECIPIENT[1])
-    known, _ = reader.read([RECIPIENT, of_clinic, other], ["default"])
+    known, _, _ = reader.read([RECIPIENT, of_clinic, other], ["default"], [])
 
     mark = Identity(None, forgotten_at=backend.clock.now())
     assert known == {RECIPIENT: mark, of_clinic: mark}
@@ -335,14 +335,14 @@ def test_unprocessed_keys_are_read_again_and_then_unknown(real: RealOnes, aws: A
         learn(real, recipient=recipient)
     dynamodb = ShortOfBreath(aws.dynamodb)
 
-    found, states = real.identities(dynamodb=dynamodb).read(recipients[:1], ["default"])
+    found, states, _ = real.identities(dynamodb=dynamodb).read(recipients[:1], ["default"], [])
 
     assert set(found) == set(recipients[:1])
     assert states == {}
     assert dynamodb.calls == 3
 
     dynamodb = ShortOfBreath(aws.dynamodb)
-    found, _ = real.identities(dynamodb=dynamodb).read(recipients[1:3], [])
+    found, _, _ = real.identities(dynamodb=dynamodb).read(recipients[1:3], [], [])
     assert set(found) == set(recipients[1:2])
 
 
@@ -352,7 +352,7 @@ def test_recipient_with_an_unread_erasure_mark_is_not_known(real: RealOnes, aws:
     dynamodb = ShortOfBreath(aws.dynamodb)
 
     with pytest.raises(UnreadError):
-        real.identities(dynamodb=dynamodb).read(recipients, [])
+        real.identities(dynamodb=dynamodb).read(recipients, [], [])
 
 
 def test_more_keys_than_one_request_allows_are_read(real: RealOnes, aws: Aws) -> None:
@@ -361,7 +361,7 @@ def test_more_keys_than_one_request_allows_are_read(real: RealOnes, aws: Aws) ->
         learn(real, recipient=recipient)
     aws.calls.clear()
 
-    found, _ = real.identities().read(recipients, ["default"])
+    found, _, _ = real.identities().read(recipients, ["default"], [])
 
     assert set(found) == {recipients[0], recipients[129]}
     assert [name for name, _ in aws.calls] == ["BatchGetItem"] * 3

@@ -135,9 +135,8 @@ def test_delivery_of_an_older_generation_marks_the_notification_received(backend
 def test_receipt_without_an_entry_writes_nothing(backend: Backend) -> None:
     for status in (Status.ACCEPTED, Status.RECEIVED):
         assert backend.ledger().advance(Receipt("foreign", 1, status)) == (False, None)
-    assert not backend.ledger().fail(
-        Receipt("foreign", 1, Status.FAILED), Reason.UNDELIVERED, postponed=False
-    )
+    assert not backend.ledger().fail(Receipt("foreign", 1, Status.FAILED), Reason.UNDELIVERED)
+    assert not backend.ledger().wait("foreign", 1, 0, "rate limited", None)
     assert backend.item("ledger", "foreign") == {}
 
 
@@ -146,13 +145,12 @@ def test_failed_receipt_ends_its_own_generation(backend: Backend) -> None:
     bring_to(backend, notification, Status.DISPATCHED)
     failed = Receipt(notification.key, 1, Status.FAILED, code=131056)
 
-    assert not ledger.fail(replace(failed, generation=2), Reason.UNDELIVERED, postponed=True)
-    assert ledger.fail(failed, Reason.UNDELIVERED, postponed=True)
-    assert not ledger.fail(failed, Reason.UNDELIVERED, postponed=False)
+    assert not ledger.fail(replace(failed, generation=2), Reason.UNDELIVERED)
+    assert ledger.fail(failed, Reason.UNDELIVERED)
+    assert not ledger.fail(failed, Reason.UNDELIVERED)
 
     item = entry(backend, notification)
     assert (item["status"], item["reason"], item["code"]) == ("failed", "undelivered", 131056)
-    assert item["postponed"] == 1
 
 
 # --- Cancelling and reading -----------------------------------------------------------------------
@@ -247,22 +245,23 @@ def test_abandoned_request_is_cancelled_and_its_claim_sends_nothing(
     assert entry(backend, notification)["status"] == "cancelled"
 
 
-def test_rate_limited_request_is_cancelled(backend: Backend) -> None:
-    notification, ledger = a_notification(), backend.ledger()
-    bring_to(backend, notification, Status.SENT)
-    failed = Receipt(notification.key, 1, Status.FAILED, code=131056)
-    assert ledger.fail(failed, Reason.UNDELIVERED, postponed=True)
+def test_waiting_request_is_cancelled(backend: Backend) -> None:
+    notification = a_notification()
+    bring_to(backend, notification, Status.WAITING)
 
     account = cancel(backend, notification)
 
     assert (account.status, account.reason, account.code) == (Status.CANCELLED, None, None)
+    assert account.wakes_at is None
+    assert not entry(backend, notification).keys() & {"wake_shard", "wake_at", "waits"}
     found = claim(backend, of_generation(notification, 1))
     assert isinstance(found, LedgerEntry)
     assert found.status is Status.CANCELLED
 
 
 @pytest.mark.parametrize(
-    "status", sorted(set(Status) - {Status.RETRYING, Status.CLAIMED, Status.CANCELLED})
+    "status",
+    sorted(set(Status) - {Status.RETRYING, Status.CLAIMED, Status.WAITING, Status.CANCELLED}),
 )
 def test_sent_unknown_or_final_request_is_not_cancelled(backend: Backend, status: Status) -> None:
     notification = a_notification()
@@ -304,7 +303,7 @@ def test_cancelled_request_cannot_be_claimed(
 def test_expired_entry_is_cancelled_in_advance(backend: Backend) -> None:
     notification, never_seen = a_notification(metadata={"a": "b"}), a_notification(id="order-2")
     bring_to(backend, notification, Status.CONSUMED)
-    backend.change("ledger", notification.key, late=[["accepted", 1, 0, None]], postponed=1)
+    backend.change("ledger", notification.key, late=[["accepted", 1, 0, None]], waits=["x"])
     backend.clock.advance(46 * DAY)
 
     assert cancel(backend, notification).status is Status.CANCELLED
@@ -406,7 +405,8 @@ def test_entries_of_a_recipient_are_found_by_its_last_digits(backend: Backend) -
 def test_erased_entry_leaves_a_tombstone_only(backend: Backend, status: Status) -> None:
     notification, ledger = a_notification(metadata={"name": "Maria"}), backend.ledger()
     bring_to(backend, notification, status)
-    backend.change("ledger", notification.key, postponed=1, poll_bot="default", poll_at=1)
+    backend.change("ledger", notification.key, waits=["x"], poll_bot="default", poll_at=1)
+    backend.change("ledger", notification.key, wake_shard="a", wake_at=1)
     backend.change("ledger", notification.key, poll_since=1, in_flight_until=1, denials=1)
 
     for _ in range(2):
@@ -429,7 +429,8 @@ def test_erased_entry_leaves_a_tombstone_only(backend: Backend, status: Status) 
     for receipt in (Status.ACCEPTED, Status.RECEIVED, Status.CONSUMED, Status.FAILED):
         assert ledger.advance(Receipt(notification.key, 1, receipt)) == (False, None)
     failed = Receipt(notification.key, 1, Status.FAILED)
-    assert not ledger.fail(failed, Reason.UNDELIVERED, postponed=True)
+    assert not ledger.fail(failed, Reason.UNDELIVERED)
+    assert not ledger.wait(notification.key, 1, 0, "rate limited", None)
     assert ledger.matches("+5531999998888", None).matches == []
     ledger.complete_cancelled(notification)
     assert entry(backend, notification) == tombstone
@@ -467,7 +468,7 @@ def test_erasing_a_missing_entry_leaves_nothing(backend: Backend) -> None:
 # --- Side by side ---------------------------------------------------------------------------------
 
 
-MOVES = ["question", "advance", "fail", "postpone", "start", "sent", "unknown", "release"]
+MOVES = ["question", "advance", "fail", "wait", "woken", "start", "sent", "unknown", "release"]
 MOVES += ["give back", "end", "deny", "put back", "cancel", "complete", "forget"]
 
 
@@ -490,9 +491,13 @@ def act(
         case "advance":
             return ledger.advance(receipt)
         case "fail":
-            return ledger.fail(receipt, Reason.UNDELIVERED, postponed=False)
-        case "postpone":
-            return ledger.fail(receipt, Reason.UNDELIVERED, postponed=True)
+            return ledger.fail(receipt, Reason.UNDELIVERED)
+        case "wait":
+            kind = "rate limited"
+            return ledger.wait(receipt.key, receipt.generation, until, kind, receipt.code)
+        case "woken":
+            entries, _ = ledger.read_waiting([notification.key])
+            return [ledger.woken(entry) for entry in entries]
         case "start":
             try:
                 return ledger.start_sending(taken, until)
@@ -527,12 +532,12 @@ def without_token(answer: Any) -> Any:
 def test_simulated_and_moto_ledger_agree(real: RealOnes) -> None:
     """Random stories, the same for both: every answer and every item is compared."""
     fakes = Fakes()
-    rng = random.Random(20311144)
+    rng = random.Random(20311147)
     contents: list[dict[str, Any]] = [{"id": "a"}, {"id": "a", "to": "+5531988887777"}, {"id": "b"}]
     claims: list[tuple[Claim, Claim]] = []
     seen: Counter[str] = Counter()
 
-    for step in range(160):
+    for step in range(300):
         seconds = rng.choice([0, 0, 0.5, 1, 31, 100, 86_400.25, 20 * DAY])
         fakes.clock.advance(seconds)
         real.clock.advance(seconds)

@@ -15,7 +15,7 @@ from notifier.domain.failures import FieldError, Reason
 from notifier.domain.notification import QueuedRequest
 from tests.integration.aws.backends import HOUR, Backend, RealOnes
 from tests.integration.conftest import Aws
-from tests.support.builders import a_failure
+from tests.support.builders import a_failure, an_entry
 from tests.support.clock import Clock
 
 # --- Dead letters that are scanned and redriven ---------------------------------------------------
@@ -365,17 +365,41 @@ def test_failed_change_of_visibility_is_not_an_error(aws: Aws) -> None:
     RequestsQueue(aws.sqs, aws.requests_url).change_visibility([(unknown, 5)])
 
 
-def test_next_generation_is_enqueued_with_its_count_and_delay(aws: Aws) -> None:
-    RequestsQueue(aws.sqs, aws.requests_url).enqueue_next_generation(
-        "the body", bot="default", generation=2, redrives=1, delay_seconds=0
-    )
+def test_next_generation_is_put_with_its_count_and_group(aws: Aws) -> None:
+    since = 1_800_000_000.0
+    entry = an_entry(body="the body", bot="sales", generation=2, redrives=1, waits_since=since)
+    aws.calls.clear()
 
+    assert RequestsQueue(aws.sqs, aws.requests_url).wake([entry]) == [entry]
+
+    ((_, call),) = aws.calls
+    assert [put["MessageGroupId"] for put in call["Entries"]] == ["sales"]
     (message,) = aws.sqs.receive_message(QueueUrl=aws.requests_url, MessageAttributeNames=["All"])[
         "Messages"
     ]
     assert message["Body"] == "the body"
     assert message["MessageAttributes"]["generation"]["StringValue"] == "2"
     assert message["MessageAttributes"]["redrives"]["StringValue"] == "1"
+    assert message["MessageAttributes"]["waited_since"]["StringValue"] == "1800000000"
+
+
+def test_next_generations_that_sqs_refuses_are_not_returned(
+    aws: Aws, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = [an_entry(key=str(number), body=f"body {number}") for number in range(12)]
+    send = aws.sqs.send_message_batch
+
+    def refuse(**parameters: Any) -> Any:
+        taken = [each for each in parameters["Entries"] if each["MessageBody"] != "body 3"]
+        return send(**parameters | {"Entries": taken})
+
+    monkeypatch.setattr(aws.sqs, "send_message_batch", refuse)
+
+    taken = RequestsQueue(aws.sqs, aws.requests_url).wake(entries)
+
+    assert taken == entries[:3] + entries[4:]
+    aws.sqs.delete_queue(QueueUrl=aws.requests_url)
+    assert RequestsQueue(aws.sqs, aws.requests_url).wake(entries) == []
 
 
 def test_receipts_are_batched_by_number_and_size(aws: Aws) -> None:

@@ -42,7 +42,9 @@ def test_check_bot_tries_everything_of_a_bot_that_works(stack: Stack) -> None:
 
     assert [finding.good for finding in findings] == [True] * 5
     assert findings[2].detail == "90 % for messages and 90 % for commands"
-    assert findings[-1].detail.endswith("templates are approved")
+    assert "templates are approved: " in findings[-1].detail
+    assert "order_shipped (pt_BR)" in findings[-1].detail
+    assert "; paused: paused_template (pt_BR)" in findings[-1].detail
     assert stack.blip.statistics()["lookups"] == {}
     assert stack.blip.inbox() == []
 

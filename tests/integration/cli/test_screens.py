@@ -306,6 +306,16 @@ def test_notification_under_way_of_a_bot_that_is_held(screens: Screens, aws: Aws
     screens("notification-waiting", "notification", "order-1")
 
 
+def test_notification_that_waits_to_be_sent_again(screens: Screens, aws: Aws) -> None:
+    timeline = [("sent", -60, None), ("dispatched", -59, None), ("waiting", -58, None)]
+    until = ms(86_400)
+    waits = {"waits": ["recipient capped"], "wake_shard": "a", "wake_at": until}
+    a_notification(aws, "order-1", *timeline, code=131_049, **waits)
+
+    screens("notification-waits", "notification", "order-1")
+    screens("notification-waits-evidence", "notification", "order-1", "--evidence")
+
+
 @pytest.mark.usefixtures("dead_letters")
 def test_notification_that_is_a_dead_letter_only(screens: Screens) -> None:
     screens("notification-dead-letter", "notification", "order-2", code=1)
@@ -325,7 +335,7 @@ def test_notification_with_evidence(screens: Screens, aws: Aws) -> None:
         generation=2,
         attempts=3,
         redrives=1,
-        postponed=1,
+        waits=["rate limited"],
         denials=1,
         control="a95e10f3-1655-4f62-80bf-53417ca820db",
         control_at=ms(-30),
@@ -393,6 +403,10 @@ def test_bots(screens: Screens) -> None:
     screens("usage", "pause", code=2)
 
 
+def test_templates(screens: Screens) -> None:
+    screens("templates", "templates", "--bot", "default")
+
+
 def test_rotate_webhook(screens: Screens, deployed: Deployed) -> None:
     def put() -> None:
         deployed.aws.secrets_manager.put_secret_value(
@@ -427,7 +441,8 @@ def test_republish_and_restore(screens: Screens, aws: Aws) -> None:
         AttributeDefinitions=[{"AttributeName": "key", "AttributeType": "S"}],
     )
     lost = {"key": {"S": f"{key}-lost"}}
-    aws.dynamodb.put_item(TableName="restored", Item=lost)
+    waiting = {"status": {"S": "waiting"}, "wake_shard": {"S": "a"}, "wake_at": {"N": "1"}}
+    aws.dynamodb.put_item(TableName="restored", Item=lost | waiting)
 
     def lose() -> None:
         aws.dynamodb.delete_item(TableName="ledger", Key=lost)

@@ -101,9 +101,11 @@ def test_whole_notification_is_returned_without_number_and_parameters(
         "attempts": 1,
         "generation": 1,
         "template": "order_shipped",
+        "category": None,
         "recipient": "…8888",
         "metadata": {"order": "981"},
         "correlation_id": "trace-1",
+        "wakes_at": None,
     }
 
 
@@ -282,6 +284,7 @@ def test_invalid_request_is_returned_with_its_reasons(
         "recipient": None,
         "metadata": {},
         "correlation_id": answer["correlation_id"],
+        "wakes_at": None,
         "created_at": at,
         "updated_at": at,
     }

@@ -83,4 +83,5 @@ def test_only_the_status_api_imports_a_router() -> None:
 
 def test_functions_without_blip_import_no_http_client() -> None:
     assert imported_by("receive_receipt") & (BLIP | CONTRACT) == set()
+    assert imported_by("wake_notifications") & (BLIP | CONTRACT) == set()
     assert imported_by("record_receipt") & BLIP == set()

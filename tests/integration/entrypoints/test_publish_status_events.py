@@ -139,7 +139,7 @@ def test_each_event_has_its_documented_form(receipts: ReceiptsStack) -> None:
                 f' "status": "{status}", "reason": {reason}, "generation": 1,'
                 f' "time": "2023-11-14T22:13:{second}.123+00:00",'
                 ' "metadata": {"pedido": "nº 981"}, "correlation_id": "trace-1",'
-                ' "stack": "blip-notifier"}',
+                ' "category": null, "stack": "blip-notifier"}',
             }
         ]
         for event_id, status, reason, second in [

@@ -76,6 +76,7 @@ def test_each_change_is_published(receipts: ReceiptsStack, stack: Stack, key: st
             "time": heard["detail"]["time"],
             "metadata": {"order": "1"},
             "correlation_id": None,
+            "category": None,
             "stack": "blip-notifier",
         }
         for private in PRIVATE:
@@ -114,7 +115,7 @@ def test_accepted_and_dispatched_are_published_if_enabled(
 
 
 @pytest.mark.parametrize("problem", ["raises", "refuses"])
-@pytest.mark.parametrize(("event", "code"), [("received", None), ("failed", 131_049)])
+@pytest.mark.parametrize(("event", "code"), [("received", None), ("failed", 131_047)])
 @pytest.mark.usefixtures("clock")
 def test_unpublished_receipt_is_recorded_at_once_and_published_later(
     receipts: ReceiptsStack,
@@ -214,31 +215,23 @@ def test_redrive_is_the_next_generation(receipts: ReceiptsStack, stack: Stack, k
     assert published == [("failed", 2), ("received", 1)]
 
 
-def test_rate_limit_enqueues_the_request_once(
-    receipts: ReceiptsStack, stack: Stack, key: str
+def test_rate_limit_lets_the_request_wait_once(
+    receipts: ReceiptsStack, stack: Stack, key: str, clock: MachineClock
 ) -> None:
-    body = item(stack, key)["request"]
     stack.aws.calls.clear()
 
     assert receipts.record(*[a_receipt(key, "failed", 131_056)] * 3) == []
     assert receipts.record(a_receipt(key, "failed", 131_056)) == []
 
-    (call,) = [params for name, params in stack.aws.calls if name == "SendMessage"]
-    assert 300 <= call.pop("DelaySeconds") <= 900
-    assert call == {
-        "QueueUrl": stack.aws.requests_url,
-        "MessageBody": body,
-        "MessageGroupId": "default",
-        "MessageAttributes": {
-            "generation": {"DataType": "Number", "StringValue": "1"},
-            "redrives": {"DataType": "Number", "StringValue": "0"},
-        },
-    }
+    assert {name for name, _ in stack.aws.calls} == {"GetItem", "UpdateItem"}
+    waits = float(item(stack, key)["wake_at"]) / 1000 - clock.now()
+    assert 290 <= waits <= 900
     assert receipts.published() == []
-    assert stack.deliver() == []  # not before its time
-    assert len(stack.blip.inbox()) == 1
+    assert receipts.wake() == 0  # not before its time
+    clock.advance(waits + 1)
+    assert [receipts.wake(), receipts.wake()] == [1, 0]
 
-    assert stack.deliver(body, body, generation=1) == []
+    assert stack.handle(stack.receive()) == []
     assert [message["id"] for message in stack.blip.inbox()] == [key, f"{key}:2"]
     # The second time it is given up.
     assert receipts.record(a_receipt(f"{key}:2", "failed", 131_056)) == []
@@ -258,8 +251,11 @@ def test_unreachable_recipient_is_looked_up_again(
     assert stack.blip.statistics()["lookups"] == {"+5531999998888": 2}
 
 
-def test_other_failures_keep_the_identity(receipts: ReceiptsStack, stack: Stack, key: str) -> None:
-    receipts.record(a_receipt(key, "failed", 131_049))
+@pytest.mark.parametrize("code", [131_047, 131_049])
+def test_other_failures_keep_the_identity(
+    receipts: ReceiptsStack, stack: Stack, key: str, code: int
+) -> None:
+    receipts.record(a_receipt(key, "failed", code))
 
     sandbox = stack.sandbox()
     stack.publish(a_request())
@@ -272,7 +268,7 @@ def test_other_failures_keep_the_identity(receipts: ReceiptsStack, stack: Stack,
 
 
 def test_repeated_receipts_change_nothing(receipts: ReceiptsStack, stack: Stack, key: str) -> None:
-    batch = [a_receipt(key, "failed", 131_049)] * 3 + [a_receipt(f"fwd:fwd:{key}", "failed", 1)]
+    batch = [a_receipt(key, "failed", 131_047)] * 3 + [a_receipt(f"fwd:fwd:{key}", "failed", 1)]
 
     assert receipts.record(*batch) == []
     assert receipts.record(*batch) == []
@@ -416,7 +412,7 @@ def test_receipt_that_cannot_be_recorded_returns_alone(
 ) -> None:
     first, second, third = (sent(stack, to=f"+55319999988{number:02}") for number in range(3))
     stack.aws.sqs.delete_queue(QueueUrl=stack.aws.dead_letters_url)
-    dying = [a_receipt(key, "failed", 131_049) for key in (first, second)]
+    dying = [a_receipt(key, "failed", 131_047) for key in (first, second)]
 
     back = receipts.record(
         a_receipt(third, "accepted"),
@@ -497,7 +493,6 @@ def test_handler_runs_as_lambda_calls_it(
     settings = {
         "LEDGER_TABLE": "ledger",
         "IDENTITIES_TABLE": "identities",
-        "REQUESTS_QUEUE_URL": stack.aws.requests_url,
         "DEAD_LETTERS_QUEUE_URL": stack.aws.dead_letters_url,
     }
     for name, value in settings.items():

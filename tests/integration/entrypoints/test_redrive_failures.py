@@ -71,7 +71,7 @@ def test_failed_request_is_sent_again_after_its_cause_is_fixed(
 
 
 def test_dead_letter_that_fails_again_counts_its_redrives(
-    stack: Stack, receipts: ReceiptsStack
+    stack: Stack, receipts: ReceiptsStack, clock: MachineClock
 ) -> None:
     """Also after a retry, whichever function writes the dead letter."""
     stack.deliver(a_request(id="order-1"))
@@ -85,11 +85,12 @@ def test_dead_letter_that_fails_again_counts_its_redrives(
         stack.handle(stack.receive())
         message_id = f"{key}:{redrives + 2}"
 
-    # The rate limit's own next generation counts on, too.
+    # The next generation after a rate limit counts on, too.
     receipts.record(a_receipt(message_id, "failed", 131_056))
-    put_back = [params for name, params in stack.aws.calls if name == "SendMessage"][-1]
-    assert put_back["DelaySeconds"]
-    assert put_back["MessageAttributes"]["redrives"]["StringValue"] == "3"
+    clock.advance(901)
+    assert receipts.wake() == 1
+    (woken,) = stack.receive()
+    assert woken["messageAttributes"]["redrives"]["stringValue"] == "3"
 
     stack.deliver(a_request(id="order-2", bot="nobody"))
     order(stack, dry_run=False)

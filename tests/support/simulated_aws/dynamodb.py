@@ -4,14 +4,16 @@ The real adapters run on them. `tests/faults/simulated_aws/` compares them with 
 adapters' answers and items, and the evaluator expression by expression. What DynamoDB would refuse
 raises `AssertionError`. Except for reserved words the evaluator is stricter than DynamoDB: it
 refuses every expression that the adapters do not use, such as paths into attributes, other
-functions, and `ADD` of a number.
+functions, and `ADD` and `DELETE` of sets.
 """
 
 import re
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache, partial
+from itertools import islice
 from operator import ge, gt, le, lt
 from threading import RLock
 from typing import Any, NoReturn, cast
@@ -37,8 +39,11 @@ type _Operand = Callable[[Item, _Values], Any]
 type _Change = Callable[[Item, Item, _Values], None]
 
 _MISSING = object()
-# What the index `polls` holds of an item.
-POLLS = ("key", "poll_bot", "poll_at", "generation", "poll_since")
+# Of each index: its keys, and what else it holds of an item beside `key`.
+INDEXES = {
+    "polls": ("poll_bot", "poll_at", ("generation", "poll_since")),
+    "waits": ("wake_shard", "wake_at", ()),
+}
 _TOKEN = re.compile(r"\s*(?:([#:]?\w+)|(<=|>=|<>|[=<>(),+-]))")
 _ORDERS: dict[str, Callable[[Any, Any], bool]] = {
     "<": lt,
@@ -195,14 +200,14 @@ class SimTable(Table):
         items: by key.
         on_write: called for every write, with the item before and after it. After a deletion the
             item is empty, as it is before a first write.
-        polled: the keys of the items in the index `polls`.
+        indexes: what each index holds: by partition, each item's place in its order, and its key.
         page: how many items a scan looks at in one call.
     """
 
     def __init__(self, name: str, aws: DirectAws, *, page: int = 1000) -> None:
         self.items: dict[str, Item] = {}
         self.on_write: Callable[[str, Item, Item], None] = lambda *_: None
-        self.polled: set[str] = set()
+        self.indexes: dict[str, dict[str, list[tuple[int, str]]]] = {name: {} for name in INDEXES}
         self.page = page
         self._table = name
         self._aws = aws
@@ -236,17 +241,33 @@ class SimTable(Table):
     def delete(self, key: str) -> None:
         self._aws.call(f"{self._table}.delete", lambda: self._drop(key))
 
-    def query(self, index: str, condition: str, values: _Values, most: int) -> list[Item]:
-        assert index == "polls"
+    def query(
+        self,
+        index: str,
+        condition: str,
+        values: _Values,
+        most: int,
+        *,
+        after: Item | None = None,
+    ) -> list[Item]:
         holds, _, plain = _parsed("", condition, values)
+        hashed, ranged, more = INDEXES[index]
+        names = ("key", hashed, ranged, *more)
+        (partition,) = re.findall(rf"^{hashed} = (:\w+) AND {ranged} <= :\w+$", condition)
+        if after is not None:
+            assert after.keys() == {"key", hashed, ranged}, "DynamoDB refuses other keys"
+            assert after[hashed] == plain[partition]
 
         def read() -> list[Item]:
-            found = [self.items[key] for key in self.polled if holds(self.items[key], plain)]
-            found.sort(key=lambda item: (item["poll_at"], item["key"]))
-            return [
-                {name: _copied(item[name]) for name in POLLS if name in item}
-                for item in found[:most]
-            ]
+            entries = self.indexes[index].get(plain[partition], [])
+            begin = bisect_right(entries, (after[ranged], after["key"])) if after else 0
+            found = []
+            for _, key in islice(entries, begin, begin + most):
+                item = self.items[key]
+                if not holds(item, plain):
+                    break
+                found.append({name: _copied(item[name]) for name in names if name in item})
+            return found
 
         return self._aws.call(f"{self._table}.query", read)
 
@@ -266,10 +287,7 @@ class SimTable(Table):
             assert after.get("key") == key, "DynamoDB refuses to change the key"
             self.items[key] = after
             self._older[key] = (self._aws.now(), before)
-            if "poll_bot" in after and "poll_at" in after:
-                self.polled.add(key)
-            else:
-                self.polled.discard(key)
+            self._index(key, before, after)
             self.on_write(key, before, after)
             return True, _copied(after) if returning else {}
 
@@ -285,9 +303,30 @@ class SimTable(Table):
 
     def _drop(self, key: str) -> None:
         before = self.items.pop(key, None)
-        self.polled.discard(key)
         if before:
+            self._index(key, before, {})
             self.on_write(key, before, {})
+
+    def put(self, key: str, item: Item) -> None:
+        """Write an item as it is, at once, as an operator's tool does."""
+        before = self.items.get(key, {})
+        self.items[key] = item
+        self._index(key, before, item)
+
+    def _index(self, key: str, before: Item, after: Item) -> None:
+        for name, (hashed, ranged, _) in INDEXES.items():
+            was, now = ((item.get(hashed, ""), item.get(ranged)) for item in (before, after))
+            if was == now:
+                continue
+            partitions = self.indexes[name]
+            if was[0] and was[1] is not None:
+                entries = partitions.get(was[0], [])
+                position = bisect_left(entries, (was[1], key))
+                # Tests change items behind the table's back, too.
+                if entries[position : position + 1] == [(was[1], key)]:
+                    del entries[position]
+            if now[0] and now[1] is not None:
+                insort(partitions.setdefault(now[0], []), (now[1], key))
 
     def _perhaps_stale(self, key: str) -> Item:
         item = self._live(key)
@@ -534,6 +573,18 @@ def _change(clause: str, names: set[str], tokens: _Tokens) -> _Change:
                 after[name] = held | more
 
             return add
+        case "DELETE":
+            leaving = _operand(tokens)
+
+            def delete(before: Item, after: Item, values: _Values) -> None:
+                held = before.get(name, _MISSING)
+                if held is _MISSING:
+                    return
+                assert isinstance(held, set), f"DynamoDB refuses that: {name} is no set"
+                rest = held - leaving(before, values)
+                after.pop(name) if not rest else after.update({name: rest})
+
+            return delete
         case "SET":
             tokens.expect("=")
             total = _sum(tokens)

@@ -31,8 +31,8 @@ KEY = ledger_key("default", "order-1")
 REQUEST = a_request(id="order-1", metadata={"order": "981"}, correlation_id="trace-1")
 OTHER = a_request(id="order-1", to="+5531911112222", metadata={"order": "982"})
 
-RECEIVED_BY_BLIP = {"sent", "accepted", "dispatched", "received", "consumed"}
-NO_EVENT = {"claimed", "sending", "retrying", "unknown"}
+RECEIVED_BY_BLIP = {"sent", "accepted", "dispatched", "waiting", "received", "consumed"}
+NO_EVENT = {"claimed", "sending", "retrying", "unknown", "waiting"}
 
 type Entry = tuple[str, int, int, str | None]
 
@@ -151,19 +151,18 @@ def entry_of(event: StatusEvent) -> Entry:
 
 def shows_that_it_was_sent(entry: Entry) -> bool:
     status, _, _, reason = entry
-    return status in RECEIVED_BY_BLIP or (status == "failed" and reason in {None, "undelivered"})
+    return status in RECEIVED_BY_BLIP or (status == "failed" and reason == "undelivered")
 
 
 def events_of(life: list[Entry]) -> list[Entry]:
     """Return what upstream should hear of a timeline."""
     events: list[Entry] = []
     for entry in life:
-        status, generation, at, reason = entry
+        status, generation, at, _ = entry
         is_known = any(event[:2] == ("sent", generation) for event in events)
         if shows_that_it_was_sent(entry) and not is_known:
             events.append(("sent", generation, at, None))
-        is_put_back = status == "failed" and reason is None
-        if status not in NO_EVENT | {"sent"} and not is_put_back:
+        if status not in NO_EVENT | {"sent"}:
             events.append(entry)
     return events
 

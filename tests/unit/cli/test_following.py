@@ -91,11 +91,14 @@ def test_request_is_followed_until_it_fails(status: str, reason: str | None) -> 
 
 
 def test_request_that_met_a_rate_limit_goes_on_as_its_next_generation() -> None:
-    put_back = an_item("failed", reason="undelivered", postponed=1)
+    waiting = an_item("waiting", wake_at=1_800_000_000_000)
 
-    one, _, _ = followed(
-        Ledger([put_back], [an_item("sent", generation=2, postponed=1)], [an_item("consumed")])
+    one, changes, _ = followed(
+        Ledger([waiting], [an_item("sent", generation=2)], [an_item("consumed")])
     )
+
+    assert changes == [("waiting", None), ("sent", None), ("consumed", None)]
+    assert one.wakes_at is None
 
     assert one.delivered
 

@@ -316,6 +316,7 @@ EVENT: Json = {
     "time": "2026-11-22T18:00:05.123+00:00",
     "metadata": {},
     "correlation_id": None,
+    "category": None,
     "stack": "blip-notifier",
 }
 
@@ -336,7 +337,7 @@ def test_status_event_matches_its_schema(
         key, "order-981", "default", status, generation, 1.5, reason, {"a": "b"}
     )
     ended = status in {"failed", "rejected", "expired"}
-    inward = status in {"claimed", "sending", "retrying", "unknown"}
+    inward = status in {"claimed", "sending", "retrying", "unknown", "waiting"}
     assert EVENT_VALIDATOR.is_valid(event(**detail(status_event, "blip-notifier"))) == (
         not inward and ended == (reason is not None)
     )
@@ -488,6 +489,7 @@ def test_contract_readme_names_every_member_and_status_of_an_event() -> None:
 
 
 def test_contract_readme_samples_are_valid() -> None:
-    shown, event = re.findall(r"```json\n(.*?)```", README, re.DOTALL)
+    shown, event, change = re.findall(r"```json\n(.*?)```", README, re.DOTALL)
     assert parse(shown) == parse(SAMPLES["01-text.json"])
     EVENT_VALIDATOR.validate(json.loads(event))
+    validator("template-change.schema.json").validate(json.loads(change))

@@ -17,8 +17,8 @@ from notifier.contract.fit import misfits
 from notifier.contract.parse import parse
 from notifier.contract.template import Template
 from notifier.domain.failures import FieldError
-from tests.local.blip import templates
 from tests.local.blip.misfits import MisfitError, check
+from tests.local.blip.templates import read
 from tests.support.templates import translations
 from tests.unit.contract.test_documents import SAMPLES, USABLE
 
@@ -33,7 +33,7 @@ SHARES = 4
 PRIVATE = "Segredo"
 
 TRANSLATIONS = translations()
-REGISTERED = {(one.name, one.language): one for one in templates.read()}
+TEMPLATES = {(template.name, template.language): template for template in read()}
 
 # What the simulator refuses and the check does not, by the simulator's words: WhatsApp's answer is
 # not documented, or is about a value and not about what the template takes.
@@ -152,7 +152,7 @@ def said(name: str, parts: list[Json]) -> MisfitError | None:
         },
     }
     try:
-        check(content, lambda *name: REGISTERED.get(name))
+        check(content, lambda *wanted: TEMPLATES.get(wanted))
     except MisfitError as misfit:
         return misfit
     return None

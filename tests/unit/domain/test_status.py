@@ -3,7 +3,15 @@
 from itertools import permutations
 
 from notifier.domain.failures import Reason
-from notifier.domain.status import SENT_OR_LATER, UNDELIVERED, Status, before, final_status, latest
+from notifier.domain.status import (
+    SENT_OR_LATER,
+    STARTS_BY_GENERATION,
+    UNDELIVERED,
+    Status,
+    before,
+    final_status,
+    latest,
+)
 
 # The reason of a dead letter, and the status that the notification ends in.
 ENDS = {
@@ -14,8 +22,12 @@ ENDS = {
     "expired": "expired",
     "not_a_phone_number": "rejected",
     "not_allowed": "rejected",
+    "template_mismatch": "rejected",
+    "template_unavailable": "rejected",
     "rejected": "rejected",
     "undelivered": "failed",
+    "recipient_capped": "failed",
+    "opted_out": "failed",
     "outcome_unknown": "failed",
     "retries_exhausted": "failed",
     "waited_too_long": "failed",
@@ -31,6 +43,7 @@ def test_statuses_are_those_of_the_contract() -> None:
         "sent",
         "accepted",
         "dispatched",
+        "waiting",
         "received",
         "consumed",
         "failed",
@@ -43,7 +56,9 @@ def test_statuses_are_those_of_the_contract() -> None:
 def test_status_is_in_progress_or_with_blip_or_final() -> None:
     on_its_way = {Status.CLAIMED, Status.SENDING, Status.RETRYING, Status.UNKNOWN}
 
-    assert set(Status) == on_its_way | SENT_OR_LATER | UNDELIVERED | {Status.CANCELLED}
+    apart = {Status.WAITING, Status.CANCELLED}
+    assert set(Status) == on_its_way | SENT_OR_LATER | UNDELIVERED | apart
+    assert UNDELIVERED | {Status.WAITING} == STARTS_BY_GENERATION
     assert not on_its_way & SENT_OR_LATER
     assert not on_its_way & UNDELIVERED
     assert not SENT_OR_LATER & UNDELIVERED
@@ -73,8 +88,9 @@ def test_receipts_replace_only_earlier_statuses() -> None:
 
 def test_failure_replaces_everything_but_a_delivery_and_another_final_status() -> None:
     assert set(before(Status.FAILED)) == (
-        set(Status) - UNDELIVERED - {Status.CANCELLED, Status.RECEIVED, Status.CONSUMED}
+        set(Status) - STARTS_BY_GENERATION - {Status.CANCELLED, Status.RECEIVED, Status.CONSUMED}
     )
+    assert before(Status.WAITING) == before(Status.FAILED)
 
 
 def test_receipts_end_in_the_same_status_in_any_order() -> None:

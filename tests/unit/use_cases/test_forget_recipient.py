@@ -290,7 +290,7 @@ def test_recipient_erased_during_a_look_up_leaves_no_identity(
     assert result.outcome == "retry_later"
     assert memory.world.blip.sent == []
     assert not any(PHONE in key for key in memory.world.identities_table.items)
-    assert sandbox.identities.read([("default", PHONE)], [])[0].keys() == {("default", PHONE)}
+    assert sandbox.identities.read([("default", PHONE)], [], [])[0].keys() == {("default", PHONE)}
     assert sandbox.identities.get(("default", PHONE)) is None
 
 

@@ -82,6 +82,23 @@ def test_cancellation_in_advance_is_published_when_its_request_arrives(asked: As
     assert asked.world.blip.taken == []
 
 
+def test_waiting_notification_shows_until_when_and_can_be_cancelled(asked: Asked) -> None:
+    request = a_request(id="order-1")
+    sandbox = asked.world.sandbox()
+    sandbox.deliver(request)
+    key, until = ledger_key("default", "order-1"), asked.world.clock.now() + 86_400
+    assert sandbox.ledger.wait(key, 1, until, "recipient capped", 131049)
+
+    details = sandbox.ledger.details("default", "order-1")
+    assert details is not None
+    assert (details.status, details.wakes_at, details.code) == (Status.WAITING, until, 131049)
+    assert asked.cancel(request) is Status.CANCELLED
+
+    asked.world.sandbox().deliver(asked.world.queued(request, generation=1))
+    assert len(asked.world.blip.taken) == 1
+    assert sandbox.ledger.due_waits(key[0], 10, None) == []
+
+
 @pytest.mark.parametrize(
     ("status", "why"),
     [

@@ -15,7 +15,7 @@ from notifier.domain.failures import Reason, Rejected, Throttled, Transient
 from notifier.domain.ledger_entries import LedgerWrite
 from notifier.domain.notification import ledger_key
 from notifier.domain.receipts import FailureKind, Receipt
-from notifier.domain.status import PUBLISHABLE, SENT_OR_LATER, Status
+from notifier.domain.status import BY_RECEIPT, PUBLISHABLE, SENT_OR_LATER, STREAMED, Status
 from notifier.domain.status_events import Publication, StatusEvent
 from notifier.use_cases.publish_status_events import ALL_PUBLISHED, DEFAULT_PUBLISHED
 from notifier.use_cases.record_receipt import ReceiptOutcome
@@ -92,6 +92,13 @@ def test_event_has_the_names_and_time_of_its_timeline_entry(status: Status) -> N
     assert sent == replace(expected, status=Status.SENT, reason=None, time=1.5)
 
 
+def test_waiting_notification_was_sent_and_is_no_event() -> None:
+    waiting = ["waiting", 1, 2000, None]
+
+    assert stands_for(an_item(waiting)) == [("sent", 1, 2.0, None)]
+    assert stands_for(an_item(["sent", 1, 1000, None], waiting)) == [("sent", 1, 1.0, None)]
+
+
 @pytest.mark.parametrize("status", ["claimed", "sending", "retrying", "unknown"])
 def test_notification_in_progress_is_no_event(status: str) -> None:
     assert stands_for(an_item([status, 1, 5, None])) == []
@@ -103,7 +110,7 @@ def test_notification_in_progress_is_no_event(status: str) -> None:
     "overtaking",
     [
         *([status, 1, 2000, None] for status in ("accepted", "dispatched", "received", "consumed")),
-        ["failed", 1, 2000, "undelivered"],
+        *(["failed", 1, 2000, reason] for reason in sorted(BY_RECEIPT)),
     ],
 )
 def test_receipt_before_the_send_s_answer_shows_that_it_was_sent(
@@ -118,7 +125,7 @@ def test_receipt_before_the_send_s_answer_shows_that_it_was_sent(
     ]
 
 
-@pytest.mark.parametrize("reason", sorted(set(Reason) - {Reason.UNDELIVERED}))
+@pytest.mark.parametrize("reason", sorted(set(Reason) - BY_RECEIPT))
 @pytest.mark.parametrize("status", ["failed", "rejected", "expired"])
 def test_dead_letter_of_this_stack_does_not_show_that_it_was_sent(
     status: str, reason: Reason
@@ -148,13 +155,6 @@ def test_sent_is_not_published_again_after_it() -> None:
     item = an_item(["sent", 1, 1000, None], ["received", 1, 2000, None])
 
     assert stands_for(item) == [("sent", 1, 1.0, None), ("received", 1, 2.0, None)]
-
-
-def test_rate_limited_notification_was_sent_and_is_not_final() -> None:
-    assert stands_for(an_item(["failed", 1, 2000, None])) == [("sent", 1, 2.0, None)]
-    assert stands_for(an_item(["sent", 1, 1000, None], ["failed", 1, 2000, None])) == [
-        ("sent", 1, 1.0, None)
-    ]
 
 
 def test_late_receipt_is_no_event() -> None:
@@ -312,7 +312,8 @@ def test_image_that_is_not_an_item_is_a_problem() -> None:
 
 
 def test_every_status_is_published_or_internal() -> None:
-    assert set(Status) - {"claimed", "sending", "retrying", "unknown"} == PUBLISHABLE
+    assert set(Status) - {"claimed", "sending", "retrying", "unknown", "waiting"} == PUBLISHABLE
+    assert {"waiting"} == STREAMED - PUBLISHABLE
     assert set(Status) - ALL_PUBLISHED == set(Status) - PUBLISHABLE
     assert {Status.ACCEPTED, Status.DISPATCHED} == ALL_PUBLISHED - DEFAULT_PUBLISHED
     assert Status.SENT in SENT_OR_LATER & DEFAULT_PUBLISHED
@@ -367,7 +368,7 @@ def test_rate_limit_before_the_send_s_answer_publishes_that_it_was_sent(world: W
 
     def overtake(_: object) -> None:
         later = Receipt(KEY, 1, Status.FAILED, FailureKind.RATE_LIMITED, 131056)
-        assert sandbox.receipts.record(later) is ReceiptOutcome.POSTPONED
+        assert sandbox.receipts.record(later) is ReceiptOutcome.WAITING
 
     world.blip.before_send = overtake
     sandbox.deliver(REQUEST)

@@ -4,124 +4,24 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import permutations
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from notifier.aws.events import detail
-from notifier.aws.table import Item
-from notifier.blip.receipts import receipt
 from notifier.domain.failures import Reason
-from notifier.domain.notification import ledger_key, message_id
-from notifier.domain.receipts import FailureKind, Receipt
+from notifier.domain.notification import ledger_key
+from notifier.domain.receipts import FailureKind, Receipt, wait_seconds
 from notifier.domain.status import Status
 from notifier.domain.status_events import StatusEvent
 from notifier.use_cases.publish_status_events import ALL_PUBLISHED
-from notifier.use_cases.record_receipt import ReceiptOutcome, Receipts
+from notifier.use_cases.record_receipt import ReceiptOutcome
 from tests.support.builders import PHONE, a_request
-from tests.support.world import Sandbox, World
-from tests.unit.blip.receipt_envelopes import KEY, LATER, TABLE, envelope
+from tests.unit.blip.receipt_envelopes import KEY, TABLE
+from tests.unit.use_cases.receipt_case import Case, Crash, a_receipt
 
 # --- What it does ---------------------------------------------------------------------------------
-
-
-class Crash(Exception):
-    """The sandbox ends here."""
-
-
-class Mortal:
-    """Passes calls on, and crashes before or after a given one."""
-
-    def __init__(self, real: Any, countdown: list[float]) -> None:
-        self._real = real
-        self._countdown = countdown
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            self._countdown[0] -= 0.5
-            if self._countdown[0] == 0:
-                raise Crash(f"before {name}")
-            result = getattr(self._real, name)(*args, **kwargs)
-            self._countdown[0] -= 0.5
-            if self._countdown[0] == 0:
-                raise Crash(f"after {name}")
-            return result
-
-        return call
-
-
-class Case:
-    """One notification that was sent, and what records its receipts."""
-
-    def __init__(self, **changes: Any) -> None:
-        self.world = World()
-        self.sandbox: Sandbox = self.world.sandbox()
-        self.request = a_request(id="order-1", metadata={"order": "1"}) | changes
-        self.body = json.dumps(self.request)
-        self.receipts = self.recorder()
-        self.send()
-
-    def recorder(self, countdown: list[float] | None = None) -> Receipts:
-        limit = countdown or [float("inf")]
-
-        def mortal(part: object) -> Any:
-            return Mortal(part, limit)
-
-        return Receipts(
-            ledger=mortal(self.sandbox.ledger),
-            identities=mortal(self.sandbox.identities),
-            bot_states=mortal(self.sandbox.bot_states),
-            requests=mortal(self.world.requests),
-            dead_letters=mortal(self.world.dead_letters),
-            meter=self.world.meter,
-            now=self.world.clock.now,
-            uniform=lambda low, high: (low + high) / 2,
-        )
-
-    def send(self, generation: int | None = None) -> str:
-        """Deliver the request. Return the outcome."""
-        queued = self.world.queued(self.body, generation=generation)
-        (result,) = self.sandbox.deliver(queued)
-        return result.outcome
-
-    def record(self, status: str, code: int | None = None, generation: int = 1) -> ReceiptOutcome:
-        self.world.clock.advance(1)
-        return self.receipts.record(a_receipt(status, code, generation))
-
-    @property
-    def item(self) -> Item:
-        return self.world.entry(self.request)
-
-    @property
-    def bot(self) -> Item:
-        return self.world.identities_table.get("bot:default")
-
-    @property
-    def published(self) -> list[tuple[str, int, str | None]]:
-        """What upstream has heard from receipts: status, generation, reason."""
-        return [
-            (event.status.value, event.generation, event.reason)
-            for event in self.world.events.published
-            if event.status is not Status.SENT
-        ]
-
-    def timeline(self) -> list[tuple[str, int]]:
-        return [(status, generation) for status, generation, _, _ in self.item["timeline"]]
-
-    def late(self) -> list[tuple[str, int]]:
-        """Return the receipts kept of older generations."""
-        return [(status, generation) for status, generation, _, _ in self.item.get("late", ())]
-
-
-def a_receipt(status: str, code: int | None = None, generation: int = 1) -> Receipt:
-    document = envelope(status, id=message_id(KEY, generation))
-    if code is not None:
-        document["reason"] = {"code": code}
-    about = receipt(document)
-    assert about is not None
-    return about
 
 
 ORDER = ["accepted", "dispatched", "received", "consumed"]
@@ -180,7 +80,7 @@ def test_receipts_in_any_order_and_repetition_end_in_the_same_status(reported: l
     case = Case()
 
     for status in reported:
-        case.record(status, 131049 if status == "failed" else None)
+        case.record(status, 131047 if status == "failed" else None)
 
     delivered = [status for status in reported if status in {"received", "consumed"}]
     if delivered:
@@ -192,7 +92,7 @@ def test_receipts_in_any_order_and_repetition_end_in_the_same_status(reported: l
     assert case.item["status"] == expected
     assert ("request" in case.item) == (not delivered)
     assert ("reason" in case.item) == (expected == "failed")
-    assert case.item.get("code") == (131049 if expected == "failed" else None)
+    assert case.item.get("code") == (131047 if expected == "failed" else None)
     assert "token" not in case.item
     assert "lease_until" not in case.item
     # Upstream hears each change once, however often it was reported.
@@ -208,18 +108,17 @@ def test_failed_after_received_is_ignored() -> None:
     case.record("received")
     before = case.item
 
-    for code in (131026, 131056, 131042, 86, None):
+    for code in (131026, 131056, 131049, 131042, 86, None):
         assert case.record("failed", code) is ReceiptOutcome.REPEATED
 
     assert case.item == before
     assert case.world.dead_letters.letters == []
-    assert case.world.requests.enqueued == []
     assert case.bot.get("broken") is None
     assert case.published == [("received", 1, None)]
 
 
 @pytest.mark.parametrize("status", ["received", "consumed"])
-@pytest.mark.parametrize("code", [131049, 131056])
+@pytest.mark.parametrize("code", [131047, 131049, 131056])
 def test_received_after_failed_wins(status: str, code: int) -> None:
     case = Case()
     case.record("failed", code)
@@ -227,12 +126,13 @@ def test_received_after_failed_wins(status: str, code: int) -> None:
     assert case.record(status) is ReceiptOutcome.MOVED
 
     assert case.item["status"] == status
+    assert not case.item.keys() & {"wake_shard", "wake_at", "waits"}
     assert "reason" not in case.item
     assert "code" not in case.item
     assert case.published[-1] == (status, 1, None)
 
 
-def test_received_cancels_a_generation_that_waits_on_the_queue() -> None:
+def test_received_cancels_a_generation_that_waits() -> None:
     case = Case()
     case.record("failed", 131056)
     case.record("received")
@@ -246,7 +146,7 @@ def test_received_cancels_a_generation_that_waits_on_the_queue() -> None:
 @pytest.mark.parametrize("status", ["retrying", "claimed"])
 def test_received_cancels_a_generation_that_was_started(status: str) -> None:
     case = Case()
-    case.record("failed", 131049)
+    case.record("failed", 131047)
     item = case.item | {"status": status, "generation": 2, "token": "t", "lease_until": 1}
     case.world.ledger_table.items[KEY] = item
 
@@ -262,7 +162,7 @@ def test_received_cancels_a_generation_that_was_started(status: str) -> None:
 
 def test_receipt_of_an_older_generation_is_kept_and_not_published() -> None:
     case = Case()
-    case.record("failed", 131049)
+    case.record("failed", 131047)
     assert case.send(generation=1) == "sent"
     before = case.item
     published = list(case.published)
@@ -309,95 +209,19 @@ def test_receipt_outcomes_are_named_as_they_are_counted() -> None:
         "receipt_repeated",
         "receipt_foreign",
         "receipt_dead_letter",
-        "receipt_postponed",
+        "receipt_waiting",
         "webhook_unauthorized",
     ]
-
-
-# --- A rate limit ---------------------------------------------------------------------------------
-
-
-RATE_CODES = [code for codes in LATER.values() for code in codes]
-
-
-@pytest.mark.parametrize("code", RATE_CODES)
-def test_rate_limit_enqueues_one_next_generation_after_a_delay(code: int) -> None:
-    case = Case()
-
-    assert case.record("failed", code) is ReceiptOutcome.POSTPONED
-
-    assert case.world.requests.enqueued == [(case.body, 1, 600)]
-    assert case.item["status"] == "failed"
-    assert (case.item["reason"], case.item["code"]) == ("undelivered", code)
-    assert case.world.dead_letters.letters == []
-    assert case.published == []
-    # However often it is reported.
-    assert case.record("failed", code) is ReceiptOutcome.REPEATED
-    assert len(case.world.requests.enqueued) == 1
-
-    assert case.send(generation=1) == "sent"
-    assert case.send(generation=1) == "duplicate"
-    assert [sent.message_id for sent in case.world.blip.taken] == [KEY, f"{KEY}:2"]
-    assert case.record("failed", code, generation=1) is ReceiptOutcome.REPEATED
-    assert len(case.world.requests.enqueued) == 1
-
-    # The second time it is given up.
-    assert case.record("failed", code, generation=2) is ReceiptOutcome.DEAD_LETTER
-    assert len(case.world.requests.enqueued) == 1
-    (letter,) = case.world.dead_letters.letters
-    assert (letter.reason, letter.generation) == (Reason.UNDELIVERED, 2)
-    assert letter.failure["code"] == code
-    assert case.published == [("failed", 2, "undelivered")]
-
-
-def test_delay_after_a_rate_limit_is_random_and_within_the_limit_of_sqs() -> None:
-    asked: list[tuple[float, float]] = []
-
-    def uniform(low: float, high: float) -> float:
-        asked.append((low, high))
-        return high
-
-    case = Case()
-    replace(case.receipts, uniform=uniform).record(a_receipt("failed", 131056))
-
-    assert asked == [(300, 900)]
-    assert case.world.requests.enqueued[0][2] == 900
-
-
-def test_redrive_may_be_rate_limited_once_more() -> None:
-    case = Case()
-    for generation in (1, 2):
-        case.record("failed", 131056, generation=generation)
-        case.send(generation=generation)
-
-    assert case.item["generation"] == 3
-    assert case.record("failed", 131056, generation=3) is ReceiptOutcome.POSTPONED
-    assert [generation for _, generation, _ in case.world.requests.enqueued] == [1, 3]
-
-
-def test_redrive_that_is_rate_limited_keeps_its_count() -> None:
-    case = Case()
-    case.record("failed", 131049)
-    case.sandbox.deliver(replace(case.world.queued(case.body, generation=1), redrives=3))
-
-    case.record("failed", 131056, generation=2)
-
-    assert case.world.requests.enqueued_redrives == [3]
-
-
-def test_redrive_after_another_failure_may_be_rate_limited() -> None:
-    case = Case()
-    case.record("failed", 131049)
-    case.send(generation=1)
-
-    assert case.record("failed", 130429, generation=2) is ReceiptOutcome.POSTPONED
 
 
 # --- Given up -------------------------------------------------------------------------------------
 
 
-ONCE_MORE = {FailureKind.RATE_LIMITED, FailureKind.SPORADIC}
-GIVEN_UP = [code for code, follows in TABLE.items() if follows not in ONCE_MORE]
+GIVEN_UP = [
+    code
+    for code, follows in TABLE.items()
+    if wait_seconds(follows, (), max) is None or follows is FailureKind.PERHAPS_CAPPED
+]
 
 
 @pytest.mark.parametrize("code", [*GIVEN_UP, 9999, None])
@@ -406,9 +230,10 @@ def test_every_other_failure_is_a_dead_letter(code: int | None) -> None:
 
     assert case.record("failed", code) is ReceiptOutcome.DEAD_LETTER
 
+    reason = "opted_out" if code == 131050 else "undelivered"
     (letter,) = case.world.dead_letters.letters
     assert letter.body == case.body
-    assert letter.reason is Reason.UNDELIVERED
+    assert letter.reason == reason
     assert (letter.bot, letter.notification_id, letter.generation) == ("default", "order-1", 1)
     assert letter.failure == {
         "detail": a_receipt("failed", code).detail,
@@ -420,9 +245,8 @@ def test_every_other_failure_is_a_dead_letter(code: int | None) -> None:
     } | ({} if code is None else {"code": code})
     assert PHONE not in json.dumps(letter.failure)
     assert case.item["status"] == "failed"
-    assert (case.item["reason"], case.item["code"]) == ("undelivered", code)
-    assert case.published == [("failed", 1, "undelivered")]
-    assert case.world.requests.enqueued == []
+    assert (case.item["reason"], case.item["code"]) == (reason, code)
+    assert case.published == [("failed", 1, reason)]
     case.world.clock.advance(600)  # the number may be down
     assert case.send() == "duplicate"
     # However often it is reported.
@@ -511,7 +335,7 @@ def test_sporadic_failure_is_sent_again_once_and_then_becomes_a_dead_letter(
 ) -> None:
     case = Case()
 
-    assert case.record("failed", code) is ReceiptOutcome.POSTPONED
+    assert case.record("failed", code) is ReceiptOutcome.WAITING
     assert case.world.dead_letters.letters == []
     case.send(generation=1)
     assert case.record("failed", code, generation=2) is ReceiptOutcome.DEAD_LETTER
@@ -587,10 +411,12 @@ def event_id(event: StatusEvent) -> object:
     [
         ("received", None),
         ("accepted", None),
-        ("failed", 131049),
+        ("failed", 131047),
         ("failed", 131026),
         ("failed", 131042),
+        ("failed", 131049),
         ("failed", 131056),
+        ("failed", 132015),
         ("failed", 86),
     ],
 )
@@ -611,7 +437,7 @@ def test_crash_anywhere_repeats_the_effects_and_loses_none(status: str, code: in
             # Once the ledger has moved, every effect is there.
             assert {event_id(event) for event in case.world.events.published} == published
             assert bool(case.world.dead_letters.letters) == bool(letters)
-            assert bool(case.world.requests.enqueued) == (code == 131056)
+            assert set(case.paused) == set(calm.paused)
 
         case.receipts.record(about)
 
@@ -621,11 +447,12 @@ def test_crash_anywhere_repeats_the_effects_and_loses_none(status: str, code: in
         assert {event_id(event) for event in case.world.events.published} == published
         found = case.world.dead_letters.letters
         assert {(letter.notification_id, letter.generation) for letter in found} == letters
-        assert set(case.world.requests.enqueued) == set(calm.world.requests.enqueued)
+        assert set(case.paused) == set(calm.paused)
         # Two next generations on the queue are one message to the person.
-        for _ in case.world.requests.enqueued:
-            case.send(generation=1)
-        assert len(case.world.blip.taken) == 1 + bool(case.world.requests.enqueued)
+        if case.item["status"] == "waiting":
+            for _ in range(2):
+                case.send(generation=1)
+        assert len(case.world.blip.taken) == 1 + (calm.item["status"] == "waiting")
     assert seen >= 2
 
 
@@ -667,6 +494,7 @@ def test_event_has_the_producer_s_fields_and_no_phone_number() -> None:
         "time": "2027-01-15T08:00:01.000+00:00",
         "metadata": {"order": "1"},
         "correlation_id": None,
+        "category": None,
         "stack": "notifier-dev",
     }
 

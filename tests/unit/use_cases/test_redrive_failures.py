@@ -139,6 +139,7 @@ def test_each_dead_letter_is_listed_on_request_without_its_body(world: World) ->
         "reason": "undelivered",
         "code": 132_001,
         "detail": "No such template.",
+        "fields": [],
         "failed_at": "2027-01-15T08:00:00Z",
         "generation": 3,
         "redrives": 2,

@@ -1,26 +1,4 @@
-"""The bot's item: the one thing that all sandboxes share. It keeps every bot to its plan.
-
-    key                bot:NAME (partition key, in the identities' table)
-    next_messages_at   epoch microseconds: the first free send slot
-    next_commands_at   epoch microseconds: the first free slot for look-ups and history queries
-    throttled_until    epoch milliseconds: nothing goes to BLiP before (the cooldown)
-    broken             why the breaker is open; absent while it is closed
-    paused             epoch milliseconds: since when an operator has paused it; absent otherwise
-    failing            the notifications that failed in a row without a definite answer
-    probe_until        epoch milliseconds: an open breaker is not probed before
-    number_down_at     epoch milliseconds: when a receipt said that the number cannot deliver
-    tried_at           epoch milliseconds: when, since then, BLiP took a message again
-    reserved           how many slots for messages were ever reserved
-    down, down_since   some notifications whose receipts spoke of WhatsApp's own trouble; since when
-    down_count         how many such receipts there were
-    down_reserved      what `reserved` was then
-    messages_share, commands_share  millionths of the plan that were left after the last penalty
-    messages_share_at, commands_share_at  epoch milliseconds: since when
-    penalties          how many there were
-    missing_since      epoch milliseconds: since when the bots' secret lacks its entry
-    control, control_at  a message that BLiP took, epoch milliseconds at which it was sent or later
-    control_before, control_before_at  the one before it
-    history_seen       epoch milliseconds: BLiP's history has shown a message sent then or later
+"""Keeps every bot to its plan, and still while it does not work: the writes of its item.
 
 Slots are evenly spaced and never made up for when missed, so no second holds more of them than the
 share of the plan allows, however many sandboxes there are.
@@ -28,16 +6,16 @@ share of the plan allows, however many sandboxes there are.
 
 from typing import TYPE_CHECKING, Any
 
+from notifier.aws.bot_items import MICROSECONDS, bot_key, bot_state
 from notifier.aws.table import Item, Table, milliseconds
 from notifier.domain.bot_state import BotState, HoldReason, Plan, Reservation
-from notifier.domain.ledger_entries import Control
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from notifier.domain.bots import Bot
+    from notifier.domain.ledger_entries import Control
 
-MICROSECONDS = 1_000_000
 # What a penalty leaves of the share that was in force, and what is left at least.
 SHARE_AFTER_COOLDOWN = 0.8
 LEAST_SHARE = 0.1
@@ -64,35 +42,6 @@ _NOT_HELD = (
 _COUNTED = ", reserved = if_not_exists(reserved, :none) + :count"
 _NOT_BROKEN = "attribute_not_exists(broken)"
 _NOT_BROKEN_OR_NUMBER_DOWN = f"({_NOT_BROKEN} OR attribute_exists(number_down_at))"
-
-
-def bot_key(bot: str) -> str:
-    """Return the key of a bot's item. Identities' keys hold a `/`, this never does."""
-    return f"bot:{bot}"
-
-
-def bot_state(item: Item) -> BotState:
-    """Read a bot's item."""
-    plans: tuple[Plan, ...] = ("messages", "commands")
-    return BotState(
-        throttled_until=item.get("throttled_until", 0) / 1000,
-        broken=item.get("broken", ""),
-        paused="paused" in item,
-        failing=len(item.get("failing", ())),
-        next_message_at=item.get("next_messages_at", 0) / MICROSECONDS,
-        missing_since=item.get("missing_since", 0) / 1000,
-        shares={
-            plan: (item[f"{plan}_share"] / MICROSECONDS, item[f"{plan}_share_at"] / 1000)
-            for plan in plans
-            if f"{plan}_share" in item
-        },
-        controls=tuple(
-            Control(item[name], item[f"{name}_at"] / 1000)
-            for name in ("control_before", "control")
-            if name in item
-        ),
-        history_seen=item.get("history_seen", 0) / 1000,
-    )
 
 
 class DynamoDbBotStates:
@@ -213,7 +162,7 @@ class DynamoDbBotStates:
         """Record that the bots' secret has this bot again."""
         self._table.update(bot_key(bot), "REMOVE missing_since", "attribute_exists(#key)", {})
 
-    def keep_control(self, bot: str, control: Control, older_than: float) -> None:
+    def keep_control(self, bot: str, control: "Control", older_than: float) -> None:
         """Keep a message that BLiP took, and the one before it; not if the newest is not so old."""
         self._table.update(
             bot_key(bot),

@@ -103,5 +103,6 @@ def detail(event: StatusEvent, stack: str) -> dict[str, object]:
         "time": datetime.fromtimestamp(event.time, UTC).isoformat(timespec="milliseconds"),
         "metadata": event.metadata,
         "correlation_id": event.correlation_id,
+        "category": event.category,
         "stack": stack,
     }

@@ -13,27 +13,26 @@ Of a recipient who was forgotten there is for a while, so that no older request 
     forgotten_at  epoch milliseconds
     expires_at    epoch seconds, time to live: until SQS has deleted whatever was published before
 
-The bots' items lie in the same table (see `bot_state`), so that one call reads all that a
-batch needs.
+The bots' items (see `bot_items`) and their templates (see `templates`) lie in the same table, so
+that one call reads all that a batch needs.
 """
 
 import hashlib
 import random
-from collections import OrderedDict
-from threading import Lock
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from notifier.aws.bot_state import bot_key, bot_state
+from notifier.aws.bot_items import bot_key, bot_state
+from notifier.aws.memory import Memory
 from notifier.aws.table import Item, Table, milliseconds
+from notifier.aws.templates import DynamoDbTemplates, TemplateName, template_key
 from notifier.domain.bot_state import BotState
 from notifier.domain.recipients import Identity, LookUpLease
+from notifier.domain.templates import RegisteredTemplate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-MEMORY_SECONDS = 300.0
-MEMORY_ENTRIES = 10_000
 # A day longer than SQS keeps a request.
 FORGOTTEN_SECONDS = 15 * 86_400
 
@@ -51,54 +50,68 @@ class DynamoDbIdentities:
         self,
         table: Table,
         *,
+        templates: DynamoDbTemplates,
         now: "Callable[[], float]",
         ttl_seconds: int,
         negative_ttl_seconds: int,
         uniform: "Callable[[float, float], float]" = random.uniform,
     ) -> None:
         self._table = table
+        self._templates = templates
         self._now = now
         self._ttl_seconds = ttl_seconds
         self._negative_ttl_seconds = negative_ttl_seconds
         self._uniform = uniform
-        self._memory: OrderedDict[Recipient, tuple[float, Identity]] = OrderedDict()
-        self._lock = Lock()
+        self._memory: Memory[Recipient, Identity] = Memory(now)
 
     def read(
-        self, recipients: "Iterable[Recipient]", bots: "Iterable[str]"
-    ) -> tuple[dict[Recipient, Identity], dict[str, BotState]]:
-        """Return what is known of these recipients and bots, with one call to the table.
+        self,
+        recipients: "Iterable[Recipient]",
+        bots: "Iterable[str]",
+        templates: "Iterable[TemplateName]",
+    ) -> tuple[
+        dict[Recipient, Identity], dict[str, BotState], dict[TemplateName, RegisteredTemplate]
+    ]:
+        """Return what is known of these recipients, bots and templates, with one call.
 
-        What the table leaves unread is simply not known: a lease, or a reservation, finds it.
-        Whether a recipient was forgotten is never remembered, but read each time.
+        What the table leaves unread of recipients and templates is simply not known: a lease finds
+        it. Whether a recipient was forgotten is never remembered, but read each time.
 
         Raises:
-            UnreadError: DynamoDB left a recipient or a bot unread.
+            UnreadError: DynamoDB left a mark of a forgotten recipient, or a bot, unread.
         """
-        known: dict[Recipient, Identity] = {}
-        wanted: dict[str, Recipient] = {}
+        identities: dict[Recipient, Identity] = {}
+        unknown: dict[str, Recipient] = {}
         marks: dict[str, list[Recipient]] = {}
         for recipient in recipients:
             marks.setdefault(forgotten_key(recipient[1]), []).append(recipient)
-            if (remembered := self._remembered(recipient)) is not None:
-                known[recipient] = remembered
+            if (remembered := self._memory.get(recipient)) is not None:
+                identities[recipient] = remembered
             else:
-                wanted[_key(recipient)] = recipient
+                unknown[_key(recipient)] = recipient
         states = {bot_key(bot): bot for bot in bots}
-        found: dict[str, BotState] = {}
-        forgotten: dict[Recipient, Identity] = {}
-        items, unread = self._table.get_many([*marks, *states, *wanted])
+        registered = {name: self._templates.remembered(name) for name in templates}
+        not_read = {template_key(name): name for name, found in registered.items() if not found}
+
+        items, unread = self._table.get_many([*marks, *states, *unknown, *not_read])
         if unread & (marks.keys() | states.keys()):
             raise UnreadError
-        for item in items:
-            if item["key"] in states:
-                found[states[item["key"]]] = bot_state(item)
-            elif item["key"] in marks:
-                mark = Identity(None, forgotten_at=item["forgotten_at"] / 1000)
-                forgotten |= dict.fromkeys(marks[item["key"]], mark)
-            elif (identity := self._good(wanted[item["key"]], item)) is not None:
-                known[wanted[item["key"]]] = identity
-        return known | forgotten, found
+        found = {item["key"]: item for item in items}
+        for key, recipient in unknown.items():
+            if (identity := self._good(recipient, found.get(key, {}))) is not None:
+                identities[recipient] = identity
+        for key, those in marks.items():
+            if key in found:
+                mark = Identity(None, forgotten_at=found[key]["forgotten_at"] / 1000)
+                identities |= dict.fromkeys(those, mark)
+        for key, name in not_read.items():
+            if key not in unread:
+                registered[name] = self._templates.remember(name, found.get(key, {}))
+        return (
+            identities,
+            {bot: bot_state(found[key]) for key, bot in states.items() if key in found},
+            {name: template for name, template in registered.items() if template is not None},
+        )
 
     def get(self, recipient: Recipient) -> Identity | None:
         """Read one recipient from the table, as it stands now."""
@@ -150,7 +163,7 @@ class DynamoDbIdentities:
             },
         )
         if kept:  # else the recipient was forgotten, or another sandbox has the lease
-            self._remember(lease.recipient, identity, good_until)
+            self._memory.keep(lease.recipient, identity, good_until)
 
     def release(self, lease: LookUpLease) -> None:
         """End the lease without an answer, so that no sandbox waits for it."""
@@ -163,8 +176,7 @@ class DynamoDbIdentities:
 
     def invalidate(self, recipient: Recipient) -> None:
         """Drop what is known of a recipient: BLiP says that it is out of date."""
-        with self._lock:
-            self._memory.pop(recipient, None)
+        self._memory.drop(recipient)
         self._table.update(
             _key(recipient), "REMOVE address, code, good_until", "attribute_exists(#key)", {}
         )
@@ -175,8 +187,7 @@ class DynamoDbIdentities:
 
     def erase(self, recipient: Recipient) -> None:
         """Delete whatever the table, and this sandbox's memory, have on a recipient."""
-        with self._lock:
-            self._memory.pop(recipient, None)
+        self._memory.drop(recipient)
         self._table.delete(_key(recipient))
 
     def mark_forgotten(self, phone: str) -> None:
@@ -194,20 +205,8 @@ class DynamoDbIdentities:
         if good_until <= self._now():
             return None
         identity = Identity(item.get("address"), item.get("code"))
-        self._remember(recipient, identity, good_until)
+        self._memory.keep(recipient, identity, good_until)
         return identity
-
-    def _remembered(self, recipient: Recipient) -> Identity | None:
-        with self._lock:
-            good_until, identity = self._memory.get(recipient, (0.0, None))
-            return identity if good_until > self._now() else None
-
-    def _remember(self, recipient: Recipient, identity: Identity, good_until: float) -> None:
-        with self._lock:
-            self._memory[recipient] = (min(good_until, self._now() + MEMORY_SECONDS), identity)
-            self._memory.move_to_end(recipient)
-            if len(self._memory) > MEMORY_ENTRIES:
-                self._memory.popitem(last=False)
 
 
 def forgotten_key(phone: str) -> str:

@@ -24,7 +24,7 @@ from notifier.contract.phone import mask
 from notifier.domain.failures import Reason, crash_facts
 from notifier.domain.ledger_entries import Claim, ClaimLost, LedgerEntry
 from notifier.domain.notification import Notification
-from notifier.domain.status import UNDELIVERED, Status, before
+from notifier.domain.status import STARTS_BY_GENERATION, Status, before
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,8 +46,8 @@ _FREE = f"{NOTHING} OR ({_NOT_EXPIRED} AND {_SAME_CONTENT} AND ({_WAITS} OR {_AB
 _CLAIMED = """
 SET #status = :status, #token = :token, lease_until = :lease_until, updated_at = :now,
     #id = :id, bot = :bot, content_hash = :content_hash, #request = :request, template = :template,
-    recipient = :recipient, metadata = :metadata, correlation_id = :correlation_id,
-    created_at = if_not_exists(created_at, :now),
+    category = :category, recipient = :recipient, metadata = :metadata,
+    correlation_id = :correlation_id, created_at = if_not_exists(created_at, :now),
 """
 _CLAIM = f"""{_CLAIMED}
     generation = if_not_exists(generation, :generation),
@@ -55,13 +55,14 @@ _CLAIM = f"""{_CLAIMED}
     redrives = if_not_exists(redrives, :redrives),
     expires_at = if_not_exists(expires_at, :expires_at)
 """
-# A redrive, or an id that comes again after its item's time: everything anew.
+# A redrive, the end of a wait, or an id that comes again after its item's time: everything anew.
 _RESTART = f"""{_CLAIMED}
     generation = :generation, attempts = :one, redrives = :redrives, expires_at = :expires_at
-REMOVE reason, code, in_flight_until, denials, control, control_at, poll_bot, poll_at, poll_since
+REMOVE reason, code, in_flight_until, denials, control, control_at, poll_bot, poll_at, poll_since,
+    wake_shard, wake_at
 """
 # Of an id whose item has outlived its time, what was before is another notification's.
-_AS_NEW = f"{_RESTART.rstrip()}, timeline, late, postponed".replace(
+_AS_NEW = f"{_RESTART.rstrip()}, timeline, late, waits".replace(
     "if_not_exists(created_at, :now)", ":now"
 )
 _HELD = "generation = :generation AND #token = :token"
@@ -81,9 +82,9 @@ class DynamoDbLedger:
     ) -> Claim | LedgerEntry:
         """Claim a notification for sending, or return the entry that prevents it.
 
-        A claim is one conditional write. A redrive, and an id whose item has expired, take two.
-        A write whose answer is not known is taken back, so that the notification does not count as
-        one that may have gone out.
+        A claim is one conditional write. A next generation, and an id whose item has expired, take
+        two. A write whose answer is not known is taken back, so that the notification does not
+        count as one that may have gone out.
         """
         token = uuid4().hex
         try:
@@ -107,6 +108,7 @@ class DynamoDbLedger:
             ":content_hash": notification.content_hash,
             ":request": notification.kept_body,
             ":template": notification.request.template.name,
+            ":category": notification.category,
             ":recipient": mask(notification.request.to),
             ":metadata": notification.request.metadata,
             ":correlation_id": notification.request.correlation_id,
@@ -127,8 +129,10 @@ class DynamoDbLedger:
 
         # What was cancelled stays so for as long as it can be found at all.
         lapsed = has_lapsed(found, now)
-        redriven = found["status"] in UNDELIVERED and found["generation"] == asked_generation
-        if lapsed or redriven:
+        next_one = (
+            found["status"] in STARTS_BY_GENERATION and found["generation"] == asked_generation
+        )
+        if lapsed or next_one:
             _, found = self._table.update(
                 notification.key,
                 _AS_NEW if lapsed else _RESTART,
@@ -307,7 +311,7 @@ class DynamoDbLedger:
             claim.key,
             "SET #status = :status, updated_at = :now,"
             f" timeline = list_append(if_not_exists(timeline, :none), :event){change}"
-            " REMOVE #token, lease_until",
+            f" REMOVE #token, lease_until{', waits' if reason else ''}",
             condition,
             timeline_entry(self._now(), status, claim.generation, reason)
             | held_by

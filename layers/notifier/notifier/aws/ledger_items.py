@@ -1,7 +1,7 @@
 """The ledger: one DynamoDB item per notification, every write under a condition.
 
-Three modules write it, each for the functions of its name: `ledger.py` (sending),
-`receipts_ledger.py` (receipts) and `notifications.py` (the status API and erasure). This one holds
+Four modules write it: `ledger.py` (sending), `receipts_ledger.py` (receipts), `waiting_ledger.py`
+(what waits to be sent again) and `notifications.py` (the status API and erasure). This one holds
 what they share: the attributes, the clauses of conditions, and how an item is read.
 
     key            uuid5 of bot and id (partition key)
@@ -12,6 +12,7 @@ what they share: the attributes, the clauses of conditions, and how an item is r
     content_hash   of the producer's JSON
     request        the body as it came, without a one-time code, until the notification is delivered
     template       its name
+    category       of the template, as the registry had it at the claim
     recipient      the masked number
     metadata, correlation_id  the producer's
     token          of the claim that holds it
@@ -20,7 +21,9 @@ what they share: the attributes, the clauses of conditions, and how an item is r
     denials        how often BLiP's history denied a send of this generation
     control, control_at  of an unknown: the message that the history has to show before it can
                    deny this one, and when that was sent
-    postponed      the generation that was put back because of a rate limit
+    waits          the kinds of wait that this generation follows on; a dead letter ends the row
+    wake_shard, wake_at  of a `waiting` one: when its next generation may be put on the queue, in
+                   the index's shard; gone when it is there
     redrives       how often the request had been put back when this generation began
     reason, code   why it ended without delivery
     timeline       the changes of status: a list of [status, generation, time, reason]
@@ -121,7 +124,11 @@ def entry_of(item: Item) -> LedgerEntry:
         template=item.get("template", ""),
         body=item.get("request", ""),
         reason=Reason(item["reason"]) if item.get("reason") else None,
-        postponed=item.get("postponed", 0),
+        waits=tuple(item.get("waits", ())),
+        # Nothing else is written while it waits.
+        waits_since=item["updated_at"] / 1000 if "wake_at" in item else None,
+        wakes_at=_wakes_at(item),
+        category=item.get("category"),
         redrives=item.get("redrives", 0),
         metadata=item.get("metadata", {}),
         forgotten="forgotten" in item,
@@ -147,12 +154,18 @@ def details_of(bot: str, notification_id: str, item: Item) -> NotificationDetail
         created_at=item["created_at"] / 1000 if "created_at" in item else None,
         updated_at=item["updated_at"] / 1000,
         template=item.get("template"),
+        category=item.get("category"),
         recipient=item.get("recipient"),
         reason=Reason(item["reason"]) if item.get("reason") else None,
         code=item.get("code"),
         metadata=item.get("metadata", {}),
         correlation_id=item.get("correlation_id"),
+        wakes_at=_wakes_at(item),
     )
+
+
+def _wakes_at(item: Item) -> float | None:
+    return item["wake_at"] / 1000 if "wake_at" in item else None
 
 
 def _sent_at(item: Item) -> float:

@@ -26,22 +26,22 @@ SET #status = :status, #id = :id, bot = :bot, generation = :generation, updated_
     attempts = if_not_exists(attempts, :zero), metadata = if_not_exists(metadata, :empty),
     created_at = if_not_exists(created_at, :now), expires_at = :expires_at,
     timeline = list_append(if_not_exists(timeline, :none), :event)
-REMOVE #token, lease_until, #request, reason, code, in_flight_until, postponed
+REMOVE #token, lease_until, #request, reason, code, in_flight_until, waits, wake_shard, wake_at
 """
 # Of an id whose item has outlived its time, what was before is another notification's.
 _CANCEL_AS_NEW = """
 SET #status = :status, #id = :id, bot = :bot, generation = :generation, updated_at = :now,
     attempts = :zero, metadata = :empty, created_at = :now, expires_at = :expires_at,
     timeline = list_append(:none, :event)
-REMOVE #token, lease_until, #request, reason, code, in_flight_until, postponed, content_hash,
-    template, recipient, correlation_id, redrives, denials, control, control_at, late, poll_bot,
-    poll_since, poll_at
+REMOVE #token, lease_until, #request, reason, code, in_flight_until, content_hash, template,
+    category, recipient, correlation_id, redrives, denials, control, control_at, late, poll_bot,
+    poll_since, poll_at, waits, wake_shard, wake_at
 """
 _FORGET = """
 SET #status = :status, forgotten = :forgotten, updated_at = :now, expires_at = :expires_at
-REMOVE #id, bot, content_hash, #request, template, recipient, metadata, correlation_id, attempts,
-    redrives, #token, lease_until, in_flight_until, denials, control, control_at, postponed,
-    reason, code, timeline, late, poll_bot, poll_since, poll_at, created_at
+REMOVE #id, bot, content_hash, #request, template, category, recipient, metadata, correlation_id,
+    attempts, redrives, #token, lease_until, in_flight_until, denials, control, control_at, waits,
+    wake_shard, wake_at, reason, code, timeline, late, poll_bot, poll_since, poll_at, created_at
 """
 
 
@@ -127,11 +127,9 @@ def _has_not_gone_out(item: Item, now: float) -> bool:
     match item["status"]:
         case Status.CANCELLED:
             return False
-        case Status.RETRYING:
+        case Status.RETRYING | Status.WAITING:
             return True
         case Status.CLAIMED:
             return bool(item["lease_until"] < milliseconds(now))
-        case Status.FAILED:  # put back because of a rate limit, it waits for its next generation
-            return bool(item.get("postponed") == item["generation"])
         case _:
             return False

@@ -10,7 +10,7 @@ from typing import Any
 from notifier.aws.table import Item, item_of
 from notifier.domain.failures import Reason, crash_facts
 from notifier.domain.ledger_entries import LedgerWrite
-from notifier.domain.status import PUBLISHABLE, SENT_OR_LATER, Status
+from notifier.domain.status import BY_RECEIPT, PUBLISHABLE, SENT_OR_LATER, Status
 from notifier.domain.status_events import StatusEvent
 
 # How the key of a refused request's item ends; before it stands the key that its id names.
@@ -44,8 +44,7 @@ def status_events(item: Item) -> list[StatusEvent]:
     """Return every status event that an item of the ledger stands for, in their order.
 
     - A receipt may overtake BLiP's answer to the send. It shows that BLiP took the message: where
-      no `sent` came before it, it stands for one.
-    - A `failed` without a reason was put back because of a rate limit, and is not the end.
+      no `sent` came before it, it stands for one. So does `waiting`, which is not published itself.
     - What was cancelled before its request came is published when it has come.
     """
     events: list[StatusEvent] = []
@@ -54,14 +53,13 @@ def status_events(item: Item) -> list[StatusEvent]:
     taken: set[int] = set()
     for name, generation, at, cause in item.get("timeline", ()):
         status, reason = Status(name), Reason(cause) if cause else None
-        by_receipt = status is Status.FAILED and reason in {None, Reason.UNDELIVERED}
+        by_receipt = status is Status.WAITING or reason in BY_RECEIPT
         if (status in SENT_OR_LATER or by_receipt) and generation not in taken:
             taken.add(generation)
             if status is not Status.SENT:
                 events.append(_event(item, Status.SENT, generation, at))
-        is_put_back = status is Status.FAILED and reason is None
         waits_for_request = status is Status.CANCELLED and "template" not in item
-        if status in PUBLISHABLE and not (is_put_back or waits_for_request):
+        if status in PUBLISHABLE and not waits_for_request:
             events.append(_event(item, status, generation, at, reason))
     return events
 
@@ -79,6 +77,7 @@ def _event(
         reason=reason,
         metadata=item.get("metadata", {}),
         correlation_id=item.get("correlation_id"),
+        category=item.get("category"),
     )
 
 

@@ -12,7 +12,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from notifier.domain.dead_letters import DeadLetter, FailureDetails
 from notifier.domain.failures import Reason, crash_facts
-from notifier.domain.ledger_entries import LedgerWrite
+from notifier.domain.ledger_entries import LedgerEntry, LedgerWrite
 from notifier.domain.notification import QueuedRequest
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ BATCH = 10
 MAX_BATCH_BYTES = 1024 * 1024 - 16 * 1024
 # Asked for so long, SQS looks at all of its servers: only then does "nothing" mean nothing.
 LONG_POLL_SECONDS = 1
-MAX_DIGITS = 9
+MAX_DIGITS, TIME_DIGITS = 9, 10
 IN_FLIGHT_SECONDS = 10.0
 # Leaves room in SQS's message for everything else.
 MAX_FAILURE_BYTES = 4096
@@ -50,14 +50,15 @@ def queued_request(record: Mapping[str, Any]) -> QueuedRequest:
         published_at=int(record["attributes"]["SentTimestamp"]) / 1000,
         generation=_number(attributes, "generation"),
         redrives=_number(attributes, "redrives") or 0,
+        waited_since=_number(attributes, "waited_since", TIME_DIGITS),
         receive_count=int(record["attributes"]["ApproximateReceiveCount"]),
     )
 
 
-def _number(attributes: Mapping[str, Any], name: str) -> int | None:
+def _number(attributes: Mapping[str, Any], name: str, digits: int = MAX_DIGITS) -> int | None:
     """Read a number that we ourselves put there; a producer's text under its name is ignored."""
     text = attributes.get(name, {}).get("stringValue") or ""
-    usable = text.isdecimal() and text.isascii() and len(text) <= MAX_DIGITS
+    usable = text.isdecimal() and text.isascii() and len(text) <= digits
     return int(text) if usable else None
 
 
@@ -93,38 +94,30 @@ class RequestsQueue:
             else:
                 _warn_of_refused("visibility of requests not changed", answer)
 
-    def enqueue_next_generation(
-        self, body: str, *, bot: str, generation: int, redrives: int, delay_seconds: int
-    ) -> None:
-        """Put a request back to be sent as the generation after this one.
-
-        Args:
-            body: exactly as it came.
-            bot: the group that SQS's fair queues go by.
-            generation: the one that failed.
-            redrives: how often operators have put it back so far.
-            delay_seconds: after how long SQS delivers it; at most 900.
-        """
-        self._sqs.send_message(
-            QueueUrl=self._url,
-            MessageBody=body,
-            DelaySeconds=delay_seconds,
-            MessageGroupId=bot,
-            MessageAttributes={"generation": _numeral(generation), "redrives": _numeral(redrives)},
-        )
-
     def redrive(self, letters: "Sequence[DeadLetter]") -> list[DeadLetter]:
         """Put dead letters back, each marked as a redrive; return those that SQS took."""
-        taken = []
-        for batch in in_batches(letters, lambda letter: letter.body):
-            entries = [_redriven(number, letter) for number, letter in enumerate(batch)]
+        return self._put_all(letters, _redriven, "letters not put back")
+
+    def wake(self, entries: "Sequence[LedgerEntry]") -> list[LedgerEntry]:
+        """Put the next generations of notifications on the queue; return those that SQS took."""
+        return self._put_all(entries, _woken, "next generations not put")
+
+    def _put_all[T: DeadLetter | LedgerEntry](
+        self,
+        requests: "Sequence[T]",
+        entry: "Callable[[int, T], SendMessageBatchRequestEntryTypeDef]",
+        problem: str,
+    ) -> list[T]:
+        taken: list[T] = []
+        for batch in in_batches(requests, lambda request: request.body):
+            entries = [entry(number, request) for number, request in enumerate(batch)]
             try:
                 answer = self._sqs.send_message_batch(QueueUrl=self._url, Entries=entries)
             except (BotoCoreError, ClientError) as error:
-                logger.error("letters not put back", extra=crash_facts(error))
+                logger.error(problem, extra=crash_facts(error))
             else:
-                _warn_of_refused("letters not put back", answer)
-                taken += [batch[int(entry["Id"])] for entry in answer.get("Successful", [])]
+                _warn_of_refused(problem, answer)
+                taken += [batch[int(each["Id"])] for each in answer.get("Successful", [])]
         return taken
 
 
@@ -328,6 +321,17 @@ def _redriven(number: int, letter: DeadLetter) -> "SendMessageBatchRequestEntryT
         "MessageBody": letter.body,
         "MessageGroupId": letter.bot or "default",
         "MessageAttributes": attributes,
+    }
+
+
+def _woken(number: int, entry: LedgerEntry) -> "SendMessageBatchRequestEntryTypeDef":
+    since = int(entry.waits_since or 0)
+    numbers = {"generation": entry.generation, "redrives": entry.redrives, "waited_since": since}
+    return {
+        "Id": str(number),
+        "MessageBody": entry.body,
+        "MessageGroupId": entry.bot,
+        "MessageAttributes": {name: _numeral(value) for name, value in numbers.items()},
     }
 
 

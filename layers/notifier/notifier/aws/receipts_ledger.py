@@ -43,7 +43,8 @@ class DynamoDbReceiptsLedger:
         values |= timeline_entry(self._now(), status, receipt.generation)
         if delivered:
             change = (
-                " REMOVE #token, lease_until, #request, reason, code, poll_bot, poll_at, poll_since"
+                " REMOVE #token, lease_until, #request, reason, code, poll_bot, poll_at,"
+                " poll_since, waits, wake_shard, wake_at"
             )
         else:
             condition += " AND generation = :generation"
@@ -68,26 +69,21 @@ class DynamoDbReceiptsLedger:
             self._keep_late(receipt)
         return moved, entry
 
-    def fail(self, receipt: Receipt, reason: Reason, *, postponed: bool) -> bool:
-        """Record that a message was not delivered; what follows from it is done already."""
+    def fail(self, receipt: Receipt, reason: Reason) -> bool:
+        """Record that a message was not delivered. Its dead letter is on the queue already."""
         earlier, values = one_of(before(Status.FAILED))
         condition = f"{earlier} AND generation = :generation"
-        # Put back it has not ended: without a reason it is no status event.
-        ended = None if postponed else reason
-        values |= timeline_entry(self._now(), Status.FAILED, receipt.generation, ended)
+        values |= timeline_entry(self._now(), Status.FAILED, receipt.generation, reason)
         values |= {
             ":generation": receipt.generation,
             ":reason": reason,
             ":code": receipt.code,
         }
-        change = ""
-        if postponed:
-            change = ", postponed = :generation"
         moved, _ = self._table.update(
             receipt.key,
             "SET #status = :status, updated_at = :now, reason = :reason, code = :code,"
-            f" timeline = list_append(if_not_exists(timeline, :none), :event){change}"
-            " REMOVE #token, lease_until, poll_bot, poll_at, poll_since",
+            " timeline = list_append(if_not_exists(timeline, :none), :event)"
+            " REMOVE #token, lease_until, poll_bot, poll_at, poll_since, waits",
             condition,
             values,
         )

@@ -95,14 +95,35 @@ class Table:
         """Delete an item, if there is one."""
         self._dynamodb.delete_item(TableName=self._name, Key={"key": {"S": key}})
 
-    def query(self, index: str, condition: str, values: dict[str, Any], most: int) -> list[Item]:
-        """Return up to `most` items of an index, in its order."""
+    def query(
+        self,
+        index: str,
+        condition: str,
+        values: dict[str, Any],
+        most: int,
+        *,
+        after: Item | None = None,
+    ) -> list[Item]:
+        """Return up to `most` items of an index, in its order.
+
+        Args:
+            index: its name.
+            condition: which items to return.
+            values: of the condition.
+            most: how many items at most.
+            after: the keys of the item that the page before ended with: the index's and `key`.
+        """
+        start: Any = {}
+        if after is not None:
+            keys = {name: _serialize(value) for name, value in after.items()}
+            start = {"ExclusiveStartKey": keys}
         answer = self._dynamodb.query(
             TableName=self._name,
             IndexName=index,
             KeyConditionExpression=condition,
             Limit=most,
             **_values(values),
+            **start,
         )
         return [item_of(item) for item in answer["Items"]]
 

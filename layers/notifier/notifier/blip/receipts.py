@@ -110,7 +110,8 @@ def _all(failure_kind: FailureKind, meanings: dict[int, str]) -> Iterable[tuple[
 
 
 # What follows from the code of a failed receipt. Sources: LIME's ReasonCodes; Meta's error pages
-# for the on-premises and the Cloud API. A code that stands nowhere here is for good, too.
+# for the on-premises and the Cloud API; where more follows than a dead letter, it stands beside the
+# code. A code that stands nowhere here is for good, too.
 FAILED: dict[int, tuple[FailureKind, str]] = dict(
     [
         *_all(FailureKind.PERMANENT, LIME_CODES),
@@ -132,8 +133,6 @@ FAILED: dict[int, tuple[FailureKind, str]] = dict(
                 432: "certificate error",
                 433: "certificate error",
                 470: "more than 24 hours since the recipient wrote",
-                471: "spam rate limit of the number",
-                472: "the recipient is part of an experiment",
                 480: "the recipient's identity has changed",
                 500: "WhatsApp's generic error",
                 1000: "generic error",
@@ -164,7 +163,6 @@ FAILED: dict[int, tuple[FailureKind, str]] = dict(
                 2004: "the template cannot be received",
                 2005: "the template's text is too long",
                 # Cloud
-                130472: "the recipient is part of an experiment",
                 130497: "the account may not write to this country",
                 131005: "access denied",
                 131008: "a required parameter is missing",
@@ -174,21 +172,15 @@ FAILED: dict[int, tuple[FailureKind, str]] = dict(
                 131037: "the display name is not approved",
                 131045: "certificate error",
                 131047: "more than 24 hours since the recipient wrote",
-                131048: "spam rate limit of the number",
-                131049: "WhatsApp limits marketing to this recipient",
-                131050: "the recipient stopped marketing messages",
                 131051: "message type not supported",
                 131052: "the media cannot be downloaded",
                 131053: "the media cannot be uploaded",
-                131063: "marketing templates are not enabled for the Cloud API",
-                131064: "messaging limit reached",
                 132000: "number of parameters differs from the template",
                 132001: "the template does not exist in this language, or is not approved",
                 132005: "the template's text is too long",
                 132007: "the template's content breaks a WhatsApp policy",
                 132008: "a parameter's value is not valid",
                 132012: "a parameter has a wrong format",
-                132015: "the template is paused",
                 132016: "the template is disabled",
                 132068: "the flow is blocked",
                 132069: "the flow is throttled",
@@ -222,6 +214,38 @@ FAILED: dict[int, tuple[FailureKind, str]] = dict(
             },
         ),
         *_all(
+            FailureKind.CAPPED,
+            {
+                # Meta's error pages: not delivered for now, nor if sent again at once; pywa's
+                # errors: to be tried after longer and longer waits, from a day on
+                131049: "WhatsApp limits marketing to this recipient",
+                # Meta's page on marketing experiments; on-premises the same
+                130472: "the recipient is part of an experiment",
+                472: "the recipient is part of an experiment",
+            },
+        ),
+        # BLiP's community (topics 4207, 4410): the limit of marketing shows up as this code, too
+        *_all(
+            FailureKind.PERHAPS_CAPPED,
+            {131026: "the recipient cannot be reached on WhatsApp"},
+        ),
+        *_all(
+            FailureKind.ACCOUNT_LIMITED,
+            {
+                # Meta's error pages: too many were blocked or reported; on-premises the same
+                131048: "spam rate limit of the number",
+                471: "spam rate limit of the number",
+                # pywa's errors: a penalty on the account for wrongly classified templates
+                131064: "messaging limit because of violations of the templates' classification",
+                # Meta's error pages: the account has to turn it on
+                131063: "marketing templates are not enabled for the Cloud API",
+            },
+        ),
+        # Meta's page on pausing templates: for three or six hours, because of low quality
+        *_all(FailureKind.TEMPLATE_PAUSED, {132015: "the template is paused"}),
+        # Meta's error pages: the recipient chose to have no marketing of this business
+        *_all(FailureKind.OPTED_OUT, {131050: "the recipient stopped marketing messages"}),
+        *_all(
             FailureKind.UNREACHABLE,
             {
                 33: "destination account not found",
@@ -229,7 +253,6 @@ FAILED: dict[int, tuple[FailureKind, str]] = dict(
                 83: "gateway: destination not found",
                 1013: "the recipient is not on WhatsApp",
                 1026: "the recipient cannot receive this message",
-                131026: "the recipient cannot be reached on WhatsApp",
                 131062: "this kind of recipient is not supported",
             },
         ),

@@ -75,13 +75,18 @@ def invalid(error: ValidationError, request: dict[str, Any]) -> InvalidRequest:
     """Return the error of a request that breaks the contract, with every broken field."""
     problems = error.errors(include_url=False, include_input=False)
     fields = tuple(map(_field_error, problems[:MAX_FIELD_ERRORS]))
-    summary = "; ".join(
+    detail = summary(fields, len(problems))
+    return InvalidRequest(Reason.INVALID, detail, fields=fields, request=request)
+
+
+def summary(fields: tuple[FieldError, ...], count: int) -> str:
+    """Return the first broken fields in a sentence; `count` is how many there are in all."""
+    shown = "; ".join(
         f"{broken.field or 'the request'}: {broken.problem}"
         for broken in fields[:MAX_SUMMARISED_ERRORS]
     )
-    if len(problems) > MAX_SUMMARISED_ERRORS:
-        summary += f"; and {len(problems) - MAX_SUMMARISED_ERRORS} more"
-    return InvalidRequest(Reason.INVALID, summary, fields=fields, request=request)
+    more = count - MAX_SUMMARISED_ERRORS
+    return f"{shown}; and {more} more" if more > 0 else shown
 
 
 # pydantic's own errors that reach a producer; all others come from `says`.

@@ -23,6 +23,7 @@ class HoldReason(StrEnum):
     MISCONFIGURED = "misconfigured"  # its entry in the secret is wrong, or missing
     PAUSED = "paused"  # an operator wants it so
     COOLING_DOWN = "cooling_down"  # BLiP has throttled it
+    TEMPLATE_PAUSED = "template_paused"  # not all of the bot: WhatsApp has paused the template
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class BotState:
         shares: by plan, the share of it that was left after the last penalty, and since when.
         controls: messages that BLiP took lately, the older first: what its history should show.
         history_seen: BLiP's history has shown a message that was sent then, or later.
+        paused_templates: by name and language, since when WhatsApp has paused them.
+        templates_synced_at: when BLiP was last asked for all of its templates; 0 if it never was.
     """
 
     throttled_until: float = 0.0
@@ -50,6 +53,8 @@ class BotState:
     shares: "Mapping[Plan, tuple[float, float]]" = field(default_factory=dict)
     controls: "tuple[Control, ...]" = ()
     history_seen: float = 0.0
+    paused_templates: "Mapping[tuple[str, str], float]" = field(default_factory=dict)
+    templates_synced_at: float = 0.0
 
     def share(self, plan: "Plan", ceiling: float, now: float) -> float:
         """Return the share of a plan that may be used now.

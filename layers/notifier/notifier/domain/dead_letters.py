@@ -14,11 +14,12 @@ class FailureDetails:
         detail: one sentence for a person.
         code: BLiP's reason code, the HTTP status or WhatsApp's code, if there is one.
         template: the template's name, if it is readable.
-        phase: `contract`, `claim`, `look-up`, `send`, `settle` or `receipt`.
+        phase: `contract`, `claim`, `template`, `look-up`, `send`, `settle` or `receipt`.
         attempts: how often the generation was tried.
         possibly_sent: whether the recipient may have got the message all the same.
         redrives: how often the request had been put back before it failed.
-        fields: every broken field of an invalid request; None for any other failure.
+        fields: every broken field of a request that breaks the contract or its template; None for
+            any other failure.
     """
 
     detail: str

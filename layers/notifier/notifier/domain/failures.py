@@ -25,8 +25,12 @@ class Reason(StrEnum):
     EXPIRED = "expired"
     NOT_A_PHONE_NUMBER = "not_a_phone_number"
     NOT_ALLOWED = "not_allowed"
+    TEMPLATE_MISMATCH = "template_mismatch"
+    TEMPLATE_UNAVAILABLE = "template_unavailable"
     REJECTED = "rejected"
     UNDELIVERED = "undelivered"
+    RECIPIENT_CAPPED = "recipient_capped"
+    OPTED_OUT = "opted_out"
     OUTCOME_UNKNOWN = "outcome_unknown"
     RETRIES_EXHAUSTED = "retries_exhausted"
     WAITED_TOO_LONG = "waited_too_long"
@@ -64,7 +68,7 @@ class Rejected(Failure):
 
     Attributes:
         reason: why, in the dead letters' words.
-        fields: for an invalid request, every broken field.
+        fields: every broken field, for a request that breaks the contract or its template.
     """
 
     def __init__(

@@ -53,7 +53,10 @@ class LedgerEntry:
         lease_until: when the claim on it ends; 0 where there is none.
         in_flight_until: of an unknown: the last instant at which the send can have been under way.
         body: the request as it came; empty once it has been delivered.
-        postponed: the generation that was put back because of a rate limit; 0 if none was.
+        waits: the kinds of wait that this generation follows on, in their order; a dead letter
+            ends the row.
+        waits_since, wakes_at: from when until when its next generation waits; None where none does.
+        category: the template's when it was claimed, as WhatsApp names it; None if not known.
         redrives: how often the request had been put back when this generation began.
         correlation_id: the producer's, of the request that was claimed last.
         sent_at: when BLiP took the message of this generation; 0 where it has not.
@@ -72,7 +75,10 @@ class LedgerEntry:
     template: str
     body: str = ""
     reason: Reason | None = None
-    postponed: int = 0
+    waits: tuple[str, ...] = ()
+    waits_since: float | None = None
+    wakes_at: float | None = None
+    category: str | None = None
     redrives: int = 0
     metadata: dict[str, str] = field(default_factory=dict)
     correlation_id: str | None = None
@@ -88,7 +94,9 @@ class NotificationDetails:
         attempts: how often it was claimed to be sent in this generation.
         timeline: the changes of status, oldest first, with receipts that came too late to be one.
         template: its name; None where no request has come yet, or the recipient was forgotten.
+        category: of the template; None where the registry did not have it.
         recipient: the masked number; None where no request has come yet, or it was forgotten.
+        wakes_at: until when its next generation waits; None where none does.
     """
 
     notification_id: str
@@ -100,11 +108,13 @@ class NotificationDetails:
     created_at: float | None
     updated_at: float
     template: str | None = None
+    category: str | None = None
     recipient: str | None = None
     reason: Reason | None = None
     code: int | None = None
     metadata: dict[str, str] = field(default_factory=dict)
     correlation_id: str | None = None
+    wakes_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +198,18 @@ class Poll:
     key: str
     generation: int
     since: float
+    due_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A notification whose wait is over.
+
+    Attributes:
+        due_at: since when, in epoch seconds.
+    """
+
+    key: str
     due_at: float
 
 

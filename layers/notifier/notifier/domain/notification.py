@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid5
 
+from notifier.domain.templates import Category
+
 if TYPE_CHECKING:
     # Only then: the webhook's function loads nothing of the contract with its libraries.
     from notifier.contract.request import NotificationRequest
@@ -26,6 +28,7 @@ class QueuedRequest:
         published_at: when it was put on the queue, in epoch seconds.
         generation: the generation that failed, where this is a redrive.
         redrives: how often it was put back.
+        waited_since: when a wait began that it had in the ledger before; None if it had none.
         receive_count: how often SQS has delivered it, this time included.
     """
 
@@ -35,17 +38,28 @@ class QueuedRequest:
     published_at: float
     generation: int | None = None
     redrives: int = 0
+    waited_since: float | None = None
     receive_count: int = 1
+
+    @property
+    def known_since(self) -> float:
+        """Since when it is on the queue, or waited for that in the ledger."""
+        return self.published_at if self.waited_since is None else self.waited_since
 
 
 @dataclass(frozen=True, slots=True)
 class Notification:
-    """A valid request with its key in the ledger."""
+    """A valid request with its key in the ledger.
+
+    Attributes:
+        category: of its template, as the registry has it; None if that is not known.
+    """
 
     queued: QueuedRequest
     request: "NotificationRequest"
     content_hash: str
     key: str
+    category: Category | None = None
 
     @property
     def valid_until(self) -> float | None:
@@ -80,6 +94,11 @@ class Notification:
     def recipient(self) -> tuple[str, str]:
         """The recipient as the identities' table keys it: bot and phone number."""
         return (self.request.bot, self.request.to)
+
+    @property
+    def template(self) -> tuple[str, str]:
+        """The template as the registry keys it: bot and name."""
+        return (self.request.bot, self.request.template.name)
 
 
 # Never changed: the keys of the ledger and the message ids that BLiP knows hang on it.

@@ -17,6 +17,7 @@ class Status(StrEnum):
     SENT = "sent"
     ACCEPTED = "accepted"
     DISPATCHED = "dispatched"
+    WAITING = "waiting"
     RECEIVED = "received"
     CONSUMED = "consumed"
     FAILED = "failed"
@@ -39,8 +40,16 @@ SENT_OR_LATER = frozenset(
 )
 # It ended without delivery: only a redrive starts it again, as the next generation.
 UNDELIVERED = frozenset({Status.FAILED, Status.REJECTED, Status.EXPIRED})
-# The statuses that can be published; the stream's filter passes the same ones.
+# Only a request that names their generation starts these, as the next one. What is `waiting` has
+# its next generation in the ledger until a time.
+STARTS_BY_GENERATION = UNDELIVERED | {Status.WAITING}
+# The statuses that can be published.
 PUBLISHABLE = SENT_OR_LATER | UNDELIVERED | {Status.CANCELLED}
+# Those that the stream's filter passes. `waiting` is not published, and may be the first word that
+# BLiP took a message.
+STREAMED = PUBLISHABLE | {Status.WAITING}
+# With these reasons a failure follows from a receipt: BLiP took the message.
+BY_RECEIPT = frozenset({Reason.UNDELIVERED, Reason.RECIPIENT_CAPPED, Reason.OPTED_OUT})
 # `cancelled` is neither: it was taken back before it went out, or is all that is left of one whose
 # recipient was forgotten. No request and no redrive starts it again.
 
@@ -54,6 +63,7 @@ _RANKS = {
     Status.SENT: 1,
     Status.ACCEPTED: 2,
     Status.DISPATCHED: 3,
+    Status.WAITING: 4,
     Status.FAILED: 4,
     Status.REJECTED: 4,
     Status.EXPIRED: 4,
@@ -82,6 +92,8 @@ def final_status(reason: Reason) -> Status:
             Reason.UNKNOWN_BOT
             | Reason.NOT_A_PHONE_NUMBER
             | Reason.NOT_ALLOWED
+            | Reason.TEMPLATE_MISMATCH
+            | Reason.TEMPLATE_UNAVAILABLE
             | Reason.REJECTED
             | Reason.MALFORMED
             | Reason.INVALID
@@ -90,6 +102,8 @@ def final_status(reason: Reason) -> Status:
             return Status.REJECTED
         case (
             Reason.UNDELIVERED
+            | Reason.RECIPIENT_CAPPED
+            | Reason.OPTED_OUT
             | Reason.OUTCOME_UNKNOWN
             | Reason.RETRIES_EXHAUSTED
             | Reason.WAITED_TOO_LONG

@@ -14,6 +14,7 @@ class StatusEvent:
     Attributes:
         key: the notification; with generation, status and reason it names the event.
         time: when it changed. With these four it is one entry of the ledger.
+        category: of its template; None where the registry did not have it.
     """
 
     key: str
@@ -25,6 +26,7 @@ class StatusEvent:
     reason: Reason | None
     metadata: dict[str, str]
     correlation_id: str | None = None
+    category: str | None = None
 
     @property
     def entry(self) -> tuple[Status, int, float, Reason | None]:

@@ -106,3 +106,47 @@ class RegisteredTemplate:
     name: str
     asked_at: float
     translations: Mapping[str, Translation]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """The right to ask BLiP for one template, or what stands in its way.
+
+    Attributes:
+        granted: BLiP may be asked.
+        stored: what the registry has of the template now.
+        again_at: when it may be asked next, in epoch seconds.
+    """
+
+    granted: bool
+    stored: RegisteredTemplate
+    again_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateChange:
+    """A change of a translation, as upstream systems hear of it.
+
+    Attributes:
+        previous_status: what the registry had; None if it did not have the translation.
+        previous_category: what the registry had; None if it had none.
+        stored_at: when BLiP had been asked for what the registry had; with the rest it names the
+            change.
+        time: when BLiP was asked, in epoch seconds.
+    """
+
+    bot: str
+    name: str
+    language: str
+    status: TemplateStatus
+    previous_status: TemplateStatus | None
+    category: Category | None
+    previous_category: Category | None
+    stored_at: float
+    time: float
+
+    @property
+    def is_of_category(self) -> bool:
+        """Whether WhatsApp has moved it to another category: another price, other limits."""
+        known = self.category is not None and self.previous_category is not None
+        return known and self.category is not self.previous_category

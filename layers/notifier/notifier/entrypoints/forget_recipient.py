@@ -6,6 +6,7 @@ from notifier.aws.identities import DynamoDbIdentities
 from notifier.aws.notifications import DynamoDbNotifications
 from notifier.aws.queues import DeadLettersQueue
 from notifier.aws.table import Table
+from notifier.aws.templates import DynamoDbTemplates
 from notifier.entrypoints.environment import AWS, SystemClock, boto3
 from notifier.settings import ForgetRecipientSettings
 from notifier.use_cases.forget_recipient import Forgetting, OrderError, read_order
@@ -35,12 +36,14 @@ def forget_recipient(settings: ForgetRecipientSettings) -> ForgetRecipient:
     clock = SystemClock()
     dynamodb = boto3.client("dynamodb", config=AWS)
     sqs = boto3.client("sqs", config=AWS)
+    identities_table = Table(dynamodb, settings.identities_table)
     queues = (settings.dead_letters_queue_url, settings.receipts_dead_letters_queue_url)
     return ForgetRecipient(
         Forgetting(
             ledger=DynamoDbNotifications(Table(dynamodb, settings.ledger_table), clock.now),
             identities=DynamoDbIdentities(
-                Table(dynamodb, settings.identities_table),
+                identities_table,
+                templates=DynamoDbTemplates(identities_table, clock.now),
                 now=clock.now,
                 ttl_seconds=0,  # it looks no number up
                 negative_ttl_seconds=0,

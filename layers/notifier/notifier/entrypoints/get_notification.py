@@ -67,16 +67,18 @@ class NotificationAnswer(BaseModel):
     Attributes:
         id: the request's.
         bot: the request's.
-        status: where it stands; claimed, sending, retrying and unknown are still under way.
+        status: where it stands; claimed, sending, retrying, unknown and waiting are under way.
         reason: why it ended without delivery, as in events/README.md; else null.
         code: BLiP's or WhatsApp's, where there is one.
         attempts: how often it was tried in this generation.
         generation: which round of sending, one more with each redrive; 0 before the first.
         timeline: the changes of status, oldest first.
         template: its name; null before the request has come, or if the recipient was forgotten.
+        category: of the template: MARKETING, UTILITY or AUTHENTICATION; null if BLiP has not said.
         recipient: the number's last four digits; null as the template is.
         metadata: the request's.
         correlation_id: the request's.
+        wakes_at: until when it waits before it is sent again, in UTC; null where it does not.
         created_at: when it was taken up, in UTC; null where the recipient was forgotten.
         updated_at: when something last changed, in UTC.
     """
@@ -90,9 +92,11 @@ class NotificationAnswer(BaseModel):
     generation: int
     timeline: list[Change]
     template: str | None
+    category: str | None
     recipient: str | None
     metadata: dict[str, str]
     correlation_id: str | None
+    wakes_at: Moment | None
     created_at: Moment | None
     updated_at: Moment
 
@@ -195,9 +199,11 @@ def _answer(details: NotificationDetails) -> NotificationAnswer:
             for change in details.timeline
         ],
         template=details.template,
+        category=details.category,
         recipient=details.recipient,
         metadata=details.metadata,
         correlation_id=details.correlation_id,
+        wakes_at=None if details.wakes_at is None else _moment(details.wakes_at),
         created_at=None if details.created_at is None else _moment(details.created_at),
         updated_at=_moment(details.updated_at),
     )

@@ -11,9 +11,11 @@ from typing import Any
 from notifier import telemetry
 from notifier.aws.bot_state import DynamoDbBotStates
 from notifier.aws.identities import DynamoDbIdentities
-from notifier.aws.queues import DeadLettersQueue, RequestsQueue
+from notifier.aws.queues import DeadLettersQueue
 from notifier.aws.receipts_ledger import DynamoDbReceiptsLedger
 from notifier.aws.table import Table
+from notifier.aws.templates import DynamoDbTemplates
+from notifier.aws.waiting_ledger import DynamoDbWaitingLedger
 from notifier.blip.receipts import receipt
 from notifier.domain.failures import crash_facts
 from notifier.domain.receipts import Receipt
@@ -99,16 +101,24 @@ def record_receipt(settings: RecordReceiptSettings) -> RecordReceipt:
     clock = SystemClock()
     meter = telemetry.Meter()
     dynamodb = boto3.client("dynamodb", config=AWS)
-    sqs = boto3.client("sqs", config=AWS)
+    ledger_table = Table(dynamodb, settings.ledger_table)
     identities_table = Table(dynamodb, settings.identities_table)
+    templates = DynamoDbTemplates(identities_table, clock.now)
     receipts = Receipts(
-        ledger=DynamoDbReceiptsLedger(Table(dynamodb, settings.ledger_table), clock.now),
+        ledger=DynamoDbReceiptsLedger(ledger_table, clock.now),
+        waiting=DynamoDbWaitingLedger(ledger_table, clock.now),
         identities=DynamoDbIdentities(
-            identities_table, now=clock.now, ttl_seconds=1, negative_ttl_seconds=1
+            identities_table,
+            templates=templates,
+            now=clock.now,
+            ttl_seconds=1,
+            negative_ttl_seconds=1,
         ),
         bot_states=DynamoDbBotStates(identities_table, clock.now),
-        requests=RequestsQueue(sqs, settings.requests_queue_url),
-        dead_letters=DeadLettersQueue(sqs, settings.dead_letters_queue_url, clock.now),
+        templates=templates,
+        dead_letters=DeadLettersQueue(
+            boto3.client("sqs", config=AWS), settings.dead_letters_queue_url, clock.now
+        ),
         meter=meter,
         now=clock.now,
     )

@@ -19,6 +19,8 @@ from notifier.aws.receipts_ledger import DynamoDbReceiptsLedger
 from notifier.aws.refusals import DynamoDbRefusals
 from notifier.aws.secrets import SecretsManagerBots
 from notifier.aws.table import Table
+from notifier.aws.templates import DynamoDbTemplates
+from notifier.aws.waiting_ledger import DynamoDbWaitingLedger
 from notifier.blip.client import BlipClient
 from notifier.entrypoints.environment import AWS, MAX_THREADS, BatchCrashed, SystemClock, boto3
 from notifier.settings import SendNotificationSettings
@@ -82,6 +84,15 @@ def _count(results: list[Result]) -> None:
         "reason",
         (result.reason for result in results if result.reason),
     )
+    telemetry.count_by(
+        "sent_by_category",
+        "category",
+        (
+            result.notification.category or "UNKNOWN"
+            for result in results
+            if result.outcome is Outcome.SENT and result.notification
+        ),
+    )
 
 
 def send_notification(settings: SendNotificationSettings) -> SendNotification:
@@ -93,8 +104,10 @@ def send_notification(settings: SendNotificationSettings) -> SendNotification:
     secrets_manager = boto3.client("secretsmanager", config=AWS)
     ledger_table = Table(dynamodb, settings.ledger_table)
     identities_table = Table(dynamodb, settings.identities_table)
+    templates = DynamoDbTemplates(identities_table, clock.now)
     identities = DynamoDbIdentities(
         identities_table,
+        templates=templates,
         now=clock.now,
         ttl_seconds=settings.identity_ttl_seconds,
         negative_ttl_seconds=settings.identity_negative_ttl_seconds,
@@ -111,12 +124,14 @@ def send_notification(settings: SendNotificationSettings) -> SendNotification:
         bot_states=bot_states,
         secrets=SecretsManagerBots(secrets_manager, settings.bots_secret_arn, clock.now),
         blip=blip,
+        registry=templates,
         dead_letters=dead_letters,
         receipts=Receipts(
             ledger=DynamoDbReceiptsLedger(ledger_table, clock.now),
+            waiting=DynamoDbWaitingLedger(ledger_table, clock.now),
             identities=identities,
             bot_states=bot_states,
-            requests=requests,
+            templates=templates,
             dead_letters=dead_letters,
             meter=meter,
             now=clock.now,

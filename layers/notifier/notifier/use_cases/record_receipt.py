@@ -14,17 +14,22 @@ from typing import Protocol
 
 from notifier.contract.parse import parse
 from notifier.contract.problems import InvalidRequest
+from notifier.contract.request import NotificationRequest
 from notifier.domain.clock import Meter
 from notifier.domain.dead_letters import DeadLetters, FailureDetails
 from notifier.domain.failures import Reason
 from notifier.domain.ledger_entries import LedgerEntry
-from notifier.domain.receipts import FailureKind, Receipt
+from notifier.domain.receipts import FailureKind, Receipt, wait_seconds
 from notifier.domain.status import Status, before
+from notifier.domain.templates import Category
 
 logger = logging.getLogger(__name__)
 
-# A rate limit is over after minutes; SQS delays by a quarter of an hour at most.
-POSTPONED_SECONDS = (300, 900)
+_REASONS = {
+    FailureKind.CAPPED: Reason.RECIPIENT_CAPPED,
+    FailureKind.PERHAPS_CAPPED: Reason.RECIPIENT_CAPPED,
+    FailureKind.OPTED_OUT: Reason.OPTED_OUT,
+}
 
 # What WhatsApp said of a message that was sent before, it may have said long ago.
 NEWS_SECONDS = 3600
@@ -35,7 +40,15 @@ class Ledger(Protocol):
 
     def read(self, key: str) -> LedgerEntry | None: ...
     def advance(self, receipt: Receipt) -> tuple[bool, LedgerEntry | None]: ...
-    def fail(self, receipt: Receipt, reason: Reason, *, postponed: bool) -> bool: ...
+    def fail(self, receipt: Receipt, reason: Reason) -> bool: ...
+
+
+class WaitingLedger(Protocol):
+    """Of the ledger, what a message needs that is sent again later."""
+
+    def wait(
+        self, key: str, generation: int, until: float, kind: str, code: int | None
+    ) -> bool: ...
 
 
 class Identities(Protocol):
@@ -51,12 +64,10 @@ class BotStates(Protocol):
     def number_in_trouble(self, bot: str, key: str, sent_at: float, why: str) -> bool: ...
 
 
-class Requests(Protocol):
-    """The queue that requests come from."""
+class Templates(Protocol):
+    """Of the templates, what receipts need."""
 
-    def enqueue_next_generation(
-        self, body: str, *, bot: str, generation: int, redrives: int, delay_seconds: int
-    ) -> None: ...
+    def pause(self, bot: str, name: str, language: str) -> None: ...
 
 
 class ReceiptOutcome(StrEnum):
@@ -66,7 +77,7 @@ class ReceiptOutcome(StrEnum):
     REPEATED = "receipt_repeated"
     FOREIGN = "receipt_foreign"
     DEAD_LETTER = "receipt_dead_letter"
-    POSTPONED = "receipt_postponed"
+    WAITING = "receipt_waiting"
     # Counted with those that the webhook refuses by itself, and rings the same alarm.
     OTHER_BOT = "webhook_unauthorized"
 
@@ -76,9 +87,10 @@ class Receipts:
     """Records receipts, one at a time; its parts may be shared by threads."""
 
     ledger: Ledger
+    waiting: WaitingLedger
     identities: Identities
     bot_states: BotStates
-    requests: Requests
+    templates: Templates
     dead_letters: DeadLetters
     meter: Meter
     now: Callable[[], float]
@@ -114,47 +126,49 @@ class Receipts:
 
     def _failed(self, receipt: Receipt, entry: LedgerEntry) -> ReceiptOutcome:
         """End a generation that was not delivered: once more later, or dead letter."""
-        if receipt.failure_kind is FailureKind.UNREACHABLE:
-            self._forget_identity(entry)
-        if receipt.failure_kind is FailureKind.SPORADIC and self._is_news(entry):
-            self.bot_states.number_in_trouble(entry.bot, receipt.key, entry.sent_at, receipt.detail)
-        once_more = receipt.failure_kind in {FailureKind.RATE_LIMITED, FailureKind.SPORADIC}
-        if once_more and not _is_second_try(entry):
-            return self._postpone(receipt, entry)
-        if receipt.failure_kind is FailureKind.NUMBER_DOWN and self._is_news(entry):
-            self.bot_states.number_down(entry.bot, receipt.detail)
-        self._dead_letter(receipt, entry)
-        self.ledger.fail(receipt, Reason.UNDELIVERED, postponed=False)
+        kind, request = _kind(receipt, entry), _request(entry)
+        self._take_note(kind, receipt, entry, request)
+        wait = wait_seconds(kind, entry.waits, self.uniform)
+        if wait is not None and request is not None:
+            until = self.now() + wait
+            if request.valid_until is None or until < request.valid_until.timestamp():
+                self.waiting.wait(entry.key, entry.generation, until, kind, receipt.code)
+                return ReceiptOutcome.WAITING
+        if kind is FailureKind.UNREACHABLE and request is not None:
+            self.identities.invalidate((entry.bot, request.to))
+        reason = _REASONS.get(kind, Reason.UNDELIVERED)
+        self._dead_letter(receipt, entry, reason)
+        self.ledger.fail(receipt, reason)
         return ReceiptOutcome.DEAD_LETTER
 
-    def _forget_identity(self, entry: LedgerEntry) -> None:
-        """Drop what is known of a recipient who cannot be reached under it."""
-        try:
-            recipient = parse(entry.body).request.to
-        except InvalidRequest:
-            return  # the contract has changed since: the identity ends with its time to live
-        self.identities.invalidate((entry.bot, recipient))
+    def _take_note(
+        self,
+        kind: FailureKind,
+        receipt: Receipt,
+        entry: LedgerEntry,
+        request: NotificationRequest | None,
+    ) -> None:
+        """Record what a failure says beyond its message: of the number, template or account."""
+        if kind is FailureKind.ACCOUNT_LIMITED:
+            self.meter.count("account_limited")
+        if not self._is_news(entry):
+            return
+        if kind is FailureKind.SPORADIC:
+            self.bot_states.number_in_trouble(entry.bot, receipt.key, entry.sent_at, receipt.detail)
+        if kind is FailureKind.NUMBER_DOWN:
+            self.bot_states.number_down(entry.bot, receipt.detail)
+        if kind is FailureKind.TEMPLATE_PAUSED and request is not None:
+            template = request.template
+            self.templates.pause(entry.bot, template.name, template.language)
 
     def _is_news(self, entry: LedgerEntry) -> bool:
         """Return whether a receipt may say how the bot's number is now."""
         return not entry.sent_at or self.now() - entry.sent_at < NEWS_SECONDS
 
-    def _postpone(self, receipt: Receipt, entry: LedgerEntry) -> ReceiptOutcome:
-        """Put the request back for one more generation: the limit was not the message's fault."""
-        self.requests.enqueue_next_generation(
-            entry.body,
-            bot=entry.bot,
-            generation=entry.generation,
-            redrives=entry.redrives,
-            delay_seconds=round(self.uniform(*POSTPONED_SECONDS)),
-        )
-        self.ledger.fail(receipt, Reason.UNDELIVERED, postponed=True)
-        return ReceiptOutcome.POSTPONED
-
-    def _dead_letter(self, receipt: Receipt, entry: LedgerEntry) -> None:
+    def _dead_letter(self, receipt: Receipt, entry: LedgerEntry, reason: Reason) -> None:
         self.dead_letters.put(
             entry.body,
-            Reason.UNDELIVERED,
+            reason,
             FailureDetails(
                 detail=receipt.detail,
                 code=receipt.code,
@@ -175,12 +189,25 @@ class Receipts:
                 "bot": entry.bot,
                 "key": receipt.key,
                 "correlation_id": entry.correlation_id,
-                "reason": Reason.UNDELIVERED,
+                "reason": reason,
                 "code": receipt.code,
             },
         )
 
 
-def _is_second_try(entry: LedgerEntry) -> bool:
-    """Return whether this generation is there because the one before met a rate limit."""
-    return 0 < entry.postponed == entry.generation - 1
+def _kind(receipt: Receipt, entry: LedgerEntry) -> FailureKind:
+    """Return the kind of a failure, now that the template's category is known."""
+    kind = receipt.failure_kind
+    if kind is not FailureKind.PERHAPS_CAPPED:
+        return kind
+    # The second time the recipient is indeed not to be reached.
+    is_first_of_marketing = entry.category == Category.MARKETING and kind not in entry.waits
+    return kind if is_first_of_marketing else FailureKind.UNREACHABLE
+
+
+def _request(entry: LedgerEntry) -> NotificationRequest | None:
+    """Return the request of an entry; None if it is not kept, or not valid any more."""
+    try:
+        return parse(entry.body).request
+    except InvalidRequest:
+        return None  # the contract has changed since

@@ -156,6 +156,20 @@ def test_requests_from_before_a_ledger_restoration_are_sent_only_by_a_redrive(
     assert outcome(redriven) == "sent"
 
 
+@pytest.mark.parametrize(("ago", "expected"), [(61, "dead_letter"), (59, "sent")])
+def test_wait_from_before_a_ledger_restoration_does_not_end_in_a_send(
+    world: World, ago: float, expected: str
+) -> None:
+    """The item may be a copy, and its next generation have been sent since."""
+    sandbox = world.sandbox(ledger_restored_at=world.clock.now() - 60)
+    request = a_request()
+    woken = replace(world.queued(request), waited_since=world.clock.now() - ago)
+
+    (result,) = sandbox.deliver(woken)
+
+    assert outcome(result) == expected
+
+
 @pytest.mark.parametrize("still", ["paused", "broken", "misconfigured"])
 def test_requests_do_not_wait_for_ever_for_a_stopped_bot(world: World, still: str) -> None:
     """SQS deletes silently what is 14 days old."""

@@ -48,6 +48,7 @@ def test_look_ups_without_a_send_are_counted(world: World) -> None:
         "identity_miss": 2,
         "identity_hit": 1,
         "sent_in_time": 2,
+        "template_unknown": 3,
     }
 
 

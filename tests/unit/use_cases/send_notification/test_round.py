@@ -35,7 +35,7 @@ class Reserved:
         return Reservation(slots, None if slots else 7.0)
 
     def this_round(self, clock: Clock, *, seconds: float = 30) -> Round:
-        return Round(clock.now() + seconds, {}, self.reserve, clock)
+        return Round(clock.now() + seconds, {}, {}, self.reserve, clock)
 
     def reserve(
         self, bot: Bot, plan: Plan, count: int, horizon: float, *, share: float, probing: bool
@@ -257,7 +257,7 @@ def test_only_requests_with_a_slot_within_two_seconds_are_admitted() -> None:
 def test_slots_reserved_by_other_sandboxes_leave_less_room() -> None:
     clock = Clock(NOW)
     states = {"default": BotState(next_message_at=NOW + 2.1)}
-    this_round = Round(NOW + 30, states, Reserved().reserve, clock)
+    this_round = Round(NOW + 30, states, {}, Reserved().reserve, clock)
 
     with pytest.raises(RetryLater) as retry_later:
         this_round.admit(BOT)
@@ -387,7 +387,7 @@ def test_failed_early_reservation_surfaces_when_the_slot_is_taken() -> None:
 
     tried: list[Plan] = []
     clock = Clock()
-    turn = Round(clock.now() + 30, {"default": BotState()}, reserve, clock)
+    turn = Round(clock.now() + 30, {"default": BotState()}, {}, reserve, clock)
 
     turn.reserve_ahead(BOT)
     turn.wait_for_slot(BOT, "messages", known=True, after=1)

@@ -68,6 +68,7 @@ class Report:
                 "reason": candidate.reason,
                 "code": dead_letter.failure.get("code"),
                 "detail": dead_letter.failure.get("detail"),
+                "fields": _fields(dead_letter.failure.get("fields")),
                 "failed_at": _iso(dead_letter.failed_at),
                 "generation": dead_letter.generation,
                 "redrives": dead_letter.redrives,
@@ -101,6 +102,12 @@ class Report:
                 self.dead_letters, key=lambda dead_letter: str(dead_letter["failed_at"])
             )
         return answer
+
+
+def _fields(written: object) -> list[str]:
+    """Return each broken field with its problem. The queue's writers are not all ours."""
+    fields = written if isinstance(written, list) else []
+    return [f"{one.get('field')}: {one.get('problem')}" for one in fields if isinstance(one, dict)]
 
 
 def _iso(at: float) -> str:

@@ -5,6 +5,7 @@ Read in this order:
     batch.py            a batch: parse, read what is known, claim, deliver side by side, wait
     delivery.py         one notification, top to bottom: check, claim, identify, send, settle
     reconciliation.py   a send whose outcome is unknown: ask BLiP's history, send again or give up
+    templates.py        whether the request fits its template: hold, refuse or let through
     recipients.py       phone number to WhatsApp identity: cache, lease, look-up
     breaker.py          which bots may send: cooldown, probe, open and close, the key read afresh
     service_level.py    which requests go out in time

@@ -6,7 +6,7 @@ step may be repeated: reads come first, and each write holds only under its cond
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from notifier.use_cases.send_notification.outcomes import Outcome, Outcomes, Res
 from notifier.use_cases.send_notification.recipients import Recipients
 from notifier.use_cases.send_notification.reconciliation import Reconciliation
 from notifier.use_cases.send_notification.round import CALL_SECONDS, SETTLE_SECONDS, Round
+from notifier.use_cases.send_notification.templates import Templates
 from notifier.use_cases.send_notification.waits import Waits, least_wait
 from notifier.use_cases.slots import RetryLater
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from notifier.domain.dead_letters import DeadLetters
     from notifier.domain.ledger_entries import Claim
     from notifier.domain.recipients import Identity
+    from notifier.domain.templates import Category, RegisteredTemplate
     from notifier.use_cases.send_notification.ports import (
         Blip,
         BotStates,
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
         Ledger,
         Receipts,
         Refusals,
+        Registry,
         Secrets,
     )
 
@@ -66,6 +69,7 @@ class SendNotifications:
         bot_states: "BotStates",
         secrets: "Secrets",
         blip: "Blip",
+        registry: "Registry",
         dead_letters: "DeadLetters",
         receipts: "Receipts",
         in_flight: Callable[[], int],
@@ -93,6 +97,7 @@ class SendNotifications:
             ledger,
             identities,
             blip,
+            Templates(registry, blip, self._breaker, meter, clock, waits),
             Recipients(identities, blip, self._breaker, meter, clock, waits),
             self._reconciliation,
             self._breaker,
@@ -139,16 +144,19 @@ class SendNotifications:
     def _round(self, notifications: Sequence[Notification], deadline: float) -> list[Result]:
         """Deliver side by side what names no notification and no recipient twice."""
         bots = self._breaker.bots({notification.request.bot for notification in notifications})
-        identities, states = self._identities.read(
-            [notification.recipient for notification in notifications], bots
+        identities, states, templates = self._identities.read(
+            [notification.recipient for notification in notifications],
+            bots,
+            [notification.template for notification in notifications],
         )
         bots = self._breaker.without_gaps(bots, states)
-        this_round = Round(deadline, states, self._reserve, self._clock)
+        this_round = Round(deadline, states, templates, self._reserve, self._clock)
         results: list[Result] = []
         ready: list[tuple[Notification, Identity | None]] = []
         probed: list[tuple[Notification, Identity | None]] = []
         probes = self._breaker.probe_all(bots, this_round)
-        for notification in notifications:
+        for asked_for in notifications:
+            notification = replace(asked_for, category=_category(asked_for, templates))
             identity = identities.get(notification.recipient)
             if identity is not None and identity.forgotten_at is not None:
                 if notification.queued.published_at <= identity.forgotten_at:
@@ -166,6 +174,8 @@ class SendNotifications:
         for bot in bots.values():
             if isinstance(bot, Bot):
                 self._meter.share("share_of_plan", this_round.share(bot, "messages"))
+                if synced_at := this_round.state(bot.name).templates_synced_at:
+                    self._meter.age("templates_late", self._clock.now() - synced_at)
         self._meter.count("look_up", len(this_round.looked_up))
         self._meter.count(
             "look_up_without_send", len(this_round.looked_up - this_round.posted.keys())
@@ -293,6 +303,16 @@ def _understood(queued: QueuedRequest) -> Notification:
     parsed = parse(queued.body)
     request = parsed.request
     return Notification(queued, request, parsed.content_hash, ledger_key(request.bot, request.id))
+
+
+def _category(
+    notification: Notification, templates: "Mapping[tuple[str, str], RegisteredTemplate]"
+) -> "Category | None":
+    """Return the category of a notification's template, as the registry has it."""
+    template = templates.get(notification.template)
+    language = notification.request.template.language
+    translation = template.translations.get(language) if template else None
+    return translation.category if translation else None
 
 
 def _rounds(notifications: Iterable[Notification], size: int) -> list[list[Notification]]:

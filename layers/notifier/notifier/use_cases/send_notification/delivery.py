@@ -1,4 +1,4 @@
-"""One notification, from top to bottom: check, claim, identify, send, settle.
+"""One notification, from top to bottom: check, claim, fit the template, identify, send, settle.
 
 What follows from a failure is decided here, in `_send_claimed`; what a failure *is*, by `blip`.
 """
@@ -19,7 +19,7 @@ from notifier.domain.failures import (
 from notifier.domain.ledger_entries import Claim, ClaimLost, Control, LedgerEntry
 from notifier.domain.notification import Notification, message_id
 from notifier.domain.recipients import Identity
-from notifier.domain.status import SENT_OR_LATER, UNDELIVERED, Status
+from notifier.domain.status import SENT_OR_LATER, STARTS_BY_GENERATION, Status
 from notifier.use_cases.send_notification.breaker import Breaker
 from notifier.use_cases.send_notification.outcomes import (
     Outcome,
@@ -35,6 +35,7 @@ from notifier.use_cases.send_notification.reconciliation import (
     Reconciliation,
 )
 from notifier.use_cases.send_notification.round import CALL_SECONDS, SETTLE_SECONDS, Round
+from notifier.use_cases.send_notification.templates import Templates
 from notifier.use_cases.send_notification.waits import MAX_WAIT_SECONDS, Waits
 from notifier.use_cases.slots import RetryLater
 
@@ -49,6 +50,7 @@ class Delivery:
     ledger: Ledger
     identities: Identities
     blip: Blip
+    templates: Templates
     recipients: Recipients
     reconciliation: Reconciliation
     breaker: Breaker
@@ -63,9 +65,11 @@ class Delivery:
         """Return the bot of a notification; None where none is needed to end it.
 
         Raises:
-            RetryLater: it has to wait for its bot. Not for ever: SQS deletes silently.
+            RetryLater: it has to wait for its bot, or for its template. Not for ever: SQS deletes
+                silently.
         """
         try:
+            self.templates.hold(notification, this_round)
             return self.breaker.admit(bot, this_round)
         except RetryLater:
             if self.rejection(notification):
@@ -95,7 +99,7 @@ class Delivery:
             return self._cancelled(notification, found)
         if found.content_hash != notification.content_hash:
             return self.outcomes.refuse_conflict(notification)
-        if found.status in SENT_OR_LATER or found.status in UNDELIVERED:
+        if found.status in SENT_OR_LATER or found.status in STARTS_BY_GENERATION:
             return logged(notification, Outcome.DUPLICATE)
         if found.lease_until > now:
             wait = self.waits.jittered(found.lease_until - now)
@@ -145,6 +149,7 @@ class Delivery:
         known = claim.status is Status.SENDING
         claimed_at = self.clock.now()
         try:
+            self.templates.check(notification, bot, this_round)
             address = self.recipients.identify(notification, bot, identity, this_round)
             if not known:
                 claim = self.ledger.start_sending(claim, this_round.lease_until)
@@ -229,7 +234,7 @@ class Delivery:
         if now - notification.queued.published_at >= policy.max_wait_seconds:
             days = policy.max_wait_seconds / 86_400
             return Rejected(Reason.WAITED_TOO_LONG, f"it lay on the queue for {days:g} days")
-        if notification.queued.published_at < policy.ledger_restored_at:
+        if notification.queued.known_since < policy.ledger_restored_at:
             return Rejected(
                 Reason.OUTCOME_UNKNOWN,
                 "it is older than the ledger's restoration from a backup, and may have been sent",

@@ -34,6 +34,7 @@ class Outcome(StrEnum):
     BREAKER_OPEN = "breaker_open"
     PAUSED = "paused"
     COOLING_DOWN = "cooling_down"
+    TEMPLATE_PAUSED = "template_paused"
     RETRY_LATER = "retry_later"
     CRASHED = "crashed"
 
@@ -42,6 +43,7 @@ class Outcome(StrEnum):
 _NEVER_TRIED = frozenset(
     {Reason.EXPIRED, Reason.WAITED_TOO_LONG, Reason.UNKNOWN_BOT, Reason.NOT_ALLOWED}
 )
+_BY_TEMPLATE = frozenset({Reason.TEMPLATE_MISMATCH, Reason.TEMPLATE_UNAVAILABLE})
 _PHASES = {Status.CLAIMED: "look-up", Status.SENDING: "send"}
 
 
@@ -115,7 +117,8 @@ class Outcomes:
 
     def give_up(self, notification: Notification, claim: Claim, failure: Rejected) -> Result:
         """End a notification that cannot succeed."""
-        if failure.reason in _NEVER_TRIED and claim.status is Status.CLAIMED:
+        by_template = failure.reason in _BY_TEMPLATE
+        if by_template or (failure.reason in _NEVER_TRIED and claim.status is Status.CLAIMED):
             claim = replace(claim, attempts=claim.attempts - 1)
         self._dead_letter(
             notification.queued,
@@ -124,7 +127,7 @@ class Outcomes:
             bot=notification.request.bot,
             notification_id=notification.request.id,
             template=notification.request.template.name,
-            phase=_PHASES.get(claim.status, "settle"),
+            phase="template" if by_template else _PHASES.get(claim.status, "settle"),
             generation=claim.generation,
             attempts=claim.attempts,
         )
@@ -221,6 +224,7 @@ class Outcomes:
         generation: int | None = None,
         attempts: int = 0,
     ) -> None:
+        by_fields = isinstance(failure, InvalidRequest) or failure.fields
         details = FailureDetails(
             detail=failure.detail,
             code=failure.code,
@@ -229,7 +233,7 @@ class Outcomes:
             attempts=attempts,
             possibly_sent=failure.reason is Reason.OUTCOME_UNKNOWN,
             redrives=queued.redrives,
-            fields=failure.fields if isinstance(failure, InvalidRequest) else None,
+            fields=failure.fields if by_fields else None,
         )
         self.dead_letters.put(
             body,

@@ -12,6 +12,7 @@ from notifier.domain.notification import Notification
 from notifier.domain.receipts import Receipt
 from notifier.domain.recipients import Identity, LookUpLease
 from notifier.domain.status import Status
+from notifier.domain.templates import Question, RegisteredTemplate
 
 
 class Ledger(Protocol):
@@ -42,11 +43,18 @@ class Refusals(Protocol):
 
 
 class Identities(Protocol):
-    """WhatsApp identities of phone numbers, per bot; and the bots' states, read with them."""
+    """WhatsApp identities of phone numbers, per bot; with them are read bots and templates."""
 
     def read(
-        self, recipients: Iterable[tuple[str, str]], bots: Iterable[str]
-    ) -> tuple[Mapping[tuple[str, str], Identity], Mapping[str, BotState]]: ...
+        self,
+        recipients: Iterable[tuple[str, str]],
+        bots: Iterable[str],
+        templates: Iterable[tuple[str, str]],
+    ) -> tuple[
+        Mapping[tuple[str, str], Identity],
+        Mapping[str, BotState],
+        Mapping[tuple[str, str], RegisteredTemplate],
+    ]: ...
     def get(self, recipient: tuple[str, str]) -> Identity | None: ...
     def lease(
         self, recipient: tuple[str, str], seconds: float
@@ -54,6 +62,14 @@ class Identities(Protocol):
     def store(self, lease: LookUpLease, identity: Identity) -> None: ...
     def release(self, lease: LookUpLease) -> None: ...
     def erase(self, recipient: tuple[str, str]) -> None: ...
+
+
+class Registry(Protocol):
+    """What BLiP says of each bot's templates."""
+
+    def question(self, bot: str, name: str) -> Question: ...
+    def keep(self, bot: str, template: RegisteredTemplate) -> None: ...
+    def pause(self, bot: str, name: str, language: str) -> None: ...
 
 
 class BotStates(Protocol):
@@ -97,6 +113,9 @@ class Blip(Protocol):
     def history(
         self, bot: Bot, message_id: str, on_connected: Callable[[], None]
     ) -> list[Receipt]: ...
+    def template(
+        self, bot: Bot, name: str, asked_at: float, on_connected: Callable[[], None]
+    ) -> RegisteredTemplate | None: ...
     def ping(self, bot: Bot) -> None: ...
 
 

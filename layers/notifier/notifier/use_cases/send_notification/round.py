@@ -10,6 +10,7 @@ from notifier.domain.bot_state import BotState, HoldReason, Plan, Reservation
 from notifier.domain.bots import Bot
 from notifier.domain.clock import Clock
 from notifier.domain.failures import Failure
+from notifier.domain.templates import RegisteredTemplate
 from notifier.use_cases.slots import SLOT_HORIZON_SECONDS, RetryLater, Slots
 
 # What one call to BLiP may take, and the ledger's write after it.
@@ -34,7 +35,7 @@ class Reserve(Protocol):
 class Once:
     """Questions that several notifications of a round have in common: the first one asks.
 
-    The others wait for its answer, and get the failure that it got.
+    The others wait for its answer, or get the failure that it got.
     """
 
     def __init__(self) -> None:
@@ -46,7 +47,7 @@ class Once:
         """Return the answer to a question; call for it if it was not asked before.
 
         Raises:
-            Failure: as the call did.
+            Failure, RetryLater: as the call did.
         """
         with self._lock:
             lock = self._locks[question]
@@ -54,10 +55,10 @@ class Once:
             if question not in self._answers:
                 try:
                     self._answers[question] = call()
-                except Failure as failure:
+                except (Failure, RetryLater) as failure:
                     self._answers[question] = failure
             answer = self._answers[question]
-        if isinstance(answer, Failure):
+        if isinstance(answer, Failure | RetryLater):
             raise answer
         return answer  # type: ignore[no-any-return] # what the question's call has returned
 
@@ -69,6 +70,7 @@ class Round:
         began: when the round began.
         lease_until: when every claim of this round ends by itself.
         states: the bots, as they were read at the start of the round.
+        templates: by bot and name, what the registry knows of them.
         probed: the bots whose breaker is open, and which are asked whether they work again.
         probing: those of them of which one notification tries.
         looked_up: the notifications for which BLiP was asked who the recipient is.
@@ -77,11 +79,17 @@ class Round:
     """
 
     def __init__(
-        self, deadline: float, states: Mapping[str, BotState], reserve: Reserve, clock: Clock
+        self,
+        deadline: float,
+        states: Mapping[str, BotState],
+        templates: Mapping[tuple[str, str], RegisteredTemplate],
+        reserve: Reserve,
+        clock: Clock,
     ) -> None:
         self.began = clock.now()
         self.lease_until = deadline + CLOCK_SKEW_SECONDS
         self.states = states
+        self.templates = templates
         self.probed: set[str] = set()
         self.probing: set[str] = set()
         self.looked_up: set[str] = set()

@@ -1,0 +1,213 @@
+"""Keeps the registry of templates: asks BLiP for those of each bot, on a schedule.
+
+A template is written when it has changed, or once a day. What has changed is an event first, then
+the registry: a crash in between repeats the event, with the same id.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from itertools import batched
+from typing import Protocol
+
+from notifier.domain.bot_state import BotState, Plan, Reservation
+from notifier.domain.bots import Bot, BotsSecretError, InvalidBot
+from notifier.domain.clock import Clock, Meter
+from notifier.domain.failures import Failure, Throttled
+from notifier.domain.templates import (
+    RegisteredTemplate,
+    TemplateChange,
+    TemplateStatus,
+)
+from notifier.use_cases.slots import MAX_COOLDOWN_SECONDS, SLOT_HORIZON_SECONDS, RetryLater, Slots
+
+logger = logging.getLogger(__name__)
+
+# What stays the same is written again after so long: a day without that, and it counts as unknown.
+RENEW_SECONDS = 20 * 3600
+# What one page of the list takes at most.
+PAGE_SECONDS = 12.0
+# So many templates are kept side by side before the time is looked at again.
+KEPT_TOGETHER = 100
+# Of what becomes a status, these matter to people; the others come and go.
+REPORTED = frozenset({TemplateStatus.APPROVED, TemplateStatus.PAUSED, TemplateStatus.REJECTED})
+
+
+class Registry(Protocol):
+    """What BLiP says of each bot's templates; see `aws.templates`."""
+
+    def of_bot(self, bot: str, names: Iterable[str]) -> Mapping[str, RegisteredTemplate]: ...
+    def keep(self, bot: str, template: RegisteredTemplate) -> None: ...
+    def pause(self, bot: str, name: str, language: str) -> None: ...
+    def resume(self, bot: str, name: str, language: str, asked_at: float) -> bool: ...
+    def synced(self, bot: str, at: float) -> None: ...
+    def synced_at(self, bot: str) -> float: ...
+
+
+class BotStates(Protocol):
+    """Keeps every bot to its plan."""
+
+    def state(self, bot: str) -> BotState: ...
+    def reserve(
+        self, bot: Bot, plan: Plan, count: int, horizon: float, *, share: float
+    ) -> Reservation: ...
+    def start_cooldown(self, bot: Bot, plan: Plan, until: float) -> bool: ...
+
+
+class Secrets(Protocol):
+    """The bots, from their secret."""
+
+    def bots(self) -> Mapping[str, Bot | InvalidBot]: ...
+
+
+class Blip(Protocol):
+    """The question to BLiP."""
+
+    def templates(
+        self, bot: Bot, asked_at: float, on_connected: Callable[[], None]
+    ) -> Mapping[str, RegisteredTemplate]: ...
+
+
+class Changes(Protocol):
+    """The event bus. Returns whether it has taken a change."""
+
+    def put(self, change: TemplateChange) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Syncing:
+    """Asks for the templates of each bot."""
+
+    registry: Registry
+    bot_states: BotStates
+    secrets: Secrets
+    blip: Blip
+    changes: Changes
+    meter: Meter
+    clock: Clock
+    threads: Executor
+    cooldown_seconds: int
+
+    def sync(self, deadline: float) -> dict[str, int]:
+        """Ask for every bot, as long as there is time; one that fails hurts no other.
+
+        Those that have waited longest come first, so that no bot is left out for ever. Return how
+        many templates each bot has that was synced.
+        """
+        try:
+            bots = self.secrets.bots()
+        except BotsSecretError as error:
+            logger.error("no bot can be asked", extra={"problem": str(error)})
+            return {}
+        usable = [bot for bot in bots.values() if isinstance(bot, Bot)]
+        synced_at = {bot.name: self.registry.synced_at(bot.name) for bot in usable}
+        templates: dict[str, int] = {}
+        for bot in sorted(usable, key=lambda bot: synced_at[bot.name]):
+            try:
+                templates[bot.name] = self._sync(bot, synced_at[bot.name], deadline)
+            except RetryLater:
+                logger.info("not synced now", extra={"bot": bot.name})
+            except Failure as failure:
+                facts = {"bot": bot.name, "problem": failure.detail}
+                logger.warning("templates not synced", extra=facts)
+                if isinstance(failure, Throttled):
+                    self._start_cooldown(bot, failure)
+        return templates
+
+    def _sync(self, bot: Bot, synced_at: float, deadline: float) -> int:
+        """Ask for one bot's templates, and keep what is new; return how many it has."""
+        state = self.bot_states.state(bot.name)
+        if state.paused or state.throttled_until > self.clock.now():
+            raise RetryLater(None)
+
+        def reserve(count: int, _: float) -> Reservation:
+            share = state.share("commands", bot.share, self.clock.now())
+            return self.bot_states.reserve(
+                bot, "commands", count, SLOT_HORIZON_SECONDS, share=share
+            )
+
+        def go_on() -> None:
+            if deadline - self.clock.now() <= PAGE_SECONDS:
+                raise RetryLater(0)
+
+        slots = Slots(reserve, self.clock)
+        asked_at = self.clock.now()
+        listed = self.blip.templates(bot, asked_at, lambda: slots.wait(go_on))
+        stored = self.registry.of_bot(bot.name, listed)
+
+        def keep(template: RegisteredTemplate) -> None:
+            before = stored.get(template.name)
+            changes = [] if not synced_at else list(_changes(bot.name, before, template))
+            self._hold(bot.name, template, state)
+            reported = [self._report(change) for change in changes]
+            if all(reported) and (before is None or _is_to_write(before, template)):
+                self.registry.keep(bot.name, template)
+
+        for some in batched(listed.values(), KEPT_TOGETHER, strict=False):
+            go_on()
+            list(self.threads.map(keep, some))
+        self.registry.synced(bot.name, asked_at)
+        return len(listed)
+
+    def _hold(self, bot: str, template: RegisteredTemplate, state: BotState) -> None:
+        """Hold what WhatsApp has paused in every sandbox, and release what it has approved."""
+        for language, translation in template.translations.items():
+            held = (template.name, language) in state.paused_templates
+            if translation.status is TemplateStatus.PAUSED and not held:
+                self.registry.pause(bot, template.name, language)
+            if translation.status is TemplateStatus.APPROVED and held:
+                self.registry.resume(bot, template.name, language, template.asked_at)
+
+    def _report(self, change: TemplateChange) -> bool:
+        """Publish a change; return whether the bus has taken it. Count what an alarm rings for."""
+        facts = {"bot": change.bot, "template": change.name, "language": change.language}
+        if not self.changes.put(change):
+            logger.error("template change not published", extra=facts)
+            return False
+        logger.info("template changed", extra=facts)
+        if change.status is TemplateStatus.PAUSED and change.status is not change.previous_status:
+            self.meter.count("template_was_paused")
+        if change.is_of_category:
+            self.meter.count("template_category_changed")
+        return True
+
+    def _start_cooldown(self, bot: Bot, failure: Throttled) -> None:
+        asked = failure.retry_after_seconds or self.cooldown_seconds
+        until = self.clock.now() + min(asked, MAX_COOLDOWN_SECONDS)
+        if self.bot_states.start_cooldown(bot, "commands", until):
+            self.meter.count("cooldown_began")
+
+
+def _is_to_write(stored: RegisteredTemplate, listed: RegisteredTemplate) -> bool:
+    if stored.translations != listed.translations:
+        return True
+    return listed.asked_at - stored.asked_at >= RENEW_SECONDS
+
+
+def _changes(
+    bot: str, stored: RegisteredTemplate | None, listed: RegisteredTemplate
+) -> Iterator[TemplateChange]:
+    """Return what is worth an event: a pause, a rejection, an approval, another category.
+
+    Args:
+        bot: whose templates.
+        stored: what the registry has; None if the template is new to it.
+        listed: what BLiP says now.
+    """
+    for language, now in listed.translations.items():
+        before = stored.translations.get(language) if stored else None
+        change = TemplateChange(
+            bot=bot,
+            name=listed.name,
+            language=language,
+            status=now.status,
+            previous_status=before.status if before else None,
+            category=now.category,
+            previous_category=before.category if before else None,
+            stored_at=stored.asked_at if stored else 0.0,
+            time=listed.asked_at,
+        )
+        of_status = now.status in REPORTED and now.status is not change.previous_status
+        if of_status or change.is_of_category:
+            yield change

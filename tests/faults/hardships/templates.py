@@ -1,0 +1,69 @@
+"""A template that WhatsApp pauses in the middle of a campaign."""
+
+from typing import Any
+
+from tests.faults.blip import Account
+from tests.faults.hardships.rows import DAY, Came, p99_of, publish, sent_twice, waited
+from tests.faults.world import Settings, World
+
+BATCH = 10
+PAUSED = "order_shipped"
+OTHER = "order_photo"
+
+
+def listed(name: str, status: str = "APPROVED") -> dict[str, Any]:
+    """Describe a template as BLiP's enriched list does."""
+    return {
+        "name": name,
+        "language": "pt_BR",
+        "category": "UTILITY",
+        "status": status,
+        "components": [{"type": "BODY", "text": "Olá, {{1}}! O pedido {{2}} saiu."}],
+    }
+
+
+def paused_template(*, requests: int = 10_000, others: int = 600, seed: int = 1) -> Came:
+    """Pause the template of a backlog while another one of the same bot goes on."""
+    came = Came()
+    bot = Account("default", templates=[listed(PAUSED), listed(OTHER)])
+    settings = Settings(registry=True)
+    with World(seed, bots=[bot], settings=settings) as world:
+        world.run(60)
+        published = publish(world, range(requests))
+        world.run(30)
+        sent_before = len(world.blip.sent)
+        bot.paused.add(PAUSED)
+        bot.templates[0] = listed(PAUSED, "PAUSED")
+        first_receipt = world.run_until(lambda: bool(world.blip.failed), at_most=60, every=0.1)
+        sent_until_then = len(world.blip.sent)
+        template = {"name": OTHER, "language": "pt_BR", "body": ["Maria", "981"]}
+        beside = publish(world, range(requests, requests + others), per_second=1, template=template)
+        world.run(2 * 3600)
+        others_sent = len(waited(world, beside))
+        sent_while_paused = len(world.blip.sent) - sent_until_then - others_sent
+        spent = sum(item.get("attempts", 0) > 1 for item in world.tables["ledger"].items.values())
+        letters = len(world.invariants.letters)
+        bot.paused.clear()
+        bot.templates[0] = listed(PAUSED)
+        world.settle(at_most=3 * DAY)
+        waits = waited(world, beside)
+        delivered = sum(
+            item.get("status") in {"received", "consumed"}
+            for item in world.tables["ledger"].items.values()
+        )
+        most = BATCH * settings.concurrency
+        came.check(f"{sent_while_paused} sent while it was paused", held=sent_while_paused <= most)
+        came.check(f"{letters} dead letters", held=letters == 0)
+        came.check(f"{spent} attempts spent", held=spent == 0)
+        came.check(f"{others_sent} of the others sent", held=others_sent == others)
+        came.check(f"the others' p99 {p99_of(waits):.1f} s", held=p99_of(waits) <= 5)
+        came.check(f"{delivered} delivered", held=delivered == requests + others)
+        came.broken += sent_twice(world) + world.invariants.broken()
+        came.summary = (
+            f"{sent_before} sent, then paused; its first receipt after {first_receipt:.1f} s, "
+            f"{sent_while_paused} sent after it, {letters} dead letters, {spent} attempts spent; "
+            f"the other template's p99 {p99_of(waits):.1f} s; approved again, {delivered} of "
+            f"{requests + others} delivered, none twice"
+        )
+        assert published
+    return came
