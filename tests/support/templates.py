@@ -1,54 +1,21 @@
-"""The simulator's templates as translations, and what fits them."""
+"""The simulator's templates as the client reads them."""
 
-import json
-import re
-from pathlib import Path
-from typing import Any
-
-from notifier.domain.templates import (
-    ButtonKind,
-    Category,
-    HeaderKind,
-    Shape,
-    TemplateStatus,
-    Translation,
-)
-
-_FILE = Path(__file__).parents[1] / "local" / "blip" / "templates.json"
-_BUTTONS = {
-    "QUICK_REPLY": ButtonKind.QUICK_REPLY,
-    "URL": ButtonKind.URL,
-    "COPY_CODE": ButtonKind.COPY_CODE,
-    "OTP": ButtonKind.OTP,
-    "STATIC_URL": ButtonKind.STATIC,
-    "PHONE_NUMBER": ButtonKind.STATIC,
-}
+from notifier.blip.templates import read
+from notifier.domain.templates import Translation
+from tests.local.blip import templates
+from tests.local.blip.listing import OtpButton, enriched
 
 
-def translations() -> dict[tuple[str, str], Translation]:
-    """Return the simulator's templates by name and language."""
-    entries: list[dict[str, Any]] = json.loads(_FILE.read_text(encoding="utf-8"))
+def translations(otp_button: OtpButton = "URL") -> dict[tuple[str, str], Translation]:
+    """Return the simulator's templates by name and language.
+
+    Args:
+        otp_button: what the list calls the button of a one-time code.
+    """
+    listed = read([enriched(template, 0, otp_button) for template in templates.read()], 0.0)
+    assert listed.unreadable == 0
     return {
-        (entry["name"], entry["language"]): Translation(
-            status=TemplateStatus(entry["status"]),
-            category=Category(entry["category"]) if "category" in entry else None,
-            shape=_shape(entry),
-            cards=tuple(map(_shape, entry.get("cards", ()))),
-        )
-        for entry in entries
+        (template.name, language): translation
+        for template in listed.templates.values()
+        for language, translation in template.translations.items()
     }
-
-
-def _shape(entry: dict[str, Any]) -> Shape:
-    header, body = entry.get("header"), entry["body"]
-    return Shape(
-        header=HeaderKind[header] if header else None,
-        header_length=_fixed(entry.get("header_text")),
-        body=tuple(body) if isinstance(body, list) else body,
-        body_length=_fixed(entry.get("text")),
-        buttons=tuple(_BUTTONS.get(kind, ButtonKind.OTHER) for kind in entry.get("buttons", ())),
-    )
-
-
-def _fixed(text: str | None) -> int:
-    return len(re.sub(r"{{\w+}}", "", text or ""))

@@ -21,7 +21,7 @@ from notifier.domain.failures import (
     Transient,
     Unknown,
 )
-from notifier.domain.templates import TemplateStatus
+from notifier.domain.templates import Category, TemplateStatus
 from tests.integration.blip.servers import (
     IDENTITY,
     PHONE,
@@ -36,6 +36,7 @@ from tests.integration.blip.servers import (
 from tests.local.blip import Bot as SimulatedBot
 from tests.local.blip import Simulator, wait_until
 from tests.support.builders import KEY
+from tests.support.templates import translations
 
 HUGE = {"type": "carousel", "cards": "x" * 20_000_000}
 
@@ -375,6 +376,47 @@ def test_templates_of_a_bot_are_listed(client: BlipClient, blip: Simulator, bot:
     assert template.asked_at == 1.5
     assert template.translations["pt_BR"].status is TemplateStatus.APPROVED
     assert client.template(bot, "order_shipped", 1.5, at_once) == template
+    assert client.template(bot, "no_such_template", 1.5, at_once) is None
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"envelope": "data"},
+        {"envelope": "items"},
+        {"envelope": "list"},
+        {"skip": False},
+        {"name_filter": "contains"},
+        {"name_filter": "ignored"},
+    ],
+    ids=str,
+)
+def test_templates_are_the_same_in_every_form_of_the_list(
+    client: BlipClient, blip: Simulator, bot: Bot, how: dict[str, object]
+) -> None:
+    blip.configure(templates=how)
+    templates = client.templates(bot, 1.5, at_once)
+
+    assert {
+        (name, language): translation
+        for name, template in templates.items()
+        for language, translation in template.translations.items()
+    } == translations()
+    assert client.template(bot, "order_shipped", 1.5, at_once) == templates["order_shipped"]
+    assert client.template(bot, "no_such_template", 1.5, at_once) is None
+
+
+@pytest.mark.parametrize("code", [62, 67])
+def test_templates_of_the_plain_list_have_a_status_only(
+    client: BlipClient, blip: Simulator, bot: Bot, code: int
+) -> None:
+    blip.configure(templates={"without_enriched": code})
+    templates = client.templates(bot, 1.5, at_once)
+
+    assert {name for name, _ in translations()} == set(templates)
+    paused = templates["paused_template"].translations["pt_BR"]
+    assert (paused.status, paused.is_understood) == (TemplateStatus.PAUSED, False)
+    assert paused.category is Category.MARKETING
     assert client.template(bot, "no_such_template", 1.5, at_once) is None
 
 

@@ -59,6 +59,15 @@ def test_samples_fit_their_templates(name: str) -> None:
     assert misfits(template, TRANSLATIONS[template.name, template.language]) == ()
 
 
+def test_one_time_code_fits_whatever_the_list_calls_its_button() -> None:
+    template = parse(SAMPLES["13-one-time-code.json"]).request.template
+    name = (template.name, template.language)
+    for otp_button in ("URL", "OTP"):
+        translation = translations(otp_button)[name]
+        assert translation.category is Category.AUTHENTICATION
+        assert misfits(template, translation) == ()
+
+
 # What the templates of BLiP's own document must be, by its requests.
 DOCUMENT = {
     "2-text": Shape(body=2),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from notifier.contract.parse import parse, recipient_of
+from notifier.contract.parse import parse, read_kept
 from notifier.contract.template import CODE_REMOVED
 from notifier.domain.notification import REMOVED
 from tests.support.builders import PHONE, a_notification
@@ -126,11 +126,29 @@ def test_kept_body_of_any_other_request_is_as_it_came() -> None:
     assert notification.kept_body == notification.queued.body
 
 
-def test_recipient_of_a_kept_request_can_still_be_read() -> None:
-    assert recipient_of(a_notification(**of_code()).kept_body) == PHONE
-    assert recipient_of(a_notification().kept_body) == PHONE
-    assert recipient_of(json.dumps(of_code(REMOVED, to="12"))) is None
-    assert recipient_of("{") is None
+def test_kept_request_without_its_code_can_still_be_read() -> None:
+    kept = read_kept(a_notification(**of_code(metadata={"a": "b"})).kept_body)
+    assert kept is not None
+    assert not kept.is_whole
+    assert (kept.request.to, kept.request.metadata) == (PHONE, {"a": "b"})
+    template = kept.request.template
+    assert (template.name, template.language) == ("order_shipped", "pt_BR")
+    assert template.otp is None
+
+
+def test_kept_request_of_any_other_kind_is_whole() -> None:
+    notification = a_notification()
+    kept = read_kept(notification.kept_body)
+    assert kept is not None
+    assert kept.is_whole
+    assert kept.request == notification.request
+
+
+@pytest.mark.parametrize(
+    "body", ["{", json.dumps(of_code("12")), json.dumps(of_code(REMOVED, to="12"))]
+)
+def test_kept_request_that_breaks_the_contract_is_none(body: str) -> None:
+    assert read_kept(body) is None
 
 
 def test_code_is_valid_for_ten_minutes_if_the_request_does_not_say() -> None:

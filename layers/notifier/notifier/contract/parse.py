@@ -9,7 +9,6 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from notifier.contract import phone
 from notifier.contract.problems import InvalidRequest, invalid, malformed
 from notifier.contract.request import NotificationRequest
 from notifier.contract.template import CODE_REMOVED
@@ -62,17 +61,30 @@ def parse(body: str) -> Parsed:
     return Parsed(request, f"1:{hashlib.sha256(canonical).hexdigest()}")
 
 
-def recipient_of(body: str) -> str | None:
-    """Return the recipient of a request that was kept, also if its one-time code was not.
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A request as the ledger or a dead letter keeps it.
 
-    None if the contract does not accept it otherwise.
+    Attributes:
+        request: without the one-time code that is not kept.
+        is_whole: False if a code is missing, so that it cannot be sent.
     """
+
+    request: NotificationRequest
+    is_whole: bool
+
+
+def read_kept(body: str) -> Kept | None:
+    """Read a request that was kept; None if it does not keep to the contract."""
     try:
-        return parse(body).request.to
+        return Kept(parse(body).request, is_whole=True)
     except InvalidRequest as refused:
         if [error.problem for error in refused.fields] != [CODE_REMOVED]:
             return None
-    return phone.normalise(_unwrapped(body)["to"])
+    content = _unwrapped(body)
+    template = {name: part for name, part in content["template"].items() if name != "otp"}
+    request = NotificationRequest.model_validate(content | {"template": template})
+    return Kept(request, is_whole=False)
 
 
 def _canonical(content: dict[str, Any]) -> bytes:

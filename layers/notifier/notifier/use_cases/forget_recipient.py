@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from notifier.contract.parse import recipient_of
+from notifier.contract.parse import read_kept
 from notifier.contract.phone import normalise
 from notifier.domain.clock import WallClock
 from notifier.domain.dead_letters import DeadLetter
@@ -229,7 +229,7 @@ class Forgetting:
 
 def _is_about(body: str, number: str) -> bool:
     """Return whether a request goes to a number, or an invalid one holds it."""
-    recipient = recipient_of(body)
-    if recipient is not None:
-        return recipient == number
+    kept = read_kept(body)
+    if kept is not None:
+        return kept.request.to == number
     return number.removeprefix("+") in re.sub(r"[^0-9]", "", body)
