@@ -392,6 +392,30 @@ def test_a_producer_asks_for_a_notification_and_takes_one_back(
     assert json.loads(ask(stack, "GET", waiting["id"])[1])["status"] == "cancelled"
 
 
+def test_what_has_waited_long_enough_is_sent_again_by_the_schedule(stack: LocalStack) -> None:
+    limited = request(to="+5531900000057")  # the first message fails for a rate limit
+    key = ledger_key("default", limited["id"])
+
+    def stands() -> str:
+        status, answer = ask(stack, "GET", limited["id"])
+        return str(json.loads(answer)["status"]) if status == 200 else ""
+
+    stack.aws.sqs.send_message(QueueUrl=stack.requests_queue, MessageBody=json.dumps(limited))
+    wait_until(lambda: stands() == "waiting", "the receipt that WhatsApp limits it")
+    assert json.loads(ask(stack, "GET", limited["id"])[1])["wakes_at"]
+    # It would take five minutes at least.
+    stack.aws.dynamodb.update_item(
+        TableName=stack.ledger_table,
+        Key={"key": {"S": key}},
+        UpdateExpression="SET wake_at = :long_ago",
+        ConditionExpression="attribute_exists(wake_at)",
+        ExpressionAttributeValues={":long_ago": {"N": "1"}},
+    )
+
+    wait_until(lambda: stands() == "consumed", "the next minute, and what follows")
+    assert [len(inbox(stack, id=sent_as)) for sent_as in (key, f"{key}:2")] == [1, 1]
+
+
 def test_an_operator_looks_at_a_notification_and_forgets_a_person(
     stack: LocalStack, tmp_path: Path
 ) -> None:

@@ -91,6 +91,7 @@ EVENTS = st.one_of(
     _event("go_on", steps=steps, order=order),
     _event("finish"),
     _event("wake", steps=steps, order=order),
+    _event("wake", steps=st.just(25), order=order),
     _event("wait", seconds=st.sampled_from([1, 6, 35, 130, 1000, 4000, 90_000])),
     _event("stick", seconds=st.sampled_from([0.01, 1, 9, 16])),
     _event("kill", which=one),

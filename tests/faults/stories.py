@@ -333,11 +333,10 @@ def calls(story: Story) -> list[str]:
 def points(story: Story) -> Iterator[Point]:
     """Return every place where its sandbox can be killed.
 
-    A poll that finds nothing to ask for is no part of the story, nor is a shard in which nothing
-    waits.
+    A poll that finds nothing to ask for is no part of the story.
     """
     for number, call in enumerate(calls(story)):
-        if call not in {"poller: secrets.get", "poller: ledger.query", "waker: ledger.query"}:
+        if call not in {"poller: secrets.get", "poller: ledger.query"}:
             for where in WHERE:
                 yield Point(number, call, where)
 

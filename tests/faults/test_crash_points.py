@@ -5,6 +5,7 @@ import random
 import pytest
 
 from tests.faults import stories
+from tests.faults.breaks import AT_ONE_CALL
 from tests.faults.stories import STORIES, Story
 
 
@@ -29,3 +30,11 @@ def test_two_kills_in_a_row_lose_nothing_and_send_nothing_twice() -> None:
                 broken[f"{name}: {first}, {second}"] = problems
 
     assert broken == {}
+
+
+@pytest.mark.parametrize("name", AT_ONE_CALL)
+def test_crash_points_find_each_break_at_one_call(name: str) -> None:
+    story = STORIES["receipt: capped, until it is given up"]
+
+    with AT_ONE_CALL[name].made():
+        assert any(stories.killed_at(story, point) for point in stories.points(story))

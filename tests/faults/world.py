@@ -392,10 +392,12 @@ class World:
         self._written(key, {}, item)
 
     def wake(self) -> None:
-        """Run the function once that wakes what has waited."""
-        function = waking_root.wake_notifications(
-            WakeNotificationsSettings(ledger_table="ledger", requests_queue_url="requests")
-        )
+        """Run the function once that wakes what has waited; it looks into no empty shard."""
+        shards = [shard for shard, found in self.tables["ledger"].indexes["waits"].items() if found]
+        with mock.patch.object(waking_root, "SHARDS", shards):
+            function = waking_root.wake_notifications(
+                WakeNotificationsSettings(ledger_table="ledger", requests_queue_url="requests")
+            )
         end = self.simulation.now + 58
         process = self._process("waker")
 
