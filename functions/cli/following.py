@@ -49,6 +49,10 @@ class Followed:
         """Whether it is on the recipient's phone."""
         return self.status in DELIVERED
 
+    def waits_until_after(self, moment: float) -> bool:
+        """Return whether it waits to be sent again, and still does at a time in epoch seconds."""
+        return self.wakes_at is not None and self.wakes_at > moment
+
     def read(self, items: dict[str, Item]) -> bool:
         """Take over what the ledger says; return whether that is anything new."""
         before = (self.status, self.reason)
@@ -80,8 +84,11 @@ def follow(
     *,
     sleep: Callable[[float], None] = time.sleep,
     now: Callable[[], float] = time.monotonic,
+    wall: Callable[[], float] = time.time,
 ) -> bool:
     """Read the ledger until each request has ended; return False if nothing changes any more.
+
+    Requests that wait for longer than PATIENCE_SECONDS are not waited for.
 
     Args:
         read: returns the items of the ledger with these keys.
@@ -89,9 +96,14 @@ def follow(
         changed: called for each change.
         sleep: waits for some seconds.
         now: a clock that never goes back.
+        wall: the time, in epoch seconds.
     """
     changed_at = now()
-    while left := [one for one in followed if not one.ended]:
+    while left := [
+        one
+        for one in followed
+        if not (one.ended or one.waits_until_after(wall() + PATIENCE_SECONDS))
+    ]:
         keys = [key for one in left for key in (one.key, one.key + REFUSED)]
         items = {item["key"]: item for item in read(list(dict.fromkeys(keys)))}
         for one in left:
@@ -100,7 +112,7 @@ def follow(
                 changed(one)
         if now() - changed_at > PATIENCE_SECONDS:
             return False
-        if any(not one.ended for one in left):
+        if not all(one.ended for one in left):
             sleep(POLL_SECONDS)
     return True
 
@@ -169,6 +181,8 @@ def _conclude(
         what = f"SQS did not take it: {one.refusal}" if one.refusal else "its id is not readable"
         output.say(f"{one.message.source} cannot be followed: {what}")
     failed = [one for one in followed if one.ended and not one.delivered]
+    if any(one.status == Status.WAITING for one in followed):
+        output.say("Those that wait are sent again without this command.")
     if why == "stopped":
         output.say("Those under way go on without this command.")
     if why == "stuck":

@@ -7,10 +7,12 @@ BLiP at 100 ms. Left out: the free tiers, data transfer, and WhatsApp's own pric
 """
 
 from collections.abc import Sequence
+from math import ceil
 
 from rich.console import Console
 from rich.table import Table
 
+from notifier.aws.waiting_ledger import SHARDS
 from tests.benchmarks.figures import Figures, last_run
 from tests.benchmarks.lab import AFTERWARDS, OURS, TEXTBOOK
 from tests.benchmarks.quota import share_of
@@ -38,6 +40,7 @@ PLATFORM_LOG_BYTES = 350
 KEPT_DAYS = 45
 # DynamoDB counts so much for each item beside its attributes.
 ITEM_OVERHEAD_BYTES = 100
+WRITE_UNIT_BYTES, READ_UNIT_BYTES = 1024, 4096
 RECEIPTS_EACH = 4  # accepted, dispatched, received, consumed
 STATUS_EVENTS_EACH = 3  # sent, received, consumed
 
@@ -126,6 +129,27 @@ def publishing(published: Figures) -> float:
     """Return the dollars per million status events. Lambda reads the stream for nothing."""
     function = sum(_function(published, memory_mb("PublishStatusEventsFunction")).values())
     return function + MILLION * PRICES["eventbridge custom event"]
+
+
+def waiting(figures: Figures) -> float:
+    """Return the dollars per million waits in the ledger, without the sends that follow them.
+
+    Each is two writes of the item and of its index, one read, and a tenth of a call to put it on
+    the queue. The functions' own time is some cents.
+    """
+    size = figures.largest_item + ITEM_OVERHEAD_BYTES
+    writes, reads = 2 * (ceil(size / WRITE_UNIT_BYTES) + 1), 0.5 * ceil(size / READ_UNIT_BYTES)
+    return MILLION * (
+        writes * PRICES["dynamodb write unit, on demand"]
+        + reads * PRICES["dynamodb read unit, on demand"]
+        + PRICES["sqs request"] / 10
+    )
+
+
+def looking() -> float:
+    """Return the dollars a month for looking each minute whether a wait is over."""
+    queries = 30 * 24 * 60 * len(SHARDS)
+    return queries * 0.5 * PRICES["dynamodb read unit, on demand"]
 
 
 def _prices(batches: Sequence[Figures], afterwards: Sequence[Figures]) -> Table:
@@ -228,6 +252,10 @@ def main() -> None:
         "upstream does not hear how it ended.\n"
     )
     known = next(f for f in batches if (f.case, f.competitor) == ("ten known", OURS))
+    console.print(
+        f"What waits to be sent again costs {waiting(known):.2f} dollars per million waits, beside "
+        f"the next send;\nlooking for it, {looking():.2f} dollars a month.\n"
+    )
     console.print(_volumes(known))
     lines = [
         f"  {at:>9,.0f}  {name}"

@@ -653,6 +653,17 @@ def _kind(path: str, envelope: dict[str, Any]) -> Kind:
     return "history" if uri.startswith("/notifications?") else "lookups"
 
 
+def described(name: str, status: str = "APPROVED", category: str = "UTILITY") -> dict[str, Any]:
+    """Describe a template with two variables as BLiP's enriched list does."""
+    return {
+        "name": name,
+        "language": "pt_BR",
+        "category": category,
+        "status": status,
+        "components": [{"type": "BODY", "text": "Olá, {{1}}! O pedido {{2}} saiu."}],
+    }
+
+
 def _listed(account: Account, query: dict[str, list[str]]) -> _Answer:
     """Return a page of a bot's templates."""
     if not account.channel:

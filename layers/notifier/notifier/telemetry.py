@@ -13,7 +13,8 @@
 
     template_unknown       sent although the registry has nothing usable on its template
     template_asked         how often BLiP was asked for one template before a refusal
-    sent_by_category       what was sent, by the category of its template
+    sent_marketing, sent_utility, sent_authentication, sent_uncategorized
+                           what was sent, by the category of its template
     template_was_paused, template_category_changed   what WhatsApp has done to a template
     templates_synced       bots whose templates were listed
     templates_late         how long ago those of a bot were that sends

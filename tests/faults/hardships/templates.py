@@ -1,8 +1,6 @@
 """A template that WhatsApp pauses in the middle of a campaign."""
 
-from typing import Any
-
-from tests.faults.blip import Account
+from tests.faults.blip import Account, described
 from tests.faults.hardships.rows import DAY, Came, p99_of, publish, sent_twice, waited
 from tests.faults.world import Settings, World
 
@@ -11,21 +9,10 @@ PAUSED = "order_shipped"
 OTHER = "order_photo"
 
 
-def listed(name: str, status: str = "APPROVED") -> dict[str, Any]:
-    """Describe a template as BLiP's enriched list does."""
-    return {
-        "name": name,
-        "language": "pt_BR",
-        "category": "UTILITY",
-        "status": status,
-        "components": [{"type": "BODY", "text": "Olá, {{1}}! O pedido {{2}} saiu."}],
-    }
-
-
 def paused_template(*, requests: int = 10_000, others: int = 600, seed: int = 1) -> Came:
     """Pause the template of a backlog while another one of the same bot goes on."""
     came = Came()
-    bot = Account("default", templates=[listed(PAUSED), listed(OTHER)])
+    bot = Account("default", templates=[described(PAUSED), described(OTHER)])
     settings = Settings(registry=True)
     with World(seed, bots=[bot], settings=settings) as world:
         world.run(60)
@@ -33,7 +20,7 @@ def paused_template(*, requests: int = 10_000, others: int = 600, seed: int = 1)
         world.run(30)
         sent_before = len(world.blip.sent)
         bot.paused.add(PAUSED)
-        bot.templates[0] = listed(PAUSED, "PAUSED")
+        bot.templates[0] = described(PAUSED, "PAUSED")
         first_receipt = world.run_until(lambda: bool(world.blip.failed), at_most=60, every=0.1)
         sent_until_then = len(world.blip.sent)
         template = {"name": OTHER, "language": "pt_BR", "body": ["Maria", "981"]}
@@ -44,7 +31,7 @@ def paused_template(*, requests: int = 10_000, others: int = 600, seed: int = 1)
         spent = sum(item.get("attempts", 0) > 1 for item in world.tables["ledger"].items.values())
         letters = len(world.invariants.letters)
         bot.paused.clear()
-        bot.templates[0] = listed(PAUSED)
+        bot.templates[0] = described(PAUSED)
         world.settle(at_most=3 * DAY)
         waits = waited(world, beside)
         delivered = sum(

@@ -281,6 +281,7 @@ def test_invalid_request_is_returned_with_its_reasons(
         "generation": 0,
         "timeline": [{"status": "rejected", "generation": 0, "time": at, "reason": "invalid"}],
         "template": None,
+        "category": None,
         "recipient": None,
         "metadata": {},
         "correlation_id": answer["correlation_id"],

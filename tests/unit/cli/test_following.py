@@ -46,7 +46,9 @@ def an_item(status: str, **more: Any) -> Item:
     return {"key": KEY, "status": status, "generation": 1, "content_hash": HASH} | more
 
 
-def followed(ledger: Ledger) -> tuple[Followed, list[tuple[str | None, str | None]], bool]:
+def followed(
+    ledger: Ledger, *, wall: float = 1_900_000_000
+) -> tuple[Followed, list[tuple[str | None, str | None]], bool]:
     """Follow a request; return it, its changes, and whether it has ended."""
     one = Followed(Published(Message("f.json", BODY, parse(BODY)), record_id="record-1"), KEY)
     changes: list[tuple[str | None, str | None]] = []
@@ -56,6 +58,7 @@ def followed(ledger: Ledger) -> tuple[Followed, list[tuple[str | None, str | Non
         lambda changed: changes.append((changed.status, changed.reason)),
         sleep=ledger.sleep,
         now=lambda: ledger.now,
+        wall=lambda: wall,
     )
     return one, changes, ended
 
@@ -127,6 +130,20 @@ def test_request_that_was_cancelled_before_it_came_has_ended() -> None:
     one, _, _ = followed(Ledger([in_advance]))
 
     assert one.ended
+
+
+def test_following_ends_when_all_that_is_left_waits_for_long() -> None:
+    until = 1_800_000_000
+    ledger = Ledger([an_item("sent")], [an_item("waiting", wake_at=until * 1000)])
+
+    one, changes, ended = followed(ledger, wall=until - PATIENCE_SECONDS - 1)
+
+    assert ended
+    assert not one.ended
+    assert changes == [("sent", None), ("waiting", None)]
+    assert ledger.now == following.POLL_SECONDS * 2
+    assert following._line(one).endswith("order-1  waiting until 2027-01-15T08:00:00Z")
+    assert following._stage(one) == "waiting"
 
 
 def test_following_ends_if_nothing_changes() -> None:

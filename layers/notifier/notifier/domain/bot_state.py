@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
     from notifier.domain.ledger_entries import Control
 
+# The longest that WhatsApp pauses a template for.
+PAUSE_SECONDS = 6 * 3600.0
 # How fast the share of a plan climbs back after a penalty: 0.02 an hour.
 SHARE_PER_SECOND = 0.02 / 3600
 
@@ -55,6 +57,17 @@ class BotState:
     history_seen: float = 0.0
     paused_templates: "Mapping[tuple[str, str], float]" = field(default_factory=dict)
     templates_synced_at: float = 0.0
+
+    def holds(self, template: str, language: str, now: float) -> bool:
+        """Return whether a template is paused.
+
+        The registry ends a pause. If it has not been synced since, the pause ends by itself: else
+        one receipt would hold the template for good where BLiP lists no templates.
+        """
+        since = self.paused_templates.get((template, language))
+        if since is None:
+            return False
+        return self.templates_synced_at > since or now - since < PAUSE_SECONDS
 
     def share(self, plan: "Plan", ceiling: float, now: float) -> float:
         """Return the share of a plan that may be used now.

@@ -22,6 +22,7 @@ from notifier.aws.table import Table
 from notifier.aws.templates import DynamoDbTemplates
 from notifier.aws.waiting_ledger import DynamoDbWaitingLedger
 from notifier.blip.client import BlipClient
+from notifier.domain.templates import Category
 from notifier.entrypoints.environment import AWS, MAX_THREADS, BatchCrashed, SystemClock, boto3
 from notifier.settings import SendNotificationSettings
 from notifier.use_cases.record_receipt import Receipts
@@ -32,6 +33,14 @@ from notifier.use_cases.send_notification.waits import Policy, Waits
 
 if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.typing import LambdaContext
+
+
+_SENT_AS: dict[Category | None, str] = {
+    Category.MARKETING: "sent_marketing",
+    Category.UTILITY: "sent_utility",
+    Category.AUTHENTICATION: "sent_authentication",
+    None: "sent_uncategorized",
+}
 
 
 class SendNotification:
@@ -84,14 +93,10 @@ def _count(results: list[Result]) -> None:
         "reason",
         (result.reason for result in results if result.reason),
     )
-    telemetry.count_by(
-        "sent_by_category",
-        "category",
-        (
-            result.notification.category or "UNKNOWN"
-            for result in results
-            if result.outcome is Outcome.SENT and result.notification
-        ),
+    telemetry.count(
+        _SENT_AS[result.notification.category]
+        for result in results
+        if result.outcome is Outcome.SENT and result.notification
     )
 
 

@@ -281,6 +281,28 @@ def test_paused_template_holds_its_requests_unclaimed_and_no_others(world: World
     assert outcome(goes_on) == "sent"
 
 
+def test_pause_ends_after_six_hours_if_the_registry_is_not_synced_any_more(world: World) -> None:
+    world.sandbox().registry.pause("default", NAME, "pt_BR")
+    body = a_request()
+    world.clock.advance(6 * 3600 - 60)
+    assert outcome(world.sandbox().deliver(body)[0]) == "template_paused"
+
+    world.clock.advance(61)
+
+    assert outcome(world.sandbox().deliver(body)[0]) == "sent"
+
+
+def test_pause_that_the_registry_confirms_lasts(world: World) -> None:
+    world.sandbox().registry.pause("default", NAME, "pt_BR")
+    world.clock.advance(600)
+    world.sandbox().registry.synced("default", world.clock.now())
+    world.clock.advance(2 * DAY)
+
+    (result,) = world.sandbox().deliver(a_request())
+
+    assert outcome(result) == "template_paused"
+
+
 def test_pause_of_one_language_holds_no_other(world: World) -> None:
     world.sandbox().registry.pause("default", NAME, "en")
 

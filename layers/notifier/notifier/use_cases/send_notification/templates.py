@@ -51,8 +51,8 @@ class Templates:
             RetryLater: WhatsApp has paused it. Its requests wait, those of other templates do not.
         """
         template = notification.request.template
-        paused = this_round.state(notification.request.bot).paused_templates
-        if (template.name, template.language) in paused:
+        state = this_round.state(notification.request.bot)
+        if state.holds(template.name, template.language, self.clock.now()):
             raise RetryLater(None, HoldReason.TEMPLATE_PAUSED)
 
     def check(self, notification: Notification, bot: Bot, this_round: Round) -> None:
