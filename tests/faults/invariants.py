@@ -9,6 +9,7 @@
     the right words  every dead letter has the reason it deserves, and upstream hears of each end
     every event      each change of status that upstream hears of is published, in the order of its
                      key, and nothing else is
+    no code kept     neither the ledger nor a dead letter has a one-time code
     one probe        an open breaker is probed once in 30 s at most
 
 What was published and what BLiP took is known here from outside; of the product only the ledger,
@@ -16,6 +17,7 @@ the dead letters and the events are looked at, as an operator would.
 """
 
 import json
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -24,10 +26,10 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from notifier.contract.parse import parse
+from notifier.contract.parse import parse, read_kept
 from notifier.contract.problems import InvalidRequest
 from notifier.contract.request import NotificationRequest
-from notifier.domain.notification import ledger_key, message_id
+from notifier.domain.notification import ONE_TIME_CODE_SECONDS, ledger_key, message_id
 from notifier.entrypoints.environment import BatchCrashed
 from tests.faults.events import REFUSED, StatusEvents
 
@@ -72,6 +74,8 @@ PROBE_SECONDS = 30.0
 # The right to probe is older than the probe by the time of a table's answer, which may be slow.
 PROBE_TOLERANCE = 4.0
 MAX_TOLD = 20
+# What the one-time codes look like that are published here.
+CODE = "code[0-9]{9}"
 # What says that the recipient has had enough marketing for now.
 CAPS = {131049, 130472, 472}
 MAX_LONG_WAITS = 3
@@ -82,12 +86,22 @@ class Wanted:
     """What was published under one key."""
 
     request: NotificationRequest
+    published_at: list[float] = field(default_factory=list)
     contents: set[str] = field(default_factory=set)
     redriven: bool = False
 
     @property
     def valid_until(self) -> float:
+        return self._valid_until(self.published_at[-1])
+
+    @property
+    def may_expire_at(self) -> float:
+        return self._valid_until(self.published_at[0])
+
+    def _valid_until(self, published_at: float) -> float:
         valid_until: datetime | None = self.request.valid_until
+        if valid_until is None and self.request.template.otp is not None:
+            return published_at + ONE_TIME_CODE_SECONDS
         return valid_until.timestamp() if valid_until else float("inf")
 
 
@@ -103,6 +117,7 @@ class Invariants:
         self._world = world
         self.wanted: dict[str, Wanted] = {}
         self.unusable: Counter[str] = Counter()
+        self.codes: set[str] = set()
         self.letters: list[Message] = []
         self.so_far: list[str] = []
         self.poison: dict[str, int] = {}
@@ -132,6 +147,9 @@ class Invariants:
         request = parsed.request
         key = ledger_key(request.bot, request.id)
         wanted = self.wanted.setdefault(key, Wanted(request))
+        wanted.published_at.append(self._world.simulation.now)
+        if request.template.otp is not None:
+            self.codes.add(request.template.otp)
         wanted.contents.add(parsed.content_hash)
 
     def redriven(self, letter: "Message") -> None:
@@ -151,7 +169,10 @@ class Invariants:
 
     def _look_at_wait(self, body: str, generation: int) -> None:
         """Find what is put on the queue before its wait is over."""
-        request = parse(body).request
+        kept = read_kept(body)
+        if kept is None or not kept.is_whole:
+            return  # nothing sends it
+        request = kept.request
         key = ledger_key(request.bot, request.id)
         item = self._world.tables["ledger"].items.get(key, {})
         waits = item.get("status") == "waiting" and item["generation"] == generation
@@ -258,6 +279,7 @@ class Invariants:
                 f"{queue.name}: received too often {each.body[:80]}" for each in queue.exhausted
             ]
         broken += self._letters()
+        broken += self._kept_codes()
         broken += self._probes()
         broken += self._unpublished()
         if quiet:
@@ -300,6 +322,18 @@ class Invariants:
             f"put aside, and not published: {facts}"
             for facts in self._put_aside()
             if facts["key"].removesuffix(REFUSED) not in keys
+        ]
+
+    def _kept_codes(self) -> list[str]:
+        """Return the one-time codes that are kept."""
+        items = self._world.tables["ledger"].items
+        kept = {f"the ledger's {key}": str(item) for key, item in items.items()}
+        kept |= {f"dead letter {letter.number}": letter.body for letter in self.letters}
+        return [
+            f"{where} holds the code {code}"
+            for where, text in kept.items()
+            for code in re.findall(CODE, text)
+            if code in self.codes
         ]
 
     def _probes(self) -> list[str]:
@@ -402,7 +436,12 @@ class Invariants:
         try:
             request = parse(letter.body).request
         except InvalidRequest as unusable:
-            return "" if reason == unusable.reason else "it is unusable"
+            if reason == unusable.reason:
+                return ""
+            kept = read_kept(letter.body)
+            if kept is None:
+                return "it is unusable"
+            request = kept.request  # of a one-time code, which is not kept
         key = ledger_key(request.bot, request.id)
         sent_as = message_id(key, generation or 1)
         world, blip = self._world, self._world.blip
@@ -417,8 +456,7 @@ class Invariants:
             case "id_conflict":
                 deserved = len(self.wanted[key].contents) > 1
             case "expired":
-                valid_until = request.valid_until
-                deserved = valid_until is not None and valid_until.timestamp() <= failed_at + 0.001
+                deserved = self.wanted[key].may_expire_at <= failed_at + 0.001
             case "not_a_phone_number":
                 deserved = fate is not None and not fate.a_number
             case "rejected":

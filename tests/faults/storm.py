@@ -29,6 +29,8 @@ KINDS = {
     "no phone number": 10,
     "refused by BLiP": 5,
     "refused in misleading words": 5,
+    "one-time code": 20,
+    "one-time code, and another one": 5,
     "receipt: failed for good": 20,
     "receipt: cannot be reached": 10,
     "receipt: rate limit, once": 20,
@@ -208,6 +210,10 @@ def _chat(storm: Storm) -> Chat:
     return Chat(0.2 * storm.plan, since=START, seed=storm.seed, share=0.3)
 
 
+def _one_time_code(number: int) -> dict[str, str]:
+    return {"name": "login_code", "language": "pt_BR", "otp": f"code{number:09}"}
+
+
 def _publish(world: World, storm: Storm, rng: random.Random, number: int, at: float) -> None:
     kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
     phone = f"+55319{number:08}"
@@ -224,6 +230,12 @@ def _publish(world: World, storm: Storm, rng: random.Random, number: int, at: fl
         case "other content under the same id":
             other = body | {"metadata": {"other": "content"}}
             world.publish_at(at + rng.choice([0, 0.2, 30, 4000]), other)
+        case "one-time code" | "one-time code, and another one":
+            body["template"] = _one_time_code(number)
+            fate.failing = rng.choice([(), (), (131026,), (131056,)])
+            if kind == "one-time code, and another one":
+                other = body | {"template": _one_time_code(number + 500_000_000)}
+                world.publish_at(at + rng.choice([0, 0.2, 30, 4000]), other)
         case "soon out of date":
             body["valid_until"] = _iso(at + rng.choice([1, 20, 120, 900, 3000]))
         case "out of date":

@@ -75,7 +75,7 @@ class Kept:
 
 
 def read_kept(body: str) -> Kept | None:
-    """Read a request that was kept; None if it does not keep to the contract."""
+    """Read a request that was kept; None if the contract has changed since, or there is none."""
     try:
         return Kept(parse(body).request, is_whole=True)
     except InvalidRequest as refused:

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from notifier.contract.parse import parse
-from notifier.contract.problems import InvalidRequest
+from notifier.contract.parse import read_kept
 from notifier.contract.request import NotificationRequest
 from notifier.domain.clock import Meter
 from notifier.domain.dead_letters import DeadLetters, FailureDetails
@@ -126,11 +125,12 @@ class Receipts:
 
     def _failed(self, receipt: Receipt, entry: LedgerEntry) -> ReceiptOutcome:
         """End a generation that was not delivered: once more later, or dead letter."""
-        kind, request = _kind(receipt, entry), _request(entry)
+        kind, kept = _kind(receipt, entry), read_kept(entry.body)
+        request = kept.request if kept is not None else None
         self._take_note(kind, receipt, entry, request)
         wait = wait_seconds(kind, entry.waits, self.uniform)
-        if wait is not None and request is not None:
-            until = self.now() + wait
+        if wait is not None and kept is not None and kept.is_whole:
+            request, until = kept.request, self.now() + wait
             if request.valid_until is None or until < request.valid_until.timestamp():
                 self.waiting.wait(entry.key, entry.generation, until, kind, receipt.code)
                 return ReceiptOutcome.WAITING
@@ -203,11 +203,3 @@ def _kind(receipt: Receipt, entry: LedgerEntry) -> FailureKind:
     # The second time the recipient is indeed not to be reached.
     is_first_of_marketing = entry.category == Category.MARKETING and kind not in entry.waits
     return kind if is_first_of_marketing else FailureKind.UNREACHABLE
-
-
-def _request(entry: LedgerEntry) -> NotificationRequest | None:
-    """Return the request of an entry; None if it is not kept, or not valid any more."""
-    try:
-        return parse(entry.body).request
-    except InvalidRequest:
-        return None  # the contract has changed since
