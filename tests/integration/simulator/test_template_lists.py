@@ -216,7 +216,8 @@ def test_template_is_chosen_by_its_name(blip: Simulator, client: Client) -> None
 
 
 def many(count: int) -> list[Json]:
-    template = {"language": "pt_BR", "text": "Olá, {{1}}!", "buttons": ["QUICK_REPLY"]}
+    text = f"Olá, {{{{1}}}}! {'A oferta é esta. ' * 10}"
+    template = {"language": "pt_BR", "text": text, "buttons": ["QUICK_REPLY"]}
     return [template | {"name": f"offer_{number}"} for number in range(count)]
 
 
@@ -291,6 +292,8 @@ def test_bots_have_templates_of_their_own(blip: Simulator, client: Client) -> No
     blip.change_template("order_photo", bot="clinic", status="PAUSED")
     blip.change_template("order_photo", status="DISABLED")
     assert statuses(clinic)["order_photo"] == statuses(client)["order_photo"] == "DISABLED"
+    blip.put_templates(Template(name="order_photo", language="pt_BR"))
+    assert statuses(clinic)["order_photo"] == statuses(client)["order_photo"] == "APPROVED"
     assert [one.name for one in blip.templates("clinic")] == names(clinic)
     own = client.http.get("/_simulator/templates", params={"bot": "clinic"}).json()
     assert [one["name"] for one in own] == names(clinic)
@@ -419,6 +422,13 @@ def test_template_pauses_by_itself_after_failures(blip: Simulator, client: Clien
     assert statuses(client)["order_shipped"] == "APPROVED"
     client.send()
     assert codes(blip) == [132001, 131026, None, 131026, 131026, None]
+
+
+def test_failures_pause_no_template_that_is_disabled(blip: Simulator, client: Client) -> None:
+    blip.configure(templates={"pause_after_failures": 1})
+    blip.know(PHONE)
+    client.send(content=content(name="disabled_template"))
+    assert statuses(client)["disabled_template"] == "DISABLED"
 
 
 @pytest.mark.parametrize("code", [131049, 131063])
