@@ -22,7 +22,7 @@ from rich.table import Table
 from tests.faults import interleavings, local_crashes, local_storm, stories
 from tests.faults.breaks import BREAKS
 from tests.faults.deployed import deployed, killable_stack
-from tests.faults.hardships import aws, network, refusals, slow_plans, waits
+from tests.faults.hardships import aws, network, refusals, slow_plans, templates, waits
 from tests.faults.hardships.rows import Came
 from tests.faults.letters import redrive
 from tests.faults.local_crashes import Theatre
@@ -249,6 +249,7 @@ SIMULATED: dict[str, Callable[[], Row]] = {
     "aws errors": lambda: _hardship(aws.aws_errors),
     "slow plan": lambda: _hardship(slow_plans.slow_plan),
     "waits": lambda: _hardship(waits.capped, waits.over_at_once),
+    "template paused": lambda: _hardship(templates.paused_template),
     "outbox": lambda: _hardship(aws.outbox),
     "letters": _letters,
     "5,000 interleavings of 80 steps": _interleavings,

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from notifier.domain.notification import ledger_key
-from tests.faults.blip import Account, BlipFaults, Chat, Fate, HistorySettings
+from tests.faults.blip import Account, BlipFaults, Chat, Fate, HistorySettings, described
 from tests.faults.events import ALWAYS, BusFaults
 from tests.faults.world import Faults, Settings, World
 from tests.support.builders import a_request
@@ -50,6 +50,8 @@ KINDS = {
     "refused by the event bus": 5,
     "restored": 5,
 }
+# What BLiP lists. A receipt pauses one of them until the next sync.
+TEMPLATES = [described("order_shipped")]
 # What concerns one notification, and reads as if the bot were wrong.
 MISLEADING = [
     Fate(message=(401, 34)),
@@ -170,11 +172,12 @@ def run(storm: Storm) -> Result:
         concurrency=8,
         history=HistorySettings(kept=storm.history),
         all_receipts=storm.all_receipts,
+        registry=True,
     )
     # Whether BLiP prolongs a cooldown for calls that it refuses meanwhile is not documented.
     bots = [
-        Account("default", storm.plan, 4 * storm.plan, chat=_chat(storm)),
-        Account("clinic", storm.plan, 4 * storm.plan, prolonged=True),
+        Account("default", storm.plan, 4 * storm.plan, chat=_chat(storm), templates=TEMPLATES),
+        Account("clinic", storm.plan, 4 * storm.plan, prolonged=True, templates=TEMPLATES),
     ]
     with World(storm.seed, bots=bots, faults=faults, settings=settings) as world:
         for number in range(storm.requests):
