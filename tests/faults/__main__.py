@@ -249,7 +249,7 @@ SIMULATED: dict[str, Callable[[], Row]] = {
     "aws errors": lambda: _hardship(aws.aws_errors),
     "slow plan": lambda: _hardship(slow_plans.slow_plan),
     "waits": lambda: _hardship(waits.capped, waits.over_at_once),
-    "template paused": lambda: _hardship(templates.paused_template),
+    "templates": lambda: _hardship(templates.paused_template, templates.many_templates),
     "outbox": lambda: _hardship(aws.outbox),
     "letters": _letters,
     "5,000 interleavings of 80 steps": _interleavings,

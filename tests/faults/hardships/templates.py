@@ -1,7 +1,7 @@
 """A template that WhatsApp pauses in the middle of a campaign."""
 
 from tests.faults.blip import Account, described
-from tests.faults.hardships.rows import DAY, Came, p99_of, publish, sent_twice, waited
+from tests.faults.hardships.rows import DAY, Came, bot_item, p99_of, publish, sent_twice, waited
 from tests.faults.world import Settings, World
 
 BATCH = 10
@@ -54,3 +54,30 @@ def paused_template(*, requests: int = 10_000, others: int = 600, seed: int = 1)
         )
         assert published
     return came
+
+
+def many_templates(*, count: int = 6000, seed: int = 1) -> Came:
+    """Sync as many templates as WhatsApp allows, for the first time and again."""
+    came = Came()
+    bot = Account("default", templates=[described(f"template_{n}") for n in range(count)])
+    with World(seed, bots=[bot], settings=Settings(registry=True)) as world:
+        took = []
+        for _ in range(2):
+            began, before = world.simulation.now, _synced_at(world)
+            world.run_until(lambda: _synced_at(world) > before, at_most=120, every=0.5)  # noqa: B023
+            took.append(world.simulation.now - began)
+            world.run(900 - took[-1])
+        kept = sum(key.startswith("template:") for key in world.tables["identities"].items)
+        came.check(f"{kept} kept", held=kept == count)
+        came.check(f"took {took[0]:.1f} and {took[1]:.1f} s", held=max(took) <= 30)
+        came.check(f"{bot.throttled} throttled", held=bot.throttled == 0)
+        came.broken += world.invariants.broken()
+        came.summary = (
+            f"{kept} templates synced in {took[0]:.1f} s, again in {took[1]:.1f} s, at most "
+            f"{bot.most_per_second['commands']} commands in any second, {bot.throttled} throttled"
+        )
+    return came
+
+
+def _synced_at(world: World) -> int:
+    return int(bot_item(world).get("templates_synced_at", 0))
