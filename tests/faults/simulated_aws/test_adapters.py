@@ -416,9 +416,28 @@ class Adapters(RuleBasedStateMachine):
             case "mark_forgotten":
                 self.both("identities", what, recipient[1])
             case "read":
-                self.both("identities", what, [recipient], BOT_NAMES)
+                self.both("identities", what, [recipient], BOT_NAMES, [("default", "one")])
             case _:
                 self.both("identities", what, recipient)
+
+    @rule(
+        what=st.sampled_from(["keep", "question", "pause", "resume", "synced"]),
+        language=st.sampled_from(["pt_BR", "en"]),
+    )
+    def template(self, what: str, language: str) -> None:
+        now = self.both.clock.now()
+        match what:
+            case "keep":
+                languages = {language: Translation(TemplateStatus.APPROVED)}
+                self.both("templates", what, "default", RegisteredTemplate("one", now, languages))
+            case "question":
+                self.both("templates", what, "default", "one")
+            case "pause":
+                self.both("templates", what, "default", "one", language)
+            case "resume":
+                self.both("templates", what, "default", "one", language, now)
+            case _:
+                self.both("templates", what, "default", now)
 
     @rule(
         bot=bots,

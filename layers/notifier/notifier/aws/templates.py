@@ -3,6 +3,7 @@
     key            template:BOT/NAME (partition key)
     languages      by language, what a send has to bring: see `_written`
     asked_at       epoch milliseconds: when BLiP was asked
+    whole          BLiP was asked for this one alone
     ask_again_at   epoch milliseconds: no sandbox asks BLiP for this one template before
     expires_at     epoch seconds, time to live: KEPT_SECONDS after BLiP was asked
 
@@ -71,7 +72,8 @@ class DynamoDbTemplates:
         """Keep what BLiP says of a template, unless a later answer is there already."""
         _, item = self._table.update(
             template_key((bot, template.name)),
-            "SET languages = :languages, asked_at = :asked_at, expires_at = :expires_at",
+            "SET languages = :languages, asked_at = :asked_at, whole = :whole,"
+            " expires_at = :expires_at",
             "attribute_not_exists(asked_at) OR asked_at < :asked_at",
             {
                 ":languages": {
@@ -79,6 +81,7 @@ class DynamoDbTemplates:
                     for language, translation in template.translations.items()
                 },
                 ":asked_at": milliseconds(template.asked_at),
+                ":whole": template.is_whole,
                 ":expires_at": round(template.asked_at) + KEPT_SECONDS,
             },
         )
@@ -149,6 +152,7 @@ def _registered(name: str, item: Item) -> RegisteredTemplate:
         name,
         item.get("asked_at", 0) / 1000,
         {language: _read(written) for language, written in item.get("languages", {}).items()},
+        is_whole=item.get("whole", False),
     )
 
 

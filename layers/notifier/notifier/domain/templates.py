@@ -101,11 +101,14 @@ class RegisteredTemplate:
     Attributes:
         asked_at: when BLiP was asked, in epoch seconds; its answer came later.
         translations: by language, as in `pt_BR`.
+        is_whole: BLiP was asked for this one alone. A list that changes between two pages may lack
+            a translation.
     """
 
     name: str
     asked_at: float
     translations: Mapping[str, Translation]
+    is_whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -258,6 +258,7 @@ def test_template_that_cannot_be_sent_is_a_dead_letter_before_any_look_up(
     world: World, translation: Translation, language: str, detail: str
 ) -> None:
     register(world, translation, asked_at=world.clock.now())
+    blip_lists(world, translation)
     body = a_request(template={"name": NAME, "language": language, "body": ["a", "b"]})
 
     world.sandbox().deliver(world.queued(body, age=60))
@@ -266,6 +267,31 @@ def test_template_that_cannot_be_sent_is_a_dead_letter_before_any_look_up(
     assert (letter.reason, letter.failure["detail"]) == (Why.TEMPLATE_UNAVAILABLE, detail)
     assert world.entry(body)["status"] == "rejected"
     assert nothing_was_done(world)
+
+
+def test_language_is_missed_only_if_blip_was_asked_for_the_template_alone(world: World) -> None:
+    """A list that changes while it is read page by page may lack a translation."""
+    register(world, asked_at=world.clock.now())
+    world.blip.listed |= {(NAME, "pt_BR"): FITS, (NAME, "en"): FITS}
+    in_english = {"name": NAME, "language": "en", "body": ["a", "b"]}
+
+    (result,) = world.sandbox().deliver(world.queued(a_request(template=in_english), age=60))
+
+    assert outcome(result) == "sent"
+    assert world.blip.asked_templates == [NAME]
+
+
+def test_language_that_is_missing_is_asked_about_once_for_all(world: World) -> None:
+    register(world, asked_at=world.clock.now() - 10)
+    blip_lists(world, FITS)
+    in_english = {"name": NAME, "language": "en", "body": ["a", "b"]}
+    requests = [world.queued(a_request(template=in_english), age=60) for _ in range(30)]
+
+    for request in requests:
+        world.sandbox().deliver(request)
+
+    assert [reason for reason, _ in ends(world)] == ["template_unavailable"] * 30
+    assert world.blip.asked_templates == [NAME]
 
 
 def test_paused_template_holds_its_requests_unclaimed_and_no_others(world: World) -> None:

@@ -5,7 +5,7 @@ templates refuses such a request, but only by what BLiP has said since the reque
 a template may just have been edited. Everything doubtful is sent.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from notifier.contract.fit import misfits
 from notifier.contract.problems import summary
@@ -69,7 +69,7 @@ class Templates:
             return
         if self._problem(template, known) is None:
             return
-        if known.asked_at < notification.queued.published_at + CLOCK_SKEW_SECONDS:
+        if not _is_proof(known, notification):
             known = self._as_it_is_now(notification, bot, this_round)
         problem = self._problem(template, known)
         if problem is HoldReason.TEMPLATE_PAUSED:
@@ -110,8 +110,7 @@ class Templates:
         question = this_round.once.ask(
             ("template", bot.name, name), lambda: self._ask(name, bot, this_round)
         )
-        since = notification.queued.published_at + CLOCK_SKEW_SECONDS
-        if question.granted or question.stored.asked_at >= since:
+        if question.granted or _is_proof(question.stored, notification):
             return question.stored
         raise RetryLater(self.waits.jittered(max(0.0, question.again_at - self.clock.now()), 5))
 
@@ -140,10 +139,17 @@ class Templates:
         except Failure:  # none of them is an answer, and this was no attempt
             raise RetryLater(self.waits.uniform(*NO_ANSWER_SECONDS)) from None
         self.meter.count("template_asked")
+        answer = replace(template or RegisteredTemplate(name, asked_at, {}), is_whole=True)
         if template is not None:
-            self.registry.keep(bot.name, template)
-        answer = template or RegisteredTemplate(name, asked_at, {})
+            self.registry.keep(bot.name, answer)
         return Question(granted=True, stored=answer, again_at=0.0)
+
+
+def _is_proof(known: RegisteredTemplate, notification: Notification) -> bool:
+    """Return whether the registry may refuse a request: by what BLiP has said since, and whole."""
+    since = notification.queued.published_at + CLOCK_SKEW_SECONDS
+    has_language = notification.request.template.language in known.translations
+    return known.asked_at >= since and (has_language or known.is_whole)
 
 
 def _unavailable(detail: str) -> Rejected:
