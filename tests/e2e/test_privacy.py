@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from tests.local.stack import LocalStack
 NAME = "Zulmira Canário"
 COUPON = "GEHEIM-4711"
 # Numbers of the simulator that always do the same; `python -m tests.local.blip --help` lists them.
+CAPPED = "gets no more marketing"
 WAYS = {
     "is delivered": "+5531900003001",
     "cannot be reached": "+5531900000026",
-    "has stopped marketing": "+5531900000049",
+    CAPPED: "+5531900000049",
     "may have been sent": "+5531900000086",
     "is no phone number": "+5531900000061",
     "is not on WhatsApp": "+5531900000067",
@@ -76,6 +78,9 @@ def requests() -> list[str]:
         {"id": f"way-{n}", "to": to, "template": template, "if_unknown": "fail"}
         for n, to in enumerate(WAYS.values())
     ]
+    # Else it would wait for a day.
+    soon = (datetime.now(UTC) + timedelta(hours=1)).isoformat(timespec="seconds")
+    good = [one | ({"valid_until": soon} if one["to"] == WAYS[CAPPED] else {}) for one in good]
     first = good[0]
     broken: list[dict[str, Any]] = [
         first | {"id": "coupon", "template": coupon},
@@ -119,7 +124,7 @@ def test_no_number_no_parameter_and_no_key_comes_out(
     reasons = {row.reason for row in report.rows} - {None}
     assert reasons >= {
         "malformed", "invalid", "unknown_bot", "id_conflict", "expired",
-        "not_a_phone_number", "undelivered",
+        "not_a_phone_number", "undelivered", "recipient_capped",
     }  # fmt: skip
     letters = everything_on(stack, stack.dead_letters_queue)
     events: list[dict[str, Any]] = []

@@ -118,12 +118,6 @@ BREAKS = {
     "what waits is woken before its time": Break(
         DynamoDbWaitingLedger, "due_waits", '":now": milliseconds(self._now())', '":now": 2**53'
     ),
-    "what is taken back stays in the index": Break(
-        DynamoDbNotifications,
-        "cancel",
-        "key, _CANCEL, AS_FOUND",
-        'key, _CANCEL.replace(", wake_shard, wake_at", ""), AS_FOUND',
-    ),
     "any request starts what waits": Break(
         DynamoDbLedger,
         "_claim_as",
@@ -180,23 +174,39 @@ BREAKS = {
     ),
 }
 
-# What only a sandbox that dies at one certain call, or a call that fails, brings to light: the
-# crash points find these.
-AT_ONE_CALL = {
-    "what was put on the queue leaves the index before SQS has it": Break(
-        Waking,
-        "_wake",
-        "taken = self.requests.wake(entries)",
-        "[self.ledger.woken(entry) for entry in entries]\n"
-        "        taken = self.requests.wake(entries)",
+# What interleavings come upon too seldom, and the story that finds it: with a sandbox killed, or a
+# call that fails, at each of its calls.
+IN_STORIES = {
+    "what was put on the queue leaves the index before SQS has it": (
+        "receipt: capped, sent again",
+        Break(
+            Waking,
+            "_wake",
+            "taken = self.requests.wake(entries)",
+            "[self.ledger.woken(entry) for entry in entries]\n"
+            "        taken = self.requests.wake(entries)",
+        ),
     ),
-    "what SQS does not take leaves the index": Break(
-        Waking, "_wake", "for entry in taken:", "for entry in entries:"
+    "what SQS does not take leaves the index": (
+        "receipt: capped, sent again",
+        Break(Waking, "_wake", "for entry in taken:", "for entry in entries:"),
     ),
-    "what starts again stays in the index": Break(
-        DynamoDbLedger,
-        "_claim_as",
-        "_AS_NEW if lapsed else _RESTART",
-        '_AS_NEW if lapsed else _RESTART.replace(",\\n    wake_shard, wake_at", "")',
+    "what starts again stays in the index": (
+        "receipt: capped, until it is given up",
+        Break(
+            DynamoDbLedger,
+            "_claim_as",
+            "_AS_NEW if lapsed else _RESTART",
+            '_AS_NEW if lapsed else _RESTART.replace(",\\n    wake_shard, wake_at", "")',
+        ),
+    ),
+    "what is taken back stays in the index": (
+        "receipt: capped, then cancelled",
+        Break(
+            DynamoDbNotifications,
+            "cancel",
+            "key, _CANCEL, AS_FOUND",
+            'key, _CANCEL.replace(", wake_shard, wake_at", ""), AS_FOUND',
+        ),
     ),
 }

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from tests.faults import stories
-from tests.faults.breaks import AT_ONE_CALL
+from tests.faults.breaks import IN_STORIES, Break
 from tests.faults.stories import STORIES, Story
 from tests.support.simulated_aws.dynamodb import AwsError
 
@@ -33,13 +33,25 @@ def test_two_kills_in_a_row_lose_nothing_and_send_nothing_twice() -> None:
     assert broken == {}
 
 
-@pytest.mark.parametrize("name", AT_ONE_CALL)
-def test_crash_points_find_each_break_at_one_call(name: str) -> None:
-    story = STORIES["receipt: capped, until it is given up"]
-    failure = AwsError("ThrottlingException")
+@pytest.mark.parametrize(("story", "broken"), IN_STORIES.values(), ids=IN_STORIES)
+def test_story_finds_its_break(story: str, broken: Break) -> None:
+    with broken.made(), pytest.raises(AssertionError):
+        find_a_loss(STORIES[story])
 
-    with AT_ONE_CALL[name].made():
-        to_aws = [at for at, call in enumerate(stories.calls(story)) if "blip." not in call]
-        assert any(stories.killed_at(story, point) for point in stories.points(story)) or any(
-            stories.failed_at(story, number, failure) for number in to_aws
-        )
+
+def find_a_loss(story: Story) -> None:
+    """Run a story with each of its calls failing, and with its sandbox killed at each of them.
+
+    Raises:
+        AssertionError: something was lost, or sent twice, or never ends.
+    """
+    failure = AwsError("ThrottlingException")
+    for number, call in enumerate(stories.calls(story)):
+        if "blip." not in call:
+            assert not stories.failed_at(story, number, failure)
+    for point in stories.points(story):
+        assert not stories.killed_at(story, point)
+
+
+def test_story_of_a_break_has_no_loss_without_it() -> None:
+    find_a_loss(STORIES["receipt: capped, until it is given up"])
