@@ -1,6 +1,7 @@
 """The registry of templates: what is asked, kept, published, held and released."""
 
 import json
+import logging
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -312,3 +313,103 @@ def test_sync_without_time_stops_and_counts_as_none(world: World) -> None:
 
     assert world.sync(seconds=5) == {}
     assert world.registry.synced_at("default") == 0
+
+
+def test_change_names_both_times_by_which_it_is_known_again(world: World) -> None:
+    synced(world, one=APPROVED)
+    stored_at = world.item("one")["asked_at"] / 1000
+    world.lists(one=PAUSED)
+    asked_at = world.clock.now()
+
+    world.sync()
+
+    (change,) = world.bus.published
+    assert (change.stored_at, change.time) == (stored_at, pytest.approx(asked_at, abs=0.1))
+
+
+def test_template_that_is_new_has_no_earlier_time(world: World) -> None:
+    synced(world, one=APPROVED)
+    world.lists(two=APPROVED)
+
+    world.sync()
+
+    assert [change.stored_at for change in world.bus.published] == [0.0]
+
+
+def test_each_question_takes_a_slot_of_the_plan_for_commands(world: World) -> None:
+    world.bots = {"default": {"key": KEY, "commands_per_second": 2}}
+    states = DynamoDbBotStates(cast("Any", world.table), world.clock.now)
+    states.start_cooldown(Bot(name="default", key=KEY), "commands", world.clock.now())
+    world.clock.advance(1)
+    began = world.clock.now()
+
+    world.sync()
+
+    item = world.table.get("bot:default")
+    # Of the share that the cooldown has left: 0.8 of 0.9.
+    slot = 1 / (2 * 0.72)
+    assert item["next_commands_at"] / 1e6 == pytest.approx(began + slot, abs=0.01)
+    assert "next_messages_at" not in item
+
+
+def test_cooldown_lowers_the_share_of_the_plan_for_commands(world: World) -> None:
+    def fail(_: Bot) -> None:
+        raise Throttled("too many")
+
+    world.blip.before_templates = fail
+
+    world.sync()
+
+    item = world.table.get("bot:default")
+    assert item["commands_share"] == 720_000
+    assert item["throttled_until"] == round((world.clock.now() + 120) * 1000)
+
+
+@pytest.mark.parametrize(
+    ("how", "line"),
+    [
+        ("secret", {"msg": "no bot can be asked"}),
+        ("paused", {"msg": "not synced now", "bot": "default"}),
+        (
+            "away",
+            {"msg": "templates not synced", "bot": "default", "problem": "no answer"},
+        ),
+        (
+            "changed",
+            {"msg": "template changed", "bot": "default", "template": "one", "language": "pt_BR"},
+        ),
+        (
+            "bus",
+            {
+                "msg": "template change not published",
+                "bot": "default",
+                "template": "one",
+                "language": "pt_BR",
+            },
+        ),
+    ],
+)
+def test_what_a_sync_comes_to_is_logged(
+    world: World, caplog: pytest.LogCaptureFixture, how: str, line: dict[str, str]
+) -> None:
+    synced(world, one=APPROVED)
+    caplog.clear()
+    caplog.set_level(logging.INFO, "notifier")
+
+    def fail(_: Bot) -> None:
+        raise Transient("no answer")
+
+    match how:
+        case "secret":
+            world.bots = cast("Any", [])
+        case "paused":
+            DynamoDbBotStates(cast("Any", world.table), world.clock.now).pause("default")
+        case "away":
+            world.blip.before_templates = fail
+        case _:
+            world.lists(one=PAUSED)
+            world.bus.away = how == "bus"
+    world.sync()
+
+    assert [{name: vars(record)[name] for name in line} for record in caplog.records] == [line]
+    assert how != "secret" or "is not a JSON object" in vars(caplog.records[0])["problem"]

@@ -14,7 +14,7 @@ from notifier.domain.templates import (
     TemplateStatus,
     Translation,
 )
-from tests.support.builders import a_request
+from tests.support.builders import PHONE, a_request
 from tests.support.world import Sandbox, World
 from tests.unit.use_cases.send_notification.helpers import DAY, ends, outcome
 
@@ -403,3 +403,60 @@ def test_category_stands_in_the_ledger_and_in_status_events(world: World) -> Non
 def remembers(sandbox: Sandbox) -> None:
     """Read the registry in a sandbox, which remembers it."""
     sandbox.identities.read([], ["default"], [("default", NAME)])
+
+
+def test_each_template_of_a_batch_is_asked_for_by_its_own_name(world: World) -> None:
+    for name in (NAME, "other"):
+        register(world, MISFITS, asked_at=world.clock.now() - 600, name=name)
+        blip_lists(world, FITS, name)
+    other = {"name": "other", "language": "pt_BR", "body": ["a", "b"]}
+
+    results = world.sandbox().deliver(a_request(), a_request(to="+5531988887777", template=other))
+
+    assert list(map(outcome, results)) == ["sent", "sent"]
+    assert sorted(map(str, world.blip.asked_templates)) == [NAME, "other"]
+    assert world.meter.counts["template_asked"] == 2
+
+
+def test_question_takes_a_slot_of_the_plan_for_commands(world: World) -> None:
+    world.know(PHONE)
+    register(world, MISFITS, asked_at=world.clock.now() - 600)
+    blip_lists(world, FITS)
+    sandbox = world.sandbox()
+
+    sandbox.deliver(a_request())
+
+    assert ("default", "commands", 1) in sandbox.bot_states.reservations
+
+
+def test_throttled_question_waits_for_the_end_of_the_cooldown(world: World) -> None:
+    register(world, MISFITS, asked_at=world.clock.now() - 600)
+
+    def fail(_: object) -> None:
+        raise Throttled("too many", retry_after_seconds=100)
+
+    world.blip.before_templates = fail
+    (result,) = world.sandbox().deliver(a_request())
+
+    assert result.retry_in == pytest.approx(115, abs=1)
+
+
+def test_answer_from_within_the_clocks_difference_is_no_proof(world: World) -> None:
+    published_at = world.clock.now() - 60
+    register(world, MISFITS, asked_at=published_at + 1)
+    blip_lists(world, FITS)
+
+    (result,) = world.sandbox().deliver(world.queued(a_request(), age=60))
+
+    assert outcome(result) == "sent"
+    assert world.blip.asked_templates == [NAME]
+
+
+def test_question_is_not_begun_without_the_time_for_it(world: World) -> None:
+    register(world, MISFITS, asked_at=world.clock.now() - 600)
+    blip_lists(world, MISFITS)
+
+    (result,) = world.sandbox().deliver(a_request(), seconds=11)
+
+    assert outcome(result) == "retry_later"
+    assert world.blip.asked_templates == []
