@@ -248,7 +248,7 @@ SIMULATED: dict[str, Callable[[], Row]] = {
     "lagging history": lambda: _hardship(refusals.lagging_history),
     "aws errors": lambda: _hardship(aws.aws_errors),
     "slow plan": lambda: _hardship(slow_plans.slow_plan),
-    "waits": lambda: _hardship(waits.capped, waits.over_at_once),
+    "waits": lambda: _hardship(waits.capped, waits.unreachable_by_marketing, waits.over_at_once),
     "templates": lambda: _hardship(templates.paused_template, templates.many_templates),
     "outbox": lambda: _hardship(aws.outbox),
     "letters": _letters,

@@ -77,7 +77,7 @@ MAX_TOLD = 20
 # What the one-time codes look like that are published here.
 CODE = "code[0-9]{9}"
 # What says that the recipient has had enough marketing for now.
-CAPS = {131049, 130472, 472}
+CAPS = {131049, 130472, 472, 131026}
 MAX_LONG_WAITS = 3
 
 

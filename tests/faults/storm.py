@@ -41,6 +41,7 @@ KINDS = {
     "receipt: capped and limited": 5,
     "receipt: capped, and soon out of date": 5,
     "receipt: template paused": 5,
+    "receipt: marketing, perhaps capped": 5,
     "receipt: opted out": 5,
     "no receipt": 20,
     "two to one person": 30,
@@ -51,7 +52,7 @@ KINDS = {
     "restored": 5,
 }
 # What BLiP lists. A receipt pauses one of them until the next sync.
-TEMPLATES = [described("order_shipped")]
+TEMPLATES = [described("order_shipped"), described("week_of_offers", category="MARKETING")]
 # What concerns one notification, and reads as if the bot were wrong.
 MISLEADING = [
     Fate(message=(401, 34)),
@@ -73,6 +74,7 @@ FAILING = {
     "receipt: capped and limited": (131056, 131049, 131048, 131056),
     "receipt: capped, and soon out of date": (130472, 130472),
     "receipt: template paused": (132015, 132015),
+    "receipt: marketing, perhaps capped": (131026, 131049, 131026),
     "receipt: opted out": (131050,),
 }
 
@@ -243,6 +245,10 @@ def _publish(world: World, storm: Storm, rng: random.Random, number: int, at: fl
             body["valid_until"] = _iso(at + rng.choice([1, 20, 120, 900, 3000]))
         case "out of date":
             body["valid_until"] = _iso(at - 60)
+        case "receipt: marketing, perhaps capped":
+            body["template"] = body["template"] | {"name": "week_of_offers"}
+            if number % 3 == 0:
+                body["valid_until"] = _iso(at + 86_400)
         case "receipt: capped, and soon out of date":
             body["valid_until"] = _iso(at + rng.choice([600, 86_400, 2 * 86_400, 4 * 86_400]))
         case "malformed":

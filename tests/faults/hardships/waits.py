@@ -5,10 +5,10 @@ from itertools import pairwise
 from typing import Any
 
 from notifier.domain.notification import ledger_key
-from tests.faults.blip import Fate
+from tests.faults.blip import Account, Fate, described
 from tests.faults.hardships.rows import DAY, Came, reason_of, sent_twice
 from tests.faults.long_runs import request
-from tests.faults.world import World
+from tests.faults.world import Settings, World
 from tests.support.builders import PHONE, a_request
 
 LADDER = (24, 48, 96)
@@ -37,6 +37,29 @@ def capped() -> Came:
     came.check(f"it ended as {reasons}", held=reasons == ["recipient_capped"])
     after = ", ".join(f"{waited / 3600:.1f}" for waited in waits)
     came.summary = f"sent again after {after} h, then one dead letter"
+    return came
+
+
+def unreachable_by_marketing() -> Came:
+    """Fail marketing twice as if its recipient could not be reached: the first time is a cap."""
+    came = Came()
+    bot = Account("default", templates=[described("order_shipped", category="MARKETING")])
+    with World(1, bots=[bot], settings=Settings(registry=True)) as world:
+        world.know(PHONE)
+        world.blip.fates[PHONE] = Fate(failing=[131026] * 2)
+        world.publish_at(world.simulation.now + 120, a_request(id="order-1"))
+        world.settle(at_most=3 * DAY)
+        times = sorted(taken.at for every in world.blip.sent.values() for taken in every)
+        reasons = [reason_of(letter) for letter in world.invariants.letters]
+        item = world.tables["identities"].items[f"default/{PHONE}"]
+        came.broken += world.invariants.broken()
+        came.check("it was looked up in between", held=world.blip.look_ups == 0)
+    came.check(f"sent {len(times)} times", held=len(times) == 2)
+    waited = (times[-1] - times[0]) / 3600
+    came.check(f"sent again after {waited:.1f} h", held=24 <= waited <= 26.5)
+    came.check(f"it ended as {reasons}", held=reasons == ["undelivered"])
+    came.check("the identity is kept in the end", held="address" not in item)
+    came.summary = f"131026 of marketing: sent again after {waited:.1f} h, then one dead letter"
     return came
 
 
