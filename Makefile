@@ -131,7 +131,7 @@ faults-short: setup ## nothing lost, nothing twice: simulated faults and real on
 faults: setup ## the same at full size, in an hour or more; prints a table (ARGS=words: some rows)
 	@PYTHONPATH=layers/notifier $(PYTHON) -m tests.faults $(ARGS)
 
-mutants: .venv/.done ## mutation testing of the use cases; a quarter of an hour, not part of test
+mutants: .venv/.done ## mutation testing of the use cases; half an hour, not part of test
 	@nice -n 19 $(PYTHON) -m tests.mutants
 
 template: setup ## the transformed template: lint and what no linter checks
