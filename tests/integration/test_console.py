@@ -6,6 +6,7 @@ import re
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from html import unescape
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,9 +16,18 @@ import boto3
 import httpx
 import pytest
 
+from notifier.aws.table import Table
+from notifier.aws.templates import DynamoDbTemplates
 from notifier.contract.parse import parse
 from notifier.contract.problems import InvalidRequest
 from notifier.domain.notification import ledger_key
+from notifier.domain.templates import (
+    Category,
+    RegisteredTemplate,
+    Shape,
+    TemplateStatus,
+    Translation,
+)
 from tests.integration.conftest import Stack
 from tests.integration.receipts_stack import Json, ReceiptsStack, a_receipt
 from tests.local.blip import Template, wait_until
@@ -164,6 +174,41 @@ def test_request_is_masked_once_its_recipient_is_forgotten(stack: Stack, page: P
         ExpressionAttributeValues={":yes": {"BOOL": True}, ":cancelled": {"S": "cancelled"}},
     )
     wait_until(lambda: "The request as JSON" not in page.get("/messages", open=key))
+
+
+def test_one_time_code_is_on_the_phone_and_in_no_request_that_is_kept(
+    stack: Stack, receipts: ReceiptsStack, page: Page
+) -> None:
+    template = {"name": "login_code", "language": "pt_BR", "otp": "418205"}
+    request = a_request(id="login-1", template=template)
+    key = ledger_key("default", "login-1")
+    stack.deliver(request)
+    shown = page.get("/messages", open=key)
+    assert "<strong>418205</strong> é o seu código" in shown
+    assert "418205" not in shown.split("The request as JSON")[1].split("</pre>")[0]
+
+    receipts.record(a_receipt(key, "failed", 131042))
+    wait_until(lambda: "131042" in page.get("/undelivered"))
+    shown = page.get("/undelivered")
+    assert "+5531999998888" in shown
+    assert "418205" not in shown
+    again = page.post("/send/check", request=json.dumps(request)).text
+    assert "dropped as a repetition" in again
+    other = json.dumps(request | {"to": "+5531999990000"})
+    assert "id_conflict" in page.post("/send/check", request=other).text
+
+
+def test_message_that_waits_says_until_when(
+    stack: Stack, receipts: ReceiptsStack, page: Page
+) -> None:
+    stack.deliver(a_request(id="order-1"))
+    key = ledger_key("default", "order-1")
+    receipts.record(a_receipt(key, "failed", 131049))
+    wait_until(lambda: "waits to be sent again" in page.get("/messages", open=key))
+    shown = page.get("/messages", open=key)
+    [wake_at] = [item["wake_at"] for item in stack.aws.ledger()]
+    moment = datetime.fromtimestamp(int(wake_at) / 1000, UTC).isoformat(timespec="milliseconds")
+    assert f'after <time datetime="{moment.replace("+00:00", "Z")}">' in shown
 
 
 # --- search ---------------------------------------------------------------------------------------
@@ -318,6 +363,7 @@ def test_every_sample_can_be_started_from(page: Page) -> None:
 
 # --- templates ------------------------------------------------------------------------------------
 
+ASKED_AT = 1_764_144_000.0
 ORDER_SHIPPED = "default.order_shipped.pt_BR"
 
 
@@ -395,25 +441,22 @@ def test_new_and_removed_templates_are_followed(stack: Stack, page: Page) -> Non
     assert "no such template" in page.get("/templates", open="default.evil.pt_BR")
 
 
-def sync(stack: Stack, status: str, language: str = "pt_BR") -> None:
-    """Write a template as the stack's registry does."""
-    translation = {"M": {"status": {"S": status}, "category": {"S": "UTILITY"}, "body": {"N": "2"}}}
-    stack.aws.dynamodb.put_item(
-        TableName="identities",
-        Item={
-            "key": {"S": "template:default/order_shipped"},
-            "languages": {"M": {language: translation}},
-            "asked_at": {"N": "1764144000000"},
-        },
+def sync(stack: Stack, asked_at: float, language: str = "pt_BR") -> None:
+    """Write a template as the stack does when it has asked BLiP."""
+    shape = Shape(body=2, body_length=30)
+    translation = Translation(TemplateStatus.APPROVED, Category.UTILITY, shape=shape)
+    table = Table(stack.aws.dynamodb, "identities")
+    DynamoDbTemplates(table, lambda: asked_at).keep(
+        "default", RegisteredTemplate("order_shipped", asked_at, {language: translation})
     )
 
 
 def test_what_the_stack_knows_of_a_template_stands_beside_it(stack: Stack, page: Page) -> None:
     path = f"/templates?open={ORDER_SHIPPED}"
     assert "Not synced" in page.get(path)
-    sync(stack, "APPROVED", "en_US")
+    sync(stack, ASKED_AT - 1, "en_US")
     with live(page, path) as next_event:
-        sync(stack, "APPROVED")
+        sync(stack, ASKED_AT)
         while "Not synced" in (html := next_event("detail")["html"]):
             pass
     assert "2025-11-26T08:00:00.000Z" in html

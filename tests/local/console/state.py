@@ -28,7 +28,7 @@ from notifier.aws.outbox import REFUSED
 from notifier.aws.queues import DeadLettersQueue
 from notifier.aws.table import Item as Attributes
 from notifier.aws.table import item_of
-from notifier.contract.parse import parse
+from notifier.contract.parse import parse, read_kept
 from notifier.contract.problems import InvalidRequest
 from notifier.contract.request import NotificationRequest
 from notifier.domain.dead_letters import DeadLetter
@@ -59,7 +59,10 @@ class Notification:
     """What the ledger holds of a notification.
 
     Attributes:
-        body: the request as it came; empty if it was never seen, or its recipient was forgotten.
+        body: the request as it is kept: as it came, but for a one-time code that was sent. Empty if
+            it was never seen, or its recipient was forgotten.
+        content_hash: distinguishes a repetition from another content under the same id.
+        wakes_at: until when its next generation waits, in epoch seconds; None where none does.
     """
 
     key: str
@@ -74,13 +77,16 @@ class Notification:
     code: int | None = None
     timeline: tuple[Change, ...] = ()
     created_at: float = 0.0
+    wakes_at: float | None = None
     body: str = ""
+    content_hash: str = ""
     request: NotificationRequest | None = None
 
     def update(self, item: Attributes) -> None:
         """Take over a new image of its item."""
         self.status, self.generation = Status(item["status"]), item["generation"]
         self.id, self.bot = item.get("id", ""), item.get("bot", "")
+        self.content_hash = item.get("content_hash", "")
         self.attempts, self.code = item.get("attempts", 0), item.get("code")
         self.template, self.recipient = item.get("template", ""), item.get("recipient", "")
         self.reason = Reason(item["reason"]) if item.get("reason") else None
@@ -89,10 +95,12 @@ class Notification:
             for status, generation, at, reason in item.get("timeline", ())
         )
         self.created_at = (item.get("created_at") or item["updated_at"]) / 1000
+        self.wakes_at = item["wake_at"] / 1000 if "wake_at" in item else None
         if item.get("forgotten"):
             self.body, self.request = "", None
         elif body := item.get("request"):
-            self.body, self.request = body, parse(body).request
+            kept = read_kept(body)
+            self.body, self.request = body, kept.request if kept else None
 
     @property
     def number(self) -> str:
@@ -201,6 +209,9 @@ class Letter:
         try:
             return cls(letter, order, version, parse(letter.body).request, None)
         except InvalidRequest as wrong:
+            kept = read_kept(letter.body)
+            if kept is not None:
+                return cls(letter, order, version, kept.request, None)
             return cls(letter, order, version, None, wrong)
 
     @property

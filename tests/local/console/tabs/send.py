@@ -100,7 +100,7 @@ def _verdict(state: State, body: str) -> Json:
     known = state.known(request.bot, request.id)
     warning = ""
     if known and known.request:
-        same = parse(known.body).content_hash == checked.content_hash
+        same = known.content_hash == checked.content_hash
         follows = "dropped as a repetition" if same else "refused: id_conflict"
         warning = f"This id was published before, so the request will be {follows}."
     return {
