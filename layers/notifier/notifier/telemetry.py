@@ -11,7 +11,7 @@
     share_of_plan          the share of a bot's plan for messages that is in force, in percent
     cooldown_began          how often BLiP throttled a bot that it did not throttle before
 
-    template_unknown       sent although the registry has nothing usable on its template
+    template_unknown       sent although it is not known whether it fits its template
     template_asked         how often BLiP was asked for one template before a refusal
     sent_marketing, sent_utility, sent_authentication, sent_uncategorized
                            what was sent, by the category of its template

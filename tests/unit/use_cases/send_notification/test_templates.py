@@ -50,6 +50,7 @@ def test_request_that_fits_its_template_is_sent_without_a_question(world: World)
 
     assert outcome(result) == "sent"
     assert world.blip.asked_templates == []
+    assert "template_unknown" not in world.meter.counts
 
 
 def test_misfit_by_a_later_answer_is_a_dead_letter_before_any_look_up(world: World) -> None:
@@ -221,6 +222,7 @@ def test_request_is_sent_if_it_is_doubtful_whether_it_fits(
     (result,) = world.sandbox().deliver(world.queued(a_request(), age=60))
 
     assert outcome(result) == "sent"
+    assert world.meter.counts["template_unknown"] == 1
 
 
 @pytest.mark.parametrize("age", [None, DAY + 1], ids=["not in the registry", "a day old"])

@@ -67,36 +67,17 @@ class Templates:
         if known is None or known.asked_at < self.clock.now() - MAX_AGE_SECONDS:
             self.meter.count("template_unknown")
             return
-        if self._problem(template, known) is None:
-            return
-        if not _is_proof(known, notification):
+        problem = _problem(template, known)
+        if problem is not None and not _is_proof(known, notification):
             known = self._as_it_is_now(notification, bot, this_round)
-        problem = self._problem(template, known)
+            problem = _problem(template, known)
         if problem is HoldReason.TEMPLATE_PAUSED:
             self.registry.pause(bot.name, template.name, template.language)
             raise RetryLater(None, problem)
         if isinstance(problem, Rejected):
             raise problem
-
-    def _problem(
-        self, template: Template, known: RegisteredTemplate
-    ) -> Rejected | HoldReason | None:
-        """Return what is wrong with a request's template; None for what is doubtful."""
-        if not known.translations:  # BLiP does not list it, which proves nothing
-            return None
-        translation = known.translations.get(template.language)
-        if translation is None:
-            return _unavailable(f"the template has no translation {template.language}")
-        match translation.status:
-            case TemplateStatus.REJECTED | TemplateStatus.DISABLED as status:
-                return _unavailable(f"WhatsApp has {status.lower()} the template")
-            case TemplateStatus.PAUSED:
-                return HoldReason.TEMPLATE_PAUSED
-            case TemplateStatus.APPROVED:
-                fields = misfits(template, translation)
-                return _mismatch(fields) if fields else None
-            case _:
-                return None
+        if _is_doubtful(template, known):
+            self.meter.count("template_unknown")
 
     def _as_it_is_now(
         self, notification: Notification, bot: Bot, this_round: Round
@@ -143,6 +124,33 @@ class Templates:
         if template is not None:
             self.registry.keep(bot.name, answer)
         return Question(granted=True, stored=answer, again_at=0.0)
+
+
+def _problem(template: Template, known: RegisteredTemplate) -> Rejected | HoldReason | None:
+    """Return what is wrong with a request's template; None for what fits, or is doubtful."""
+    if not known.translations:  # BLiP does not list it, which proves nothing
+        return None
+    translation = known.translations.get(template.language)
+    if translation is None:
+        return _unavailable(f"the template has no translation {template.language}")
+    match translation.status:
+        case TemplateStatus.REJECTED | TemplateStatus.DISABLED as status:
+            return _unavailable(f"WhatsApp has {status.lower()} the template")
+        case TemplateStatus.PAUSED:
+            return HoldReason.TEMPLATE_PAUSED
+        case TemplateStatus.APPROVED:
+            fields = misfits(template, translation)
+            return _mismatch(fields) if fields else None
+        case _:
+            return None
+
+
+def _is_doubtful(template: Template, known: RegisteredTemplate) -> bool:
+    """Return whether a request goes out although it is not known whether it fits."""
+    translation = known.translations.get(template.language)
+    if translation is None or translation.status is not TemplateStatus.APPROVED:
+        return True
+    return not translation.is_understood
 
 
 def _is_proof(known: RegisteredTemplate, notification: Notification) -> bool:
