@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from notifier.aws.waiting_ledger import SHARDS
+from notifier.use_cases.sync_templates import RENEW_SECONDS
 from tests.benchmarks.figures import Figures, last_run
 from tests.benchmarks.lab import AFTERWARDS, OURS, TEXTBOOK
 from tests.benchmarks.quota import share_of
@@ -152,6 +153,18 @@ def looking() -> float:
     return queries * 0.5 * PRICES["dynamodb read unit, on demand"]
 
 
+def syncing(templates: int) -> float:
+    """Return the dollars a month for keeping the registry of a bot with so many templates.
+
+    Each is read every quarter of an hour, and written once in RENEW_SECONDS; both are of less than
+    a kilobyte. Lambda's time is within its free tier.
+    """
+    month = 30 * DAY
+    reads = templates * month / (15 * 60) * 0.5 * PRICES["dynamodb read unit, on demand"]
+    writes = templates * month / RENEW_SECONDS * PRICES["dynamodb write unit, on demand"]
+    return reads + writes
+
+
 def _prices(batches: Sequence[Figures], afterwards: Sequence[Figures]) -> Table:
     shown = Table(title="Dollars per million notifications")
     shown.add_column("")
@@ -254,7 +267,8 @@ def main() -> None:
     known = next(f for f in batches if (f.case, f.competitor) == ("ten known", OURS))
     console.print(
         f"What waits to be sent again costs {waiting(known):.2f} dollars per million waits, beside "
-        f"the next send;\nlooking for it, {looking():.2f} dollars a month.\n"
+        f"the next send;\nlooking for it, {looking():.2f} dollars a month. The registry costs "
+        f"{syncing(50):.2f} dollars a month for 50 templates,\n{syncing(6000):.2f} for 6,000.\n"
     )
     console.print(_volumes(known))
     lines = [
