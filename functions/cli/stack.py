@@ -17,6 +17,8 @@ from functions.cli import words
 from functions.cli.errors import CommandError, explain
 from notifier.use_cases.redrive_failures.redrive import MAX_THREADS
 
+# Longer than any function's time limit: boto3 would invoke it once more.
+INVOKE_SECONDS = 130
 # Where `make run` keeps the local stack.
 LOCAL_STACK = "blip-notifier"
 LOCAL_PORT = 4566
@@ -60,7 +62,11 @@ class Stack:
 
     def client(self, service: str) -> Any:
         """Return boto3's client of a service, where the stack is."""
-        config = Config(max_pool_connections=MAX_THREADS, retries={"mode": "standard"})
+        config = Config(
+            max_pool_connections=MAX_THREADS,
+            read_timeout=INVOKE_SECONDS,
+            retries={"mode": "standard"},
+        )
         return self.session.client(service, endpoint_url=self.endpoint, config=config)  # type: ignore[call-overload] # any
 
     def physical_id(self, logical_id: str) -> str:

@@ -202,6 +202,8 @@ def test_every_method_of_the_adapters_answers_the_same(both: Both) -> None:
     both("identities", "mark_forgotten", PHONES[1])
     described = RegisteredTemplate("one", now(), {"en": Translation(TemplateStatus.PAUSED)})
     both("templates", "keep", "default", described)
+    both.clock.advance(1)
+    both("templates", "keep_published", "default", replace(described, asked_at=now()))
     assert both("templates", "of_bot", "default", ["one", "two"])
     assert both("templates", "question", "default", "one").granted
     both("templates", "remember", ("default", "two"), {})

@@ -9,7 +9,8 @@ from typing import Any, cast
 import pytest
 
 from notifier.aws import memory
-from notifier.aws.identities import UnreadError, forgotten_key
+from notifier.aws.identities import forgotten_key
+from notifier.aws.table import UnreadError
 from notifier.domain.recipients import Identity, LookUpLease
 from tests.integration.aws.backends import (
     DAY,

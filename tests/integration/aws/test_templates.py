@@ -2,6 +2,7 @@
 
 import pytest
 
+from notifier.aws.table import UnreadError
 from notifier.domain.templates import (
     ButtonKind,
     Category,
@@ -146,3 +147,36 @@ def test_sync_is_recorded_in_the_item_of_the_bot(backend: Backend) -> None:
     backend.templates().synced("default", 1_800_000_123.0)
 
     assert backend.templates().synced_at("default") == 1_800_000_123.0
+
+
+def test_pause_by_several_receipts_at_once_is_resumed_as_one(backend: Backend) -> None:
+    backend.templates().pause("default", "other", "en")
+    elements = {f"one/pt_BR@{round(backend.clock.now() * 1000) + after}" for after in (1, 2, 3)}
+    held = backend.item("identities", "bot:default")["paused_templates"]
+    backend.change("identities", "bot:default", paused_templates=held | elements)
+    backend.clock.advance(1)
+
+    assert backend.templates().resume("default", "one", "pt_BR", backend.clock.now())
+
+    assert paused(backend) == {("other", "en")}
+
+
+def test_what_was_published_is_written_by_the_sync_only(backend: Backend) -> None:
+    backend.templates().keep_published("default", template(backend, age=60, pt_BR=FULL))
+    backend.templates().keep("default", template(backend, pt_BR=PLAIN))
+
+    found = read(backend)
+
+    assert found is not None
+    assert found.translations == {"pt_BR": PLAIN}
+    assert found.published == {"pt_BR": (TemplateStatus.APPROVED, Category.MARKETING)}
+
+
+def test_registry_that_is_read_in_part_only_is_not_taken_for_new(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    templates = backend.templates()
+    monkeypatch.setattr(templates._table, "get_many", lambda keys: ([], set(keys)))
+
+    with pytest.raises(UnreadError):
+        templates.of_bot("default", ["one"])

@@ -65,7 +65,7 @@ def test_waiting_entry_says_from_when_until_when(backend: Backend) -> None:
     since, until = backend.clock.now() + 60, backend.clock.now() + DAY
     backend.clock.advance(60)
     ledger.wait(notification.key, 1, until, CAPPED, None)
-    backend.clock.advance(60)
+    backend.clock.advance(DAY)
 
     ((waiting,), unreadable) = ledger.read_waiting([notification.key])
 
@@ -134,3 +134,16 @@ def test_due_are_returned_longest_first_and_page_by_page() -> None:
 
     assert len(due) > 2
     assert found == [Due(key, until) for until, key in due[:-1]]
+
+
+def test_wait_that_has_begun_anew_is_not_read_before_its_time(backend: Backend) -> None:
+    """Another run may have woken it since the index was read, and WhatsApp have capped it again."""
+    notification, ledger = a_notification(), backend.ledger()
+    ledger.mark_sent(claimed(backend, notification, Status.SENDING), None)
+    assert ledger.wait(notification.key, 1, backend.clock.now() + DAY, CAPPED, 131_049)
+
+    assert ledger.read_waiting([notification.key]) == ([], [])
+    backend.clock.advance(DAY)
+    ((due,), unreadable) = ledger.read_waiting([notification.key])
+
+    assert (due.key, unreadable) == (notification.key, [])

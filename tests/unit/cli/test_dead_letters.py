@@ -227,7 +227,7 @@ def test_refusal_of_sqs_is_shown_in_a_line(run: Run) -> None:
     facts = {"error": "ClientError", "operation": "SendMessageBatch", "code": "AccessDenied"}
 
     def refused(*_: object) -> Any:
-        logging.getLogger("notifier.aws.queues").error("letters not put back", extra=facts)
+        logging.getLogger("notifier.aws.queues").error("dead letters not put back", extra=facts)
         return SimpleNamespace(as_json=lambda: answer(group("not_taken")))
 
     with pytest.MonkeyPatch.context() as patched:
@@ -235,4 +235,4 @@ def test_refusal_of_sqs_is_shown_in_a_line(run: Run) -> None:
         code, text = run("redrive", "--execute")
 
     assert code == 1
-    assert "letters not put back: ClientError SendMessageBatch AccessDenied" in text
+    assert "dead letters not put back: ClientError SendMessageBatch AccessDenied" in text

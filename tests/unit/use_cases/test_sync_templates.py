@@ -14,6 +14,7 @@ from notifier.domain.bots import Bot
 from notifier.domain.failures import Failure, Misconfigured, Throttled, Transient
 from notifier.domain.templates import (
     Category,
+    RegisteredTemplate,
     Shape,
     TemplateChange,
     TemplateStatus,
@@ -414,3 +415,83 @@ def test_what_a_sync_comes_to_is_logged(
 
     assert [{name: vars(record)[name] for name in line} for record in caplog.records] == [line]
     assert how != "secret" or "is not a JSON object" in vars(caplog.records[0])["problem"]
+
+
+@pytest.mark.parametrize("status", ["REJECTED", "DISABLED"])
+def test_pause_ends_with_a_template_that_whatsapp_refuses_for_good(
+    world: World, status: str
+) -> None:
+    synced(world, one=APPROVED)
+    world.lists(one=PAUSED)
+    world.sync()
+    world.clock.advance(QUARTER)
+    world.lists(one=replace(APPROVED, status=TemplateStatus(status)))
+
+    world.sync()
+
+    assert not held(world)
+
+
+def test_pause_ends_with_a_template_that_is_listed_no_more(world: World) -> None:
+    synced(world, one=PAUSED, two=APPROVED)
+    assert held(world)
+    del world.blip.listed["one", "pt_BR"]
+
+    world.sync()
+
+    assert not held(world)
+
+
+def test_change_that_a_question_found_first_is_published_all_the_same(world: World) -> None:
+    synced(world, one=APPROVED)
+    now = world.clock.now()
+    world.registry.keep("default", RegisteredTemplate("one", now, {"pt_BR": PAUSED}))
+    world.clock.advance(1)
+    world.lists(one=PAUSED)
+
+    world.sync()
+    world.clock.advance(QUARTER)
+    world.sync()
+
+    assert [(change.previous_status, change.status) for change in world.bus.published] == [
+        (TemplateStatus.APPROVED, TemplateStatus.PAUSED)
+    ]
+    assert world.meter.counts["template_was_paused"] == 1
+
+
+def test_list_that_is_older_than_the_registry_changes_nothing(world: World) -> None:
+    synced(world, one=APPROVED)
+    asked_at = world.clock.now() + 5
+
+    def question(_: Bot) -> None:
+        world.clock.advance(5)
+        world.registry.keep("default", RegisteredTemplate("one", asked_at, {"pt_BR": APPROVED}))
+
+    world.lists(one=REJECTED)
+    world.blip.before_templates = question
+
+    world.sync()
+
+    assert world.bus.published == []
+    assert world.item("one")["asked_at"] == round(asked_at * 1000)
+
+
+def test_crash_of_one_bot_stops_no_other_and_is_an_error(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.bots = {"bad": {"key": KEY}, "good": {"key": KEY}}
+    world.lists(one=APPROVED)
+    of_bot = DynamoDbTemplates.of_bot
+
+    def crash(registry: DynamoDbTemplates, bot: str, names: Any) -> Any:
+        if bot == "bad":
+            raise OSError("away")
+        return of_bot(registry, bot, names)
+
+    monkeypatch.setattr(DynamoDbTemplates, "of_bot", crash)
+
+    with pytest.raises(OSError, match="away"):
+        world.sync()
+
+    assert world.item("one", "good")
+    assert not world.item("one", "bad")

@@ -218,8 +218,8 @@ def test_notification_that_waits_no_more_is_left_alone(waits: Waits) -> None:
 
 def test_next_wait_is_not_ended_by_a_late_record_of_the_one_before(waits: Waits) -> None:
     key = waits.add("order-1", 600)
-    ((old,), _) = waits.ledger.read_waiting([key])
     waits.go_to(600)
+    ((old,), _) = waits.ledger.read_waiting([key])
     waits.wake()
     waits.world.sandbox().deliver(*waits.world.requests.woken)
     assert waits.ledger.wait(key, 2, waits.begun_at + 9000, "recipient capped", 1)

@@ -73,10 +73,15 @@ def paused_template(name: str, language: str, since: int) -> str:
     return f"{name}/{language}@{since}"
 
 
+def paused_since(element: str) -> float:
+    """Return since when an element of `paused_templates` holds, in epoch seconds."""
+    return int(element.rpartition("@")[2]) / 1000
+
+
 def _paused(elements: "Iterable[str]") -> "Mapping[tuple[str, str], float]":
     paused: dict[tuple[str, str], float] = {}
     for element in elements:
-        template, _, since = element.rpartition("@")
-        name, _, language = template.partition("/")
-        paused[name, language] = max(paused.get((name, language), 0.0), int(since) / 1000)
+        name, _, language = element.rpartition("@")[0].partition("/")
+        since = max(paused.get((name, language), 0.0), paused_since(element))
+        paused[name, language] = since
     return paused

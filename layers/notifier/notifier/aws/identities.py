@@ -24,7 +24,7 @@ from uuid import uuid4
 
 from notifier.aws.bot_items import bot_key, bot_state
 from notifier.aws.memory import Memory
-from notifier.aws.table import Item, Table, milliseconds
+from notifier.aws.table import Item, Table, UnreadError, milliseconds
 from notifier.aws.templates import DynamoDbTemplates, TemplateName, template_key
 from notifier.domain.bot_state import BotState
 from notifier.domain.recipients import Identity, LookUpLease
@@ -37,10 +37,6 @@ if TYPE_CHECKING:
 FORGOTTEN_SECONDS = 15 * 86_400
 
 type Recipient = tuple[str, str]
-
-
-class UnreadError(Exception):
-    """DynamoDB is too busy to answer: the batch comes back."""
 
 
 class DynamoDbIdentities:

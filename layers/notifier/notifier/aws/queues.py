@@ -96,7 +96,7 @@ class RequestsQueue:
 
     def redrive(self, letters: "Sequence[DeadLetter]") -> list[DeadLetter]:
         """Put dead letters back, each marked as a redrive; return those that SQS took."""
-        return self._put_all(letters, _redriven, "letters not put back")
+        return self._put_all(letters, _redriven, "dead letters not put back")
 
     def wake(self, entries: "Sequence[LedgerEntry]") -> list[LedgerEntry]:
         """Put the next generations of notifications on the queue; return those that SQS took."""

@@ -17,6 +17,10 @@ MAX_KEYS = 100
 READ_TRIES = 3
 
 
+class UnreadError(Exception):
+    """DynamoDB is too busy to answer: what was to be done comes again."""
+
+
 class _Deserializer(TypeDeserializer):
     """Returns whole numbers as `int`; no others are stored."""
 

@@ -4,6 +4,7 @@
     languages      by language, what a send has to bring: see `_written`
     asked_at       epoch milliseconds: when BLiP was asked
     whole          BLiP was asked for this one alone
+    published      by language, the status and category of its last event; written by the sync only
     ask_again_at   epoch milliseconds: no sandbox asks BLiP for this one template before
     expires_at     epoch seconds, time to live: KEPT_SECONDS after BLiP was asked
 
@@ -14,9 +15,9 @@ looks at `asked_at`), and its item goes by its time to live.
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from notifier.aws.bot_items import bot_key, bot_state, paused_template
+from notifier.aws.bot_items import bot_key, bot_state, paused_since, paused_template
 from notifier.aws.memory import Memory
-from notifier.aws.table import Item, Table, milliseconds
+from notifier.aws.table import Item, Table, UnreadError, milliseconds
 from notifier.domain.templates import (
     ButtonKind,
     Category,
@@ -63,19 +64,39 @@ class DynamoDbTemplates:
         return template
 
     def of_bot(self, bot: str, names: "Iterable[str]") -> dict[str, RegisteredTemplate]:
-        """Return what the registry has of these templates of a bot."""
+        """Return what the registry has of these templates of a bot.
+
+        Raises:
+            UnreadError: DynamoDB left some unread, which must not be taken for new.
+        """
         keys = {template_key((bot, name)): name for name in names}
-        items, _ = self._table.get_many(list(keys))
+        items, unread = self._table.get_many(list(keys))
+        if unread:
+            raise UnreadError
         return {keys[item["key"]]: _registered(keys[item["key"]], item) for item in items}
 
     def keep(self, bot: str, template: RegisteredTemplate) -> None:
         """Keep what BLiP says of a template, unless a later answer is there already."""
+        self._keep(bot, template, "", {})
+
+    def keep_published(self, bot: str, template: RegisteredTemplate) -> None:
+        """Keep it, and that each of its changes was published."""
+        published = {
+            language: [status, category]
+            for language, (status, category) in template.standings.items()
+        }
+        self._keep(bot, template, ", published = :published", {":published": published})
+
+    def _keep(
+        self, bot: str, template: RegisteredTemplate, change: str, values: dict[str, Any]
+    ) -> None:
         _, item = self._table.update(
             template_key((bot, template.name)),
             "SET languages = :languages, asked_at = :asked_at, whole = :whole,"
-            " expires_at = :expires_at",
+            f" expires_at = :expires_at{change}",
             "attribute_not_exists(asked_at) OR asked_at < :asked_at",
-            {
+            values
+            | {
                 ":languages": {
                     language: _written(translation)
                     for language, translation in template.translations.items()
@@ -114,16 +135,20 @@ class DynamoDbTemplates:
         )
 
     def resume(self, bot: str, name: str, language: str, asked_at: float) -> bool:
-        """Release a template that BLiP calls approved, if it was asked after the pause.
+        """Release a template, if BLiP was asked after the pause.
 
         Return whether it was held until now.
         """
-        since = self._state(bot).paused_templates.get((name, language))
-        if since is None or since >= asked_at:
+        # Several receipts may have paused it, each a moment after the other.
+        elements = {
+            element
+            for element in self._table.get(bot_key(bot)).get("paused_templates", ())
+            if element.startswith(f"{name}/{language}@")
+        }
+        if not elements or max(map(paused_since, elements)) >= asked_at:
             return False
-        element = paused_template(name, language, milliseconds(since))
         self._table.update(
-            bot_key(bot), "DELETE paused_templates :elements", "", {":elements": {element}}
+            bot_key(bot), "DELETE paused_templates :elements", "", {":elements": elements}
         )
         return True
 
@@ -153,6 +178,13 @@ def _registered(name: str, item: Item) -> RegisteredTemplate:
         item.get("asked_at", 0) / 1000,
         {language: _read(written) for language, written in item.get("languages", {}).items()},
         is_whole=item.get("whole", False),
+        published={
+            language: (
+                _one_of(TemplateStatus, status) or TemplateStatus.OTHER,
+                _one_of(Category, category),
+            )
+            for language, (status, category) in item.get("published", {}).items()
+        },
     )
 
 

@@ -86,10 +86,12 @@ class DynamoDbWaitingLedger:
         Returns:
             The entries, and the keys of the items that cannot be read or hold no request.
         """
+        now = milliseconds(self._now())
         items, _ = self._table.get_many(list(keys))
         entries, unreadable = [], []
         for item in items:
-            if "wake_at" not in item:
+            # One that was woken by another run meanwhile may wait again, for a day.
+            if item.get("wake_at", now + 1) > now:
                 continue
             try:
                 entry = entry_of(item)

@@ -22,6 +22,7 @@ from notifier.blip import envelopes
 from notifier.blip.codes import (
     GATEWAY_ERROR,
     LIME_CODES,
+    NO_LIST,
     NOT_FOUND,
     NOT_KNOWN,
     about_the_number,
@@ -288,7 +289,7 @@ class BlipClient:
         answer = self._command(bot, envelope, on_connected)
         if _succeeded(answer):
             return answer
-        if _is_success(answer.status) and answer.code in NOT_KNOWN:
+        if _is_success(answer.status) and answer.code in NO_LIST:
             return answer
         if _is_success(answer.status) and answer.code == GATEWAY_ERROR:
             raise Misconfigured(NO_CHANNEL, code=answer.code)

@@ -94,6 +94,8 @@ NOT_FOUND = 67
 # Who answers a ping, or a question for the enriched list of templates, with one of these does not
 # know it, but is there and took the key.
 NOT_KNOWN = frozenset({62, 63, 67})
+# Of a list of templates, which no page describes, that BLiP does not know it may be said so, too.
+NO_LIST = NOT_KNOWN | {27, 64, 66, 84}
 
 
 def about_the_number(code: int | None, description: str) -> bool:

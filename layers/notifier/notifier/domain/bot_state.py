@@ -19,7 +19,7 @@ type Plan = Literal["messages", "commands"]
 
 
 class HoldReason(StrEnum):
-    """Why nothing of a bot goes out."""
+    """Why nothing of a bot, or of one of its templates, goes out."""
 
     BREAKER_OPEN = "breaker_open"  # its breaker is open
     MISCONFIGURED = "misconfigured"  # its entry in the secret is wrong, or missing

@@ -62,7 +62,7 @@ class Receipt:
         key: the notification.
         generation: the generation of the message.
         status: `accepted`, `dispatched`, `received`, `consumed` or `failed`.
-        undelivered: for `failed`: what follows.
+        failure_kind: for `failed`: what follows.
         code: for `failed`: BLiP's or WhatsApp's reason code.
         detail: for `failed`: the code's meaning, in a sentence.
         bots: those whose secret was shown with it at the webhook; empty if it may be of any bot.

@@ -48,6 +48,8 @@ class ButtonKind(StrEnum):
     OTHER = "other"  # what is not known here: nothing is checked
 
 
+# A status and a category.
+type Standing = tuple[TemplateStatus, Category | None]
 # The variables of a text: how many by position, or their names.
 type Variables = int | tuple[str, ...]
 
@@ -103,12 +105,23 @@ class RegisteredTemplate:
         translations: by language, as in `pt_BR`.
         is_whole: BLiP was asked for this one alone. A list that changes between two pages may lack
             a translation.
+        published: by language, the status and category that the last event of it named, or that the
+            first sync found.
     """
 
     name: str
     asked_at: float
     translations: Mapping[str, Translation]
     is_whole: bool = False
+    published: "Mapping[str, Standing]" = field(default_factory=dict)
+
+    @property
+    def standings(self) -> "Mapping[str, Standing]":
+        """By language, the status and category that it has now."""
+        return {
+            language: (translation.status, translation.category)
+            for language, translation in self.translations.items()
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +144,8 @@ class TemplateChange:
     """A change of a translation, as upstream systems hear of it.
 
     Attributes:
-        previous_status: what the registry had; None if it did not have the translation.
-        previous_category: what the registry had; None if it had none.
+        previous_status: what its event before named; None if it is new.
+        previous_category: what its event before named; None if that named none.
         stored_at: when BLiP had been asked for what the registry had; with the rest it names the
             change.
         time: when BLiP was asked, in epoch seconds.

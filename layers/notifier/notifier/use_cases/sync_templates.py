@@ -14,7 +14,7 @@ from typing import Protocol
 from notifier.domain.bot_state import BotState, Plan, Reservation
 from notifier.domain.bots import Bot, BotsSecretError, InvalidBot
 from notifier.domain.clock import Clock, Meter
-from notifier.domain.failures import Failure, Throttled
+from notifier.domain.failures import Failure, Throttled, crash_facts
 from notifier.domain.templates import (
     RegisteredTemplate,
     TemplateChange,
@@ -32,13 +32,15 @@ PAGE_SECONDS = 12.0
 KEPT_TOGETHER = 100
 # Of what becomes a status, these matter to people; the others come and go.
 REPORTED = frozenset({TemplateStatus.APPROVED, TemplateStatus.PAUSED, TemplateStatus.REJECTED})
+# What ends a pause.
+RELEASED = frozenset({TemplateStatus.APPROVED, TemplateStatus.REJECTED, TemplateStatus.DISABLED})
 
 
 class Registry(Protocol):
     """What BLiP says of each bot's templates; see `aws.templates`."""
 
     def of_bot(self, bot: str, names: Iterable[str]) -> Mapping[str, RegisteredTemplate]: ...
-    def keep(self, bot: str, template: RegisteredTemplate) -> None: ...
+    def keep_published(self, bot: str, template: RegisteredTemplate) -> None: ...
     def pause(self, bot: str, name: str, language: str) -> None: ...
     def resume(self, bot: str, name: str, language: str, asked_at: float) -> bool: ...
     def synced(self, bot: str, at: float) -> None: ...
@@ -103,6 +105,7 @@ class Syncing:
         usable = [bot for bot in bots.values() if isinstance(bot, Bot)]
         synced_at = {bot.name: self.registry.synced_at(bot.name) for bot in usable}
         templates: dict[str, int] = {}
+        crashes: list[Exception] = []
         for bot in sorted(usable, key=lambda bot: synced_at[bot.name]):
             try:
                 templates[bot.name] = self._sync(bot, synced_at[bot.name], deadline)
@@ -113,6 +116,11 @@ class Syncing:
                 logger.warning("templates not synced", extra=facts)
                 if isinstance(failure, Throttled):
                     self._start_cooldown(bot, failure)
+            except Exception as crash:  # noqa: BLE001 - whatever it was, it hurts this bot only
+                logger.error("sync crashed", extra={"bot": bot.name, **crash_facts(crash)})
+                crashes.append(crash)
+        if crashes:  # the alarm for errors of functions rings
+            raise crashes[0]
         return templates
 
     def _sync(self, bot: Bot, synced_at: float, deadline: float) -> int:
@@ -138,26 +146,36 @@ class Syncing:
 
         def keep(template: RegisteredTemplate) -> None:
             before = stored.get(template.name)
-            changes = [] if not synced_at else list(_changes(bot.name, before, template))
-            self._hold(bot.name, template, state)
+            if before is not None and before.asked_at >= asked_at:
+                return  # a sandbox has asked for it meanwhile
+            changes = list(_changes(bot.name, before, template)) if synced_at else []
             reported = [self._report(change) for change in changes]
             if all(reported) and (before is None or _is_to_write(before, template)):
-                self.registry.keep(bot.name, template)
+                self.registry.keep_published(bot.name, template)
 
         for some in batched(listed.values(), KEPT_TOGETHER, strict=False):
             go_on()
             list(self.threads.map(keep, some))
+        self._hold(bot.name, listed, asked_at)
         self.registry.synced(bot.name, asked_at)
         return len(listed)
 
-    def _hold(self, bot: str, template: RegisteredTemplate, state: BotState) -> None:
-        """Hold what WhatsApp has paused in every sandbox, and release what it has approved."""
-        for language, translation in template.translations.items():
-            held = (template.name, language) in state.paused_templates
-            if translation.status is TemplateStatus.PAUSED and not held:
-                self.registry.pause(bot, template.name, language)
-            if translation.status is TemplateStatus.APPROVED and held:
-                self.registry.resume(bot, template.name, language, template.asked_at)
+    def _hold(self, bot: str, listed: Mapping[str, RegisteredTemplate], asked_at: float) -> None:
+        """Hold in every sandbox what WhatsApp has paused, and release what it has not any more.
+
+        What it has rejected, disabled or deleted does not wait either: the check refuses it, or
+        lets it through where it is not listed.
+        """
+        held = self.bot_states.state(bot).paused_templates
+        for name, template in listed.items():
+            for language, translation in template.translations.items():
+                if translation.status is TemplateStatus.PAUSED and (name, language) not in held:
+                    self.registry.pause(bot, name, language)
+        for name, language in held:
+            found = listed.get(name)
+            now = found.translations.get(language) if found else None
+            if now is None or now.status in RELEASED:
+                self.registry.resume(bot, name, language, asked_at)
 
     def _report(self, change: TemplateChange) -> bool:
         """Publish a change; return whether the bus has taken it. Count what an alarm rings for."""
@@ -180,7 +198,7 @@ class Syncing:
 
 
 def _is_to_write(stored: RegisteredTemplate, listed: RegisteredTemplate) -> bool:
-    if stored.translations != listed.translations:
+    if stored.translations != listed.translations or stored.published != listed.standings:
         return True
     return listed.asked_at - stored.asked_at >= RENEW_SECONDS
 
@@ -196,15 +214,16 @@ def _changes(
         listed: what BLiP says now.
     """
     for language, now in listed.translations.items():
-        before = stored.translations.get(language) if stored else None
+        nothing = (None, None)
+        status, category = stored.published.get(language, nothing) if stored else nothing
         change = TemplateChange(
             bot=bot,
             name=listed.name,
             language=language,
             status=now.status,
-            previous_status=before.status if before else None,
+            previous_status=status,
             category=now.category,
-            previous_category=before.category if before else None,
+            previous_category=category,
             stored_at=stored.asked_at if stored else 0.0,
             time=listed.asked_at,
         )

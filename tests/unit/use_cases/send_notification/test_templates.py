@@ -102,7 +102,8 @@ def test_template_that_blip_lists_no_more_is_sent(world: World) -> None:
     (result,) = world.sandbox().deliver(a_request())
 
     assert outcome(result) == "sent"
-    assert item(world)["asked_at"] < round(world.clock.now() * 1000)
+    # It is not asked for again before the next sync.
+    assert item(world)["languages"] == {}
 
 
 @pytest.mark.parametrize(
@@ -462,3 +463,63 @@ def test_question_is_not_begun_without_the_time_for_it(world: World) -> None:
 
     assert outcome(result) == "retry_later"
     assert world.blip.asked_templates == []
+
+
+def test_requests_are_sent_together_if_blip_does_not_list_their_template_alone(
+    world: World,
+) -> None:
+    register(world, MISFITS, asked_at=world.clock.now() - 600)
+    requests = [world.queued(a_request()) for _ in range(30)]
+    world.clock.advance(3)
+
+    outcomes = [outcome(world.sandbox().deliver(request)[0]) for request in requests]
+
+    assert outcomes == ["sent"] * 30
+    assert world.blip.asked_templates == [NAME]
+
+
+def test_answer_that_another_sandbox_got_sends_what_fits_it(world: World) -> None:
+    register(world, MISFITS, asked_at=world.clock.now() - 600)
+    blip_lists(world, FITS)
+    other = world.sandbox()
+    remembers(other)
+    world.sandbox().deliver(a_request())
+    world.clock.advance(20)
+
+    (result,) = other.deliver(a_request())
+
+    assert outcome(result) == "sent"
+    assert world.blip.asked_templates == [NAME]
+
+
+def test_remembered_pause_does_not_outlive_a_later_sync(world: World) -> None:
+    paused = replace(FITS, status=TemplateStatus.PAUSED)
+    register(world, paused, asked_at=world.clock.now() - 30)
+    sandbox = world.sandbox()
+    remembers(sandbox)
+    register(world, FITS, asked_at=world.clock.now() - 10)
+    sandbox.registry.synced("default", world.clock.now() - 10)
+
+    (result,) = sandbox.deliver(world.queued(a_request(), age=60))
+
+    assert outcome(result) == "sent"
+    assert "paused_templates" not in world.identities_table.get("bot:default")
+
+
+def test_question_that_there_is_no_time_for_is_left_to_another_sandbox(world: World) -> None:
+    register(world, MISFITS, asked_at=world.clock.now() - 600)
+    blip_lists(world, MISFITS)
+    world.sandbox().deliver(a_request(), seconds=11)
+
+    (result,) = world.sandbox().deliver(a_request())
+
+    assert outcome(result) == "dead_letter"
+
+
+def test_category_that_is_a_day_old_is_not_known(world: World) -> None:
+    register(world, asked_at=world.clock.now() - DAY - 1)
+    body = a_request()
+
+    world.sandbox().deliver(body)
+
+    assert world.entry(body)["category"] is None

@@ -24,7 +24,7 @@ from notifier.use_cases.send_notification.outcomes import Outcome, Outcomes, Res
 from notifier.use_cases.send_notification.recipients import Recipients
 from notifier.use_cases.send_notification.reconciliation import Reconciliation
 from notifier.use_cases.send_notification.round import CALL_SECONDS, SETTLE_SECONDS, Round
-from notifier.use_cases.send_notification.templates import Templates
+from notifier.use_cases.send_notification.templates import MAX_AGE_SECONDS, Templates
 from notifier.use_cases.send_notification.waits import Waits, least_wait
 from notifier.use_cases.slots import RetryLater
 
@@ -156,7 +156,9 @@ class SendNotifications:
         probed: list[tuple[Notification, Identity | None]] = []
         probes = self._breaker.probe_all(bots, this_round)
         for asked_for in notifications:
-            notification = replace(asked_for, category=_category(asked_for, templates))
+            notification = replace(
+                asked_for, category=_category(asked_for, templates, this_round.began)
+            )
             identity = identities.get(notification.recipient)
             if identity is not None and identity.forgotten_at is not None:
                 if notification.queued.published_at <= identity.forgotten_at:
@@ -306,12 +308,15 @@ def _understood(queued: QueuedRequest) -> Notification:
 
 
 def _category(
-    notification: Notification, templates: "Mapping[tuple[str, str], RegisteredTemplate]"
+    notification: Notification,
+    templates: "Mapping[tuple[str, str], RegisteredTemplate]",
+    now: float,
 ) -> "Category | None":
     """Return the category of a notification's template, as the registry has it."""
     template = templates.get(notification.template)
-    language = notification.request.template.language
-    translation = template.translations.get(language) if template else None
+    if template is None or template.asked_at < now - MAX_AGE_SECONDS:
+        return None
+    translation = template.translations.get(notification.request.template.language)
     return translation.category if translation else None
 
 

@@ -68,7 +68,12 @@ class Templates:
             self.meter.count("template_unknown")
             return
         problem = _problem(template, known)
-        if problem is not None and not _is_proof(known, notification):
+        is_proof = _is_proof(known, notification)
+        if problem is HoldReason.TEMPLATE_PAUSED:
+            # A sync that came later would hold it in the bot's item.
+            synced_at = this_round.state(bot.name).templates_synced_at
+            is_proof = is_proof and known.asked_at >= synced_at
+        if problem is not None and not is_proof:
             known = self._as_it_is_now(notification, bot, this_round)
             problem = _problem(template, known)
         if problem is HoldReason.TEMPLATE_PAUSED:
@@ -91,17 +96,19 @@ class Templates:
         question = this_round.once.ask(
             ("template", bot.name, name), lambda: self._ask(name, bot, this_round)
         )
-        if question.granted or _is_proof(question.stored, notification):
-            return question.stored
+        stored = question.stored
+        fits = _problem(notification.request.template, stored) is None
+        if question.granted or fits or _is_proof(stored, notification):
+            return stored
         raise RetryLater(self.waits.jittered(max(0.0, question.again_at - self.clock.now()), 5))
 
     def _ask(self, name: str, bot: Bot, this_round: Round) -> Question:
         """Ask BLiP for one template: one sandbox a minute, for all notifications of its round."""
+        time_for_it = CALL_SECONDS + SETTLE_SECONDS
+        this_round.needs(time_for_it)
         question = self.registry.question(bot.name, name)
         if not question.granted:
             return question
-        time_for_it = CALL_SECONDS + SETTLE_SECONDS
-        this_round.needs(time_for_it)
 
         def on_connected() -> None:
             this_round.wait_for_slot(bot, "commands", known=True, after=time_for_it)
@@ -120,9 +127,9 @@ class Templates:
         except Failure:  # none of them is an answer, and this was no attempt
             raise RetryLater(self.waits.uniform(*NO_ANSWER_SECONDS)) from None
         self.meter.count("template_asked")
+        # Without an answer it is not known, for every sandbox and until the next sync.
         answer = replace(template or RegisteredTemplate(name, asked_at, {}), is_whole=True)
-        if template is not None:
-            self.registry.keep(bot.name, answer)
+        self.registry.keep(bot.name, answer)
         return Question(granted=True, stored=answer, again_at=0.0)
 
 
