@@ -529,12 +529,14 @@ class State:
         for ref, letter in seen.items():
             if ref not in self.letters:
                 self.letters[ref] = Letter.of(letter, self._order(), self._next())
-        # What is in flight elsewhere is still there, or was taken off: the next time shows it.
-        if in_flight == 0:
+        # What is in flight elsewhere, or was missed, is still there or was taken off: the next time
+        # shows it. It would else stay unseen until their number changes again.
+        is_whole = in_flight == 0 and len(seen) == visible
+        if is_whole:
             for ref in self.letters.keys() - seen.keys():
                 del self.letters[ref]
                 self._gone(ref)
-        self._depth = (visible, in_flight) if in_flight == 0 else None
+        self._depth = (visible, in_flight) if is_whole else None
 
 
 class _Stream:
