@@ -9,7 +9,8 @@
     expires_at     epoch seconds, time to live: KEPT_SECONDS after BLiP was asked
 
 Nothing is deleted: a template that BLiP lists no more counts as unknown after a day (its reader
-looks at `asked_at`), and its item goes by its time to live.
+looks at `asked_at`), and its item goes by its time to live. One that BLiP does not list when it is
+asked for it alone has no languages until the next sync: it is unknown at once.
 """
 
 from enum import StrEnum
