@@ -211,7 +211,7 @@ def test_every_method_of_the_adapters_answers_the_same(both: Both) -> None:
     both.clock.advance(1)
     both("templates", "resume", "default", "one", "en", now())
     both("templates", "synced", "default", now())
-    assert both("templates", "synced_at", "default")
+    assert both("bot_states", "state", "default").templates_synced_at
     assert both("templates", "remembered", ("default", "one"))
     both(
         "identities",

@@ -142,11 +142,11 @@ def test_item_of_the_bot_holds_no_more_than_a_hundred_pauses(backend: Backend) -
 
 
 def test_sync_is_recorded_in_the_item_of_the_bot(backend: Backend) -> None:
-    assert backend.templates().synced_at("default") == 0
+    assert backend.bot_states().state("default").templates_synced_at == 0
 
     backend.templates().synced("default", 1_800_000_123.0)
 
-    assert backend.templates().synced_at("default") == 1_800_000_123.0
+    assert backend.bot_states().state("default").templates_synced_at == 1_800_000_123.0
 
 
 def test_pause_by_several_receipts_at_once_is_resumed_as_one(backend: Backend) -> None:

@@ -159,10 +159,6 @@ class DynamoDbTemplates:
             bot_key(bot), "SET templates_synced_at = :at", "", {":at": milliseconds(at)}
         )
 
-    def synced_at(self, bot: str) -> float:
-        """Return when BLiP was last asked for all of a bot's templates; 0 if it never was."""
-        return self._state(bot).templates_synced_at
-
     def _state(self, bot: str) -> "BotState":
         return bot_state(self._table.get(bot_key(bot)))
 

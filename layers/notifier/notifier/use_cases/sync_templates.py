@@ -44,7 +44,6 @@ class Registry(Protocol):
     def pause(self, bot: str, name: str, language: str) -> None: ...
     def resume(self, bot: str, name: str, language: str, asked_at: float) -> bool: ...
     def synced(self, bot: str, at: float) -> None: ...
-    def synced_at(self, bot: str) -> float: ...
 
 
 class BotStates(Protocol):
@@ -103,7 +102,9 @@ class Syncing:
             logger.error("no bot can be asked", extra={"problem": str(error)})
             return {}
         usable = [bot for bot in bots.values() if isinstance(bot, Bot)]
-        synced_at = {bot.name: self.registry.synced_at(bot.name) for bot in usable}
+        synced_at = {
+            bot.name: self.bot_states.state(bot.name).templates_synced_at for bot in usable
+        }
         templates: dict[str, int] = {}
         crashes: list[Exception] = []
         for bot in sorted(usable, key=lambda bot: synced_at[bot.name]):

@@ -68,12 +68,10 @@ class Templates:
             self.meter.count("template_unknown")
             return
         problem = _problem(template, known)
-        is_proof = _is_proof(known, notification)
-        if problem is HoldReason.TEMPLATE_PAUSED:
-            # A sync that came later would hold it in the bot's item.
-            synced_at = this_round.state(bot.name).templates_synced_at
-            is_proof = is_proof and known.asked_at >= synced_at
-        if problem is not None and not is_proof:
+        # A pause that a later sync had found, too, would stand in the bot's item.
+        synced_at = this_round.state(bot.name).templates_synced_at
+        is_old = problem is HoldReason.TEMPLATE_PAUSED and known.asked_at < synced_at
+        if problem is not None and (is_old or not _is_proof(known, notification)):
             known = self._as_it_is_now(notification, bot, this_round)
             problem = _problem(template, known)
         if problem is HoldReason.TEMPLATE_PAUSED:
