@@ -14,7 +14,7 @@ from notifier.contract.problems import InvalidRequest
 from notifier.domain.notification import ledger_key
 from tests.browser.conftest import Screen
 from tests.local.blip import Simulator, Template
-from tests.local.machine import ROOT, wait_until
+from tests.local.machine import PATIENCE_SECONDS, ROOT, wait_until
 from tests.local.stack import LocalStack
 
 TABS = ("messages", "undelivered", "events", "templates", "send")
@@ -320,6 +320,7 @@ def test_rows_are_opened_with_the_keyboard(page: Page, stack: LocalStack, screen
 
 def test_everything_works_without_javascript(browser: Browser, blip: Simulator, url: str) -> None:
     context = browser.new_context(base_url=url, java_script_enabled=False)
+    context.set_default_timeout(PATIENCE_SECONDS * 1000)
     page = context.new_page()
     request = a_request(template={"name": f"refund_{uuid.uuid4().hex}", "language": "pt_BR"})
     page.goto("/send")
@@ -332,10 +333,14 @@ def test_everything_works_without_javascript(browser: Browser, blip: Simulator, 
     page.get_by_label("Request").fill(json.dumps(request))
     page.get_by_role("button", name="Send", exact=True).click()
 
+    # A click returns before its page has come: what follows at once may still meet the old page.
+    expect(page).to_have_url(re.compile(f"open={ledger_key('default', request['id'])}"))
     reload_until(page, "failed")
     page.get_by_role("link", name="See its dead letter").click()
-    page.get_by_role("searchbox").fill(request["id"])
+    expect(page).to_have_url(re.compile(f"/undelivered.*{request['id']}"))
+    page.get_by_role("searchbox").fill(request["template"]["name"])
     page.get_by_role("searchbox").press("Enter")
+    expect(page).to_have_url(re.compile(request["template"]["name"]))
     row(page, request["id"]).get_by_role("link").click()
     expect(page.locator("#detail")).to_contain_text("132001")
     page.get_by_role("button", name="Dry run of").click()
