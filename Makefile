@@ -67,7 +67,7 @@ events: .venv/.done ## status events as JSON, one on each line, from what `make 
 
 # STACK=name means a deployed stack; without it, the local one that `make run` keeps up.
 STACK_OPTION = $(if $(STACK),--stack $(STACK))
-COMMAND = CALLED_BY=make $(PYTHON) -m functions.cli
+COMMAND = $(INTERRUPTIBLE) CALLED_BY=make $(PYTHON) -m functions.cli
 
 failures: $(LOCAL) ## what lies on the dead-letter queue (STACK=name: of a deployed stack; ARGS=--help)
 	@$(COMMAND) failures $(STACK_OPTION) $(ARGS) $(OR_END)

@@ -1,5 +1,11 @@
 """The command line: `python -m functions.cli COMMAND`, or `make COMMAND`."""
 
+import signal
+
+if __name__ == "__main__":
+    # The imports take a second, in which Ctrl-C would show a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import logging
 import sys
 
@@ -102,4 +108,8 @@ class _Facts(logging.Formatter):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Explicitly: a shell lets what it starts in the background ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    code = main()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(code)

@@ -3,12 +3,17 @@
 Publishes sample requests (`events/*.json`) or your own, shows what became of each, and stays up.
 """
 
+import signal
+
+if __name__ == "__main__":
+    # The imports take a moment, in which Ctrl-C would show a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import contextlib
 import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -59,17 +64,17 @@ if __name__ == "__main__":
     _prepare()
     _show_start()
 
-from botocore.exceptions import BotoCoreError, ClientError  # noqa: E402
-from rich.console import Console  # noqa: E402
+from botocore.exceptions import BotoCoreError, ClientError
+from rich.console import Console
 
-from tests.local.console import console_of  # noqa: E402
-from tests.local.machine import HOST, StackError, require_free  # noqa: E402
-from tests.local.progress import Bars, Steps  # noqa: E402
-from tests.local.report import Report  # noqa: E402
-from tests.local.rows import Row, as_expected, read_rows  # noqa: E402
-from tests.local.stack import DEFAULT_PORT_BASE, LocalStack  # noqa: E402
-from tests.local.summary import Summary  # noqa: E402
-from tests.local.watch import show_what_to_do, watch  # noqa: E402
+from tests.local.console import console_of
+from tests.local.machine import HOST, StackError, require_free
+from tests.local.progress import Bars, Steps
+from tests.local.report import Report
+from tests.local.rows import Row, as_expected, read_rows
+from tests.local.stack import DEFAULT_PORT_BASE, LocalStack
+from tests.local.summary import Summary
+from tests.local.watch import show_what_to_do, watch
 
 LOG_WIDTH = 160
 MAX_WARNINGS = 5

@@ -3,8 +3,13 @@
 They come as a producer's application gets them: by a rule on the event bus, on a queue of its own.
 """
 
-import json
 import signal
+
+if __name__ == "__main__":
+    # The imports take a moment, in which Ctrl-C would show a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager

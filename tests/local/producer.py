@@ -3,6 +3,12 @@
 `eval "$(make env)"` puts it into a shell's environment.
 """
 
+import signal
+
+if __name__ == "__main__":
+    # It has nothing to end.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import socket
 import sys
