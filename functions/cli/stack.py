@@ -4,8 +4,9 @@ import argparse
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
+from threading import Lock
 from typing import Any, Protocol
 
 import boto3
@@ -48,6 +49,9 @@ class Addressed(Resources, Protocol):
 class Stack:
     """A stack whose functions can be invoked, and whose resources can be reached.
 
+    Its clients and its resources' names are kept: a client takes longer to make than most calls.
+    It can be used by several threads.
+
     Attributes:
         name: CloudFormation's.
         session: boto3's, for its account and region.
@@ -59,32 +63,44 @@ class Stack:
     session: boto3.Session
     endpoint: str | None = None
     typed: tuple[str, tuple[str, ...]] = ("", ())
+    _clients: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    _physical_ids: dict[str, str] = field(default_factory=dict, init=False, repr=False)
+    # boto3's clients may be shared by threads, its sessions may not.
+    _making_client: Any = field(default_factory=Lock, init=False, repr=False)
 
     def client(self, service: str) -> Any:
         """Return boto3's client of a service, where the stack is."""
-        config = Config(
-            max_pool_connections=MAX_THREADS,
-            read_timeout=INVOKE_SECONDS,
-            retries={"mode": "standard"},
-        )
-        return self.session.client(service, endpoint_url=self.endpoint, config=config)  # type: ignore[call-overload] # any
+        with self._making_client:
+            if service not in self._clients:
+                config = Config(
+                    max_pool_connections=MAX_THREADS,
+                    read_timeout=INVOKE_SECONDS,
+                    retries={"mode": "standard"},
+                )
+                self._clients[service] = self.session.client(  # type: ignore[call-overload] # any
+                    service, endpoint_url=self.endpoint, config=config
+                )
+            return self._clients[service]
 
     def physical_id(self, logical_id: str) -> str:
         """Return AWS's name of a resource."""
-        answer = self.client("cloudformation").describe_stack_resource(
-            StackName=self.name, LogicalResourceId=logical_id
-        )
-        physical_id: str = answer["StackResourceDetail"]["PhysicalResourceId"]
-        return physical_id
+        if logical_id not in self._physical_ids:
+            answer = self.client("cloudformation").describe_stack_resource(
+                StackName=self.name, LogicalResourceId=logical_id
+            )
+            self._physical_ids[logical_id] = answer["StackResourceDetail"]["PhysicalResourceId"]
+        return self._physical_ids[logical_id]
 
     def resources(self) -> dict[str, str]:
         """Return AWS's names of all resources, by their logical ids."""
         pages = self.client("cloudformation").get_paginator("list_stack_resources")
-        return {
+        found = {
             resource["LogicalResourceId"]: resource.get("PhysicalResourceId", "")
             for page in pages.paginate(StackName=self.name)
             for resource in page["StackResourceSummaries"]
         }
+        self._physical_ids.update(found)
+        return found
 
     def invoke(self, function: str, event: Json) -> Json:
         """Invoke the released version of a function, by its logical id; return its answer.

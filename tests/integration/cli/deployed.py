@@ -22,6 +22,8 @@ from notifier.entrypoints.get_notification import GetNotification, get_notificat
 from notifier.settings import ForgetRecipientSettings, GetNotificationSettings
 from tests.integration.conftest import Aws
 
+# boto3's sessions may not be shared by threads.
+MAKING_CLIENT = threading.Lock()
 CONTEXT: Any = SimpleNamespace(
     function_name="made-up",
     memory_limit_in_mb=512,
@@ -52,7 +54,8 @@ class Deployed:
     def client(self, service: str) -> Any:
         if service == "lambda":
             return self
-        client = boto3.client(service)  # type: ignore[call-overload] # whichever is asked for
+        with MAKING_CLIENT:
+            client = boto3.client(service)  # type: ignore[call-overload] # whichever is asked for
         client.meta.events.register(
             "provide-client-params.dynamodb.Scan",
             lambda params, **_: params | {"Limit": self.page},

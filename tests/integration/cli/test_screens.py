@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Barrier
 from types import SimpleNamespace
 from typing import Any
 
@@ -119,7 +120,7 @@ def masked(text: str) -> str:
     text = re.sub(r"[^\n]*\r| +$", "", text, flags=re.MULTILINE)
     # A bar, which is erased in the end.
     text = re.sub(r"^.*━.*\n", "", text, flags=re.MULTILINE)
-    text = re.sub(r"127\.0\.0\.1:(?!456\d)\d+", "127.0.0.1:00000", text)
+    text = re.sub(r"127\.0\.0\.1:(?!456\d\b)\d+", "127.0.0.1:00000", text)
     text = re.sub(r"\b[0-9a-f]{64}\b", "x" * 64, text)
     moment = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{3})?(?:Z|\+00:00)"
 
@@ -247,6 +248,26 @@ def test_status(screens: Screens, deployed: Deployed, endpoint: str | None) -> N
         )
 
     screens("status" if endpoint else "status-deployed", "status")
+
+
+def test_status_asks_for_everything_at_once(
+    deployed: Deployed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = Barrier(status.THREADS)
+    asked: list[str] = []
+    for name in ("_metrics", "_dead_letters", "_standings", "_alarms", "_depth"):
+        ask = getattr(status, name)
+
+        def meet(*arguments: Any, name: str = name, ask: Any = ask) -> Any:
+            asked.append(name)
+            everything.wait(60)
+            return ask(*arguments)
+
+        monkeypatch.setattr(status, name, meet)
+    stack: Any = deployed
+
+    assert status._collect(stack)["queues"][0]["name"] == "requests"
+    assert len(asked) == status.THREADS
 
 
 # --- publish --------------------------------------------------------------------------------------

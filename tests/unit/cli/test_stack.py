@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -53,6 +54,26 @@ def test_without_a_name_no_account_can_be_reached(monkeypatch: pytest.MonkeyPatc
     credentials = stack.session.get_credentials()
     assert credentials
     assert (credentials.access_key, credentials.secret_key) == ("local", "local")
+
+
+def test_clients_are_made_and_names_asked_for_once() -> None:
+    session = mock.Mock()
+    cloudformation = session.client.return_value
+    summary = {"LogicalResourceId": "Bots", "PhysicalResourceId": "bots-1"}
+    pages = cloudformation.get_paginator.return_value.paginate
+    pages.return_value = [{"StackResourceSummaries": [summary]}]
+    detail = {"StackResourceDetail": {"PhysicalResourceId": "ledger-1"}}
+    cloudformation.describe_stack_resource.return_value = detail
+    stack = Stack("blip-notifier", session)
+
+    assert stack.resources() == {"Bots": "bots-1"}
+    assert [stack.physical_id("Bots"), *[stack.physical_id("Ledger")] * 2] == [
+        *("bots-1", "ledger-1", "ledger-1"),
+    ]
+
+    cloudformation.describe_stack_resource.assert_called_once()
+    session.client.assert_called_once()
+    assert stack.client("sqs") is stack.client("sqs")
 
 
 def test_deployed_stack_is_reached_with_profile_and_region(
