@@ -64,8 +64,8 @@ def read_stage(name: str) -> Stage:
     """
     known = sorted(file.stem for file in STAGES.glob("*.toml"))
     if name not in known:
-        asked = f"there is no stage {name!r}" if name else "which stage?"
-        raise CommandError(f"{asked}: name one with STAGE=, of {', '.join(known)}")
+        asked = f"there is no stage {name!r}: name" if name else "which stage? Name"
+        raise CommandError(f"{asked} one with STAGE=, of {', '.join(known)}")
     content = tomllib.loads((STAGES / f"{name}.toml").read_text(encoding="utf-8"))
     unknown = content.keys() - {"stack", "region", "parameters"}
     if "stack" not in content or unknown:
@@ -188,7 +188,7 @@ def run_deploy(options: argparse.Namespace) -> int:
     if "://" not in known.get("RunbookUrl", "") and (url := runbook_url(_remote())):
         given["RunbookUrl"] = url
     rows = parameters_in_effect(template, stage, given, present)
-    output.table(("parameter", "value", ""), rows)
+    output.facts({name: f"{value or '-'} ({origin})" for name, value, origin in rows})
     output.say()
     output.say(f"{stage.stack} in {session.region_name}, release {release}")
     output.say()

@@ -3,6 +3,7 @@
 `WRITE_SCREENS=1` writes them anew: look at the difference before it is committed.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -15,9 +16,10 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 
 from functions.cli import __main__ as command_line
-from functions.cli import bots, output, status
+from functions.cli import bots, deployment, output, status
 from functions.cli import stack as stacks
 from notifier.aws.outbox import REFUSED
 from notifier.domain.notification import ledger_key
@@ -470,3 +472,71 @@ def test_republish_and_restore(screens: Screens, aws: Aws) -> None:
 
     screens("republish", "republish", "2025-11-26T00:00:00Z")
     screens("restore-ledger", "restore-ledger", "restored", again=lose)
+
+
+# --- deploy ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stage(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A stack of the stage `dev` with a table; SAM CLI shows its name, and deploys the release."""
+    del aws
+    cloudformation = boto3.client("cloudformation")
+    template = {
+        "Parameters": {"Release": {"Type": "String", "Default": "0"}},
+        "Resources": {
+            "LedgerTable": {
+                "Type": "AWS::DynamoDB::Table",
+                "Properties": {
+                    "TableName": "blip-notifier-dev-LedgerTable-1A2B3C",
+                    "BillingMode": "PAY_PER_REQUEST",
+                    "KeySchema": [{"AttributeName": "key", "KeyType": "HASH"}],
+                    "AttributeDefinitions": [{"AttributeName": "key", "AttributeType": "S"}],
+                },
+            }
+        },
+    }
+    stack = "blip-notifier-dev"
+    cloudformation.create_stack(StackName=stack, TemplateBody=json.dumps(template))
+
+    def sam(command: str, *arguments: object) -> None:
+        output.say_exactly(f"(what `sam {command}` shows)")
+        for argument in map(str, arguments):
+            is_release = argument.startswith("Release=")
+            if not is_release or "--no-confirm-changeset" not in arguments:
+                continue
+            # The second time it is there already.
+            with contextlib.suppress(ClientError):
+                cloudformation.update_stack(
+                    StackName=stack,
+                    UsePreviousTemplate=True,
+                    Parameters=[
+                        {"ParameterKey": "Release", "ParameterValue": argument.partition("=")[2]}
+                    ],
+                )
+
+    monkeypatch.setattr(deployment, "_sam", sam)
+    monkeypatch.setattr(deployment, "_remote", lambda: "https://github.com/acme/notifier")
+    monkeypatch.setattr(deployment, "time", SimpleNamespace(time=lambda: NOW))
+    return stack
+
+
+def test_deploy(screens: Screens, stage: str) -> None:
+    del stage
+    dev = ("deploy", "--stage", "dev", "--region", "us-east-1")
+    allowed = ("--allowed", "+5531999998888")
+
+    screens("deploy-which-stage", "deploy", code=1)
+    screens("deploy-no-recipients", *dev, code=1)
+    screens("deploy-wrong-parameter", *dev, *allowed, "MaxAtempts=7", code=1)
+    screens("deploy-declined", *dev, *allowed, code=1)
+    screens("deploy", *dev, *allowed, "--yes")
+
+
+def test_undeploy(screens: Screens, stage: str) -> None:
+    dev = ("undeploy", "--stage", "dev", "--region", "us-east-1")
+
+    screens("undeploy-declined", *dev, typed="yes\n", code=1)
+    screens("undeploy", *dev, typed=f"{stage}\n")
+    boto3.client("cloudformation").delete_stack(StackName=stage)
+    screens("undeploy-no-stack", *dev, code=1)
