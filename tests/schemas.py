@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "layers" / "notifier"))
 import yaml
 from aws_lambda_powertools.event_handler.openapi.models import APIKey, License, Server
 
-from notifier.aws.events import DETAIL_TYPE, SOURCE
+from notifier.aws.event_bus import SOURCE
+from notifier.aws.events import DETAIL_TYPE
 from notifier.aws.template_events import DETAIL_TYPE as TEMPLATE_DETAIL_TYPE
 from notifier.contract import problems, request
 from notifier.domain.bots import NAME_PATTERN
