@@ -17,7 +17,7 @@ from notifier.use_cases.send_notification.outcomes import Outcome, Result, logge
 from notifier.use_cases.send_notification.ports import Blip, BotStates, Secrets
 from notifier.use_cases.send_notification.round import CALL_SECONDS, SETTLE_SECONDS, Round
 from notifier.use_cases.send_notification.waits import Waits
-from notifier.use_cases.slots import MAX_COOLDOWN_SECONDS, RetryLater
+from notifier.use_cases.slots import RetryLater, cooldown
 
 logger = logging.getLogger(__name__)
 
@@ -177,8 +177,7 @@ class Breaker:
 
     def start_cooldown(self, bot: Bot, plan: Plan, failure: Throttled, this_round: Round) -> float:
         """Keep every sandbox away from the bot for the cooldown; return its seconds."""
-        asked = failure.retry_after_seconds or self.waits.policy.cooldown_seconds
-        seconds = min(asked, MAX_COOLDOWN_SECONDS)
+        seconds = cooldown(failure, self.waits.policy.cooldown_seconds)
         this_round.hold(bot.name, seconds, HoldReason.COOLING_DOWN)
         if self.bot_states.start_cooldown(bot, plan, self.clock.now() + seconds):
             self.meter.count("cooldown_began")

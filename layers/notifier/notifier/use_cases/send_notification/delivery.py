@@ -131,7 +131,7 @@ class Delivery:
                 return self._send_claimed(notification, claim, bot, identity, this_round)
             failure = rejected or _unknown_bot(notification)
             return self.outcomes.give_up(notification, claim, failure)
-        except Exception:
+        except Exception:  # whatever it was, it is raised again
             # The ledger must not say "may have been sent" of a notification that surely was not.
             if notification.key not in this_round.posted:
                 self.ledger.release_unsent(claim)
