@@ -169,7 +169,7 @@ def tables(measured: dict[str, Any]) -> Group:
             f"{row['seconds'] * 1000:.0f}",
             *(f"{row[name]:.2f}" for name in ("calls", "read_units", "write_units")),
         )
-    sandboxes = Table(title="With more sandboxes, BLiP at 100 ms, the plan in nobody's way")
+    sandboxes = Table(title="With more sandboxes, BLiP at 100 ms, with a plan that limits none")
     for heading in ("sandboxes", "notifications a second"):
         sandboxes.add_column(heading, justify="right")
     for row in measured["sandboxes"]:

@@ -239,7 +239,7 @@ def names_in(source: Path) -> set[str]:
             "What happens to a message whose send timed out?",
             ["Delivery._send_claimed", "Reconciliation.reconcile"],
         ),
-        ("Where is the wait after a 429 computed?", ["Waits.for_cooldown", "Breaker.throttled"]),
+        ("Where is the wait after a 429 computed?", ["cooldown", "Waits.for_cooldown"]),
         ("What would I touch to add a failure reason?", ["Reason", "final_status"]),
     ],
 )

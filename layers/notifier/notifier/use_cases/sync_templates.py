@@ -178,7 +178,7 @@ class Syncing:
 
 
 def _is_to_write(stored: RegisteredTemplate, listed: RegisteredTemplate) -> bool:
-    if stored.translations != listed.translations or stored.published != listed.standings:
+    if stored.translations != listed.translations or stored.published != listed.states:
         return True
     return listed.asked_at - stored.asked_at >= RENEW_SECONDS
 

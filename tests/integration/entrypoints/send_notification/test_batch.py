@@ -17,11 +17,11 @@ from notifier.entrypoints import send_notification as sending
 from notifier.entrypoints.environment import BatchCrashed
 from tests.integration.conftest import Stack
 from tests.integration.entrypoints.send_notification.helpers import (
-    hidden,
+    in_parallel,
     know,
-    max_threads,
     phone,
     statuses,
+    visibility_timeouts,
 )
 from tests.local.blip import Bot, wait_until
 from tests.support.builders import MARIA, PHONE, a_request
@@ -148,7 +148,7 @@ def test_status_of_a_newer_release_is_left_alone(stack: Stack) -> None:
     assert len(stack.blip.inbox()) == 1
     assert statuses(stack) == {"order-1": "teleported"}
     assert stack.aws.dead_letters() == []
-    assert all(30 <= seconds <= 60 for seconds in hidden(stack))
+    assert all(30 <= seconds <= 60 for seconds in visibility_timeouts(stack))
 
 
 @pytest.mark.parametrize("step", ["start_sending", "mark_sent"])
@@ -169,7 +169,7 @@ def test_crash_in_one_thread_affects_one_record(
 
     (waiting,) = stack.deliver(*bodies)
 
-    (seconds,) = hidden(stack)
+    (seconds,) = visibility_timeouts(stack)
     assert 30 <= seconds <= 60
     harmed = json.loads(waiting)["id"]
     found = statuses(stack)
@@ -198,7 +198,7 @@ def test_crash_of_the_whole_batch_is_an_error_of_the_function(
             stack.sandbox().handle({"Records": records}, context)
 
     assert log.getvalue().count("delivery crashed") == 2
-    assert all(30 <= seconds <= 60 for seconds in hidden(stack))
+    assert all(30 <= seconds <= 60 for seconds in visibility_timeouts(stack))
     assert stack.handle(records) == []
     assert len(stack.blip.inbox()) == 2
 
@@ -214,7 +214,7 @@ def test_several_sandboxes_together_keep_to_the_plan(stack: Stack) -> None:
     stack.publish(*[a_request(to=phone(number)) for number in range(30)])
     records = stack.receive()
 
-    assert max_threads(stack, records[:10], records[10:20], records[20:]) == []
+    assert in_parallel(stack, records[:10], records[10:20], records[20:]) == []
 
     assert len(stack.blip.inbox()) == 30
     times = [sent.at for sent in stack.blip.requests]
@@ -239,7 +239,7 @@ def test_throttling_stops_the_bot_in_every_sandbox(
     assert len(waiting) == 5
     # Slots are a fifth of a second apart: the first one said it for all.
     assert stack.blip.statistics()["kinds"]["messages"] <= 2
-    assert all(115 <= seconds <= 140 for seconds in hidden(stack))
+    assert all(115 <= seconds <= 140 for seconds in visibility_timeouts(stack))
     assert {item["attempts"] for item in stack.aws.ledger()} <= {"0"}
     assert set(statuses(stack).values()) == {"retrying"}
 
@@ -249,7 +249,7 @@ def test_throttling_stops_the_bot_in_every_sandbox(
     more = stack.receive()
     assert stack.handle(more, function=stack.sandbox()) == [json.dumps(later)]
     assert later["id"] not in statuses(stack)
-    assert all(100 <= seconds <= 125 for seconds in hidden(stack))
+    assert all(100 <= seconds <= 125 for seconds in visibility_timeouts(stack))
 
     stack.blip.clear_faults()
     shifted_clock.advance(121)
