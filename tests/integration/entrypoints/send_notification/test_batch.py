@@ -1,13 +1,10 @@
 """The function whole: threads, calls, the plan, and the handler."""
 
-import importlib.util
 import io
 import json
 import time
 from collections import Counter
 from dataclasses import fields
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +23,7 @@ from tests.integration.entrypoints.send_notification.helpers import (
 from tests.local.blip import Bot, wait_until
 from tests.support.builders import MARIA, PHONE, a_request
 from tests.support.clock import MachineClock
+from tests.support.lambda_runtime import a_context, load_app
 
 pytestmark = pytest.mark.usefixtures("no_holding_still")
 
@@ -193,9 +191,8 @@ def test_crash_of_the_whole_batch_is_an_error_of_the_function(
         broken.setattr(DynamoDbLedger, "claim", crash)
         stack.publish(a_request(), a_request(to=phone(2)))
         records = stack.receive()
-        context: Any = SimpleNamespace(get_remaining_time_in_millis=lambda: 30_000)
         with pytest.raises(BatchCrashed):
-            stack.sandbox().handle({"Records": records}, context)
+            stack.sandbox().handle({"Records": records}, a_context())
 
     assert log.getvalue().count("delivery crashed") == 2
     assert all(30 <= seconds <= 60 for seconds in visibility_timeouts(stack))
@@ -271,24 +268,12 @@ def test_handler_logs_and_counts_without_personal_data(
             field.name.upper(), str(value).lower() if isinstance(value, bool) else str(value)
         )
     monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "send-notification")
-    path = Path("functions/send_notification/app.py")
-    spec = importlib.util.spec_from_file_location("send_notification_app", path)
-    assert spec is not None
-    assert spec.loader is not None
-    app = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(app)
+    app = load_app("send_notification")
     conflict = a_request()
     stack.publish(a_request(to=phone(1)), "not JSON", conflict, conflict | {"to": phone(2)})
-    context = SimpleNamespace(
-        get_remaining_time_in_millis=lambda: 30_000,
-        function_name="send-notification",
-        memory_limit_in_mb=512,
-        invoked_function_arn="arn:aws:lambda:us-east-1:123456789012:function:send-notification",
-        aws_request_id="request",
-    )
 
-    stack.functions.append(app._send_notification)
-    answer = app.handler({"Records": stack.receive()}, context)
+    stack.functions.append(app["_send_notification"])
+    answer = app["handler"]({"Records": stack.receive()}, a_context())
 
     assert answer == {"batchItemFailures": []}
     emitted = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
