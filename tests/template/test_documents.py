@@ -106,7 +106,19 @@ MODULES = sorted(
     for folder in (
         "layers/notifier/notifier",
         "functions",
-        *(f"tests/{name}" for name in ("support", "unit", "integration", "faults", "benchmarks")),
+        *(
+            f"tests/{name}"
+            for name in (
+                "support",
+                "unit",
+                "integration",
+                "faults",
+                "benchmarks",
+                "template",
+                "e2e",
+                "browser",
+            )
+        ),
     )
     for path in (ROOT / folder).rglob("*.py")
 )
