@@ -80,13 +80,13 @@ class Syncing:
         Those that have waited longest come first, so that no bot is left out for ever. Return how
         many templates each bot has that was synced.
         """
-        longest_first = sorted(
+        by_last_sync = sorted(
             usable_bots(self.secrets),
             key=lambda bot: self.bot_states.state(bot.name).templates_synced_at,
         )
         templates: dict[str, int] = {}
         crashes: list[Exception] = []
-        for bot in longest_first:
+        for bot in by_last_sync:
             try:
                 templates[bot.name] = self._sync(bot, deadline)
             except RetryLater:
