@@ -16,7 +16,6 @@ down_count         how many such receipts there were
 down_reserved      what `reserved` was then
 messages_share, commands_share  millionths of the plan that were left after the last cooldown
 messages_share_at, commands_share_at  epoch milliseconds: since when
-cooldowns          how many there were
 missing_since      epoch milliseconds: since when the bots' secret lacks its entry
 control, control_at  a message that BLiP took, epoch milliseconds at which it was sent or later
 control_before, control_before_at  the one before it

@@ -128,15 +128,12 @@ class DynamoDbBotStates:
         )
         first, _ = self._table.update(
             bot_key(bot.name),
-            f"SET throttled_until = :until, {plan}_share = :share, {plan}_share_at = :now,"
-            " cooldowns = if_not_exists(cooldowns, :none) + :one",
+            f"SET throttled_until = :until, {plan}_share = :share, {plan}_share_at = :now",
             "attribute_not_exists(throttled_until) OR throttled_until <= :now",
             {
                 ":until": milliseconds(until),
                 ":share": round(share * MICROSECONDS),
                 ":now": milliseconds(now),
-                ":none": 0,
-                ":one": 1,
             },
         )
         if not first:
