@@ -333,6 +333,20 @@ def test_refusal_does_not_close_the_breaker_of_a_number_that_is_down(world: Worl
     assert (item["broken"], "tried_at" in item) == ("payment", False)
 
 
+def test_second_message_that_is_sent_closes_the_breaker_of_a_number_that_was_down(
+    world: World,
+) -> None:
+    world.sandbox().bot_states.number_down("default", "payment")
+    still_open = []
+    for number in range(2):
+        world.clock.advance(601)
+        body = a_request(to=f"+55119777766{number:02}")
+        assert outcome(world.sandbox().deliver(body)[0]) == "sent"
+        still_open.append("broken" in world.identities_table.get("bot:default"))
+
+    assert still_open == [True, False]
+
+
 def test_no_recipient_is_looked_up_while_the_number_is_down(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -474,6 +488,7 @@ def test_throttled_probe_starts_a_cooldown_in_every_sandbox(world: World) -> Non
     (result,) = sandbox.deliver(a_request())
 
     assert (outcome(result), world.blip.sent) == ("cooling_down", [])
+    assert list(sandbox.bot_states.state("default").shares) == ["commands"]
     for _ in range(3):
         world.clock.advance(28)
         sandbox.deliver(a_request())
@@ -487,11 +502,33 @@ def test_probe_that_could_not_end_in_time_is_not_started(
     world.identities_table.items["bot:default"] = {"broken": "no answer"}
     world.blip.before_ping = always(lambda: Transient("busy"))
 
-    (result,) = world.sandbox().deliver(a_request(), seconds=seconds)
+    results = world.sandbox().deliver(a_request(), a_request(to=OTHER_PHONE), seconds=seconds)
 
     assert world.blip.pings == pings
     if not pings:  # another sandbox can try at once
-        assert (outcome(result), result.retry_in) == ("retry_later", 0)
+        ends = [(outcome(result), result.retry_in) for result in results]
+        assert ends == [("retry_later", 0)] * 2
+
+
+def test_probe_of_another_sandbox_holds_the_bot(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    sandbox = world.sandbox()
+    sandbox.bot_states.open_breaker("default", "no answer")
+    assert sandbox.bot_states.probe("default")
+
+    (result,) = sandbox.deliver(a_request())
+
+    assert (outcome(result), world.blip.pings) == ("breaker_open", 0)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_bot_is_probed_and_sends_at_the_moment_in_which_its_cooldown_ends(world: World) -> None:
+    ends_at = round(world.clock.now() * 1000)
+    for broken in ({"broken": "no answer"}, {}):
+        world.identities_table.items["bot:default"] = {"throttled_until": ends_at} | broken
+
+        assert outcome(world.sandbox().deliver(a_request(to=OTHER_PHONE))[0]) == "sent"
 
 
 # --- A wrong bot, or a wrong notification ---------------------------------------------------------
@@ -579,7 +616,12 @@ def test_refused_probe_costs_no_attempt_and_leaves_the_breaker_open(world: World
 
 @pytest.mark.parametrize(
     ("age", "worked_before", "attempts"),
-    [(DAY + 1, DAY - 10, 1), (DAY - 1, 10, 0), (DAY + 1, DAY + 10, 0), (DAY + 1, None, 0)],
+    [
+        (DAY + 1, DAY - 1, 1),
+        (DAY, DAY - 1, 0),
+        (DAY + 1, DAY, 0),
+        (DAY + 1, None, 0),
+    ],
 )
 def test_refused_probe_costs_an_old_notification_of_a_working_bot_an_attempt(
     world: World, age: float, worked_before: float | None, attempts: int
@@ -588,8 +630,8 @@ def test_refused_probe_costs_an_old_notification_of_a_working_bot_an_attempt(
     sandbox = world.sandbox()
     published_at = world.clock.now() - age
     if worked_before is not None:
-        control = Control("a message", published_at - worked_before)
-        sandbox.bot_states.keep_control("default", control, 0)
+        for worked_at in (published_at - 3 * DAY, published_at - worked_before):
+            sandbox.bot_states.keep_control("default", Control("a message", worked_at), worked_at)
     sandbox.bot_states.open_breaker("default", "no answer")
     world.know(PHONE)
     refuse(world, PHONE)
@@ -610,6 +652,16 @@ def test_refusals_of_one_batch_cause_one_ping(world: World) -> None:
 
     assert {outcome(result) for result in results} == {"refused"}
     assert world.blip.pings == 1
+
+
+def test_ping_after_a_refusal_says_nothing_of_another_bot(world: World) -> None:
+    world.bots["clinic"] = {"key": OTHER_KEY}
+    world.blip.before_send = always(lambda: Misconfigured("HTTP 403", code=403))
+    world.blip.before_ping = wrong_key
+
+    results = world.sandbox().deliver(a_request(), a_request(bot="clinic"))
+
+    assert list(map(outcome, results)) == ["misconfigured", "refused"]
 
 
 def test_throttled_ping_after_a_refusal_starts_a_cooldown(world: World) -> None:
@@ -731,3 +783,13 @@ def test_bot_missing_for_a_quarter_of_an_hour_is_unknown(world: World) -> None:
     (result,) = world.sandbox().deliver(a_request())
 
     assert result.reason is Reason.UNKNOWN_BOT
+
+
+def test_bot_missing_from_the_secret_waits_beside_one_that_is_there(world: World) -> None:
+    world.bots["clinic"] = {"key": KEY}
+    world.sandbox().deliver(a_request(), a_request(bot="clinic"))
+    del world.bots["clinic"]
+
+    results = world.sandbox().deliver(a_request(), a_request(bot="clinic"))
+
+    assert list(map(outcome, results)) == ["sent", "misconfigured"]

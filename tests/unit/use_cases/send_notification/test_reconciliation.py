@@ -643,21 +643,6 @@ def test_control_that_is_new_enough_is_not_written_again(
     assert written == []
 
 
-def test_control_that_cannot_be_written_is_logged_with_its_bot(
-    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    sandbox = world.sandbox()
-
-    def fails(*_: object) -> None:
-        raise RuntimeError("no table")
-
-    monkeypatch.setattr(sandbox.bot_states, "keep_control", fails)
-
-    assert outcome(sandbox.deliver(a_request())[0]) == "sent"
-    (record,) = [each for each in caplog.records if each.levelname == "ERROR"]
-    assert record.__dict__["bot"] == "default"
-
-
 # --- Waits ----------------------------------------------------------------------------------------
 
 
