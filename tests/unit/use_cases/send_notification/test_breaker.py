@@ -66,6 +66,25 @@ def test_throttled_bot_cools_down_in_every_sandbox(
     assert {outcome(v) for v in world.sandbox().deliver(later, *bodies)} == {"sent"}
 
 
+def test_throttled_bot_opens_no_further_connection(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for phone in (PHONE, OTHER_PHONE):
+        world.know(phone)
+    begun: list[str] = []
+
+    def send(_: Bot, message_id: str, *_others: object) -> None:
+        begun.append(message_id)
+        raise Throttled("slowly")
+
+    monkeypatch.setattr(world.blip, "send", send)
+
+    results = world.sandbox().deliver(a_request(), a_request(to=OTHER_PHONE))
+
+    assert list(map(outcome, results)) == ["throttled", "cooling_down"]
+    assert len(begun) == 1
+
+
 def test_throttled_bot_does_not_stop_the_others(world: World) -> None:
     world.bots["clinic"] = {"key": OTHER_KEY}
 
@@ -242,6 +261,16 @@ def test_five_notifications_in_a_row_without_an_answer_open_the_breaker(
     assert outcome(world.sandbox().deliver(a_request())[0]) == "sent"
     assert world.blip.pings == 1
     assert (len(world.blip.look_ups), len(world.blip.sent)) == (asked[0] + 1, asked[1] + 2)
+
+
+def test_last_attempts_without_an_answer_open_the_breaker_as_well(world: World) -> None:
+    fail(world, "before_send", lambda: Transient("nothing"))
+    for number in range(5):
+        assert "broken" not in world.identities_table.get("bot:default")
+        body = a_request(to=f"+55119888877{number:02}")
+        assert outcome(world.sandbox(max_attempts=1).deliver(body)[0]) == "dead_letter"
+
+    assert "broken" in world.identities_table.get("bot:default")
 
 
 def test_unanswered_probe_prevents_every_claim_look_up_and_send(
@@ -624,7 +653,11 @@ def test_refused_probe_costs_no_attempt_and_leaves_the_breaker_open(world: World
     ],
 )
 def test_refused_probe_costs_an_old_notification_of_a_working_bot_an_attempt(
-    world: World, age: float, worked_before: float | None, attempts: int
+    world: World,
+    caplog: pytest.LogCaptureFixture,
+    age: float,
+    worked_before: float | None,
+    attempts: int,
 ) -> None:
     """Where only such notifications are left, nothing else would end them."""
     sandbox = world.sandbox()
@@ -642,6 +675,7 @@ def test_refused_probe_costs_an_old_notification_of_a_working_bot_an_attempt(
     assert outcome(result) == ("refused" if attempts else "misconfigured")
     assert world.entry(body)["attempts"] == attempts
     assert "broken" in world.identities_table.get("bot:default")
+    assert "the breaker is open" not in caplog.messages  # it was before, and nothing is counted
 
 
 def test_refusals_of_one_batch_cause_one_ping(world: World) -> None:
@@ -674,6 +708,7 @@ def test_throttled_ping_after_a_refusal_starts_a_cooldown(world: World) -> None:
 
     assert outcome(result) == "throttled"
     assert world.entry(body)["attempts"] == 0
+    assert list(world.sandbox().bot_states.state("default").shares) == ["commands"]
 
 
 def test_refusal_with_too_little_time_for_a_ping_returns_at_once(world: World) -> None:
@@ -754,42 +789,3 @@ def test_slots_are_spaced_by_the_current_share(world: World) -> None:
     first, second = world.blip.sent
     assert second.at - first.at == pytest.approx(1)
     assert world.meter.times["share_of_plan"] == [pytest.approx(0.5, abs=1e-3)]
-
-
-# --- A bot that is missing from the secret --------------------------------------------------------
-
-
-def test_requests_wait_for_a_working_bot_that_is_missing_from_the_secret(world: World) -> None:
-    world.sandbox().deliver(a_request())
-    bots, world.bots = world.bots, {}
-    body = a_request()
-
-    for _ in range(2):
-        assert outcome(world.sandbox().deliver(body)[0]) == "misconfigured"
-        world.clock.advance(449)
-    world.bots = bots
-    assert outcome(world.sandbox().deliver(body)[0]) == "sent"
-    world.bots = {}
-    world.clock.advance(600)
-    assert outcome(world.sandbox().deliver(a_request())[0]) == "misconfigured"
-
-
-def test_bot_missing_for_a_quarter_of_an_hour_is_unknown(world: World) -> None:
-    world.sandbox().deliver(a_request())
-    world.bots = {}
-    world.sandbox().deliver(a_request())
-    world.clock.advance(900)
-
-    (result,) = world.sandbox().deliver(a_request())
-
-    assert result.reason is Reason.UNKNOWN_BOT
-
-
-def test_bot_missing_from_the_secret_waits_beside_one_that_is_there(world: World) -> None:
-    world.bots["clinic"] = {"key": KEY}
-    world.sandbox().deliver(a_request(), a_request(bot="clinic"))
-    del world.bots["clinic"]
-
-    results = world.sandbox().deliver(a_request(), a_request(bot="clinic"))
-
-    assert list(map(outcome, results)) == ["sent", "misconfigured"]
