@@ -79,6 +79,28 @@ def test_sandbox_killed_during_a_send_leaves_an_unknown_outcome(world: World) ->
     assert world.blip.asked == [key_of(body)]
 
 
+def test_abandoned_send_is_unknown_from_the_end_of_its_lease(world: World) -> None:
+    world.know(PHONE)
+    fail(world, "before_send", lambda: RuntimeError("the sandbox is gone"))
+    body = a_request()
+    world.sandbox().deliver(body, seconds=30)
+
+    world.clock.advance(31.9)  # two clocks may differ by two seconds
+    assert outcome(world.sandbox().deliver(body)[0]) == "retry_later"
+    world.clock.advance(0.1)
+    assert outcome(world.sandbox().deliver(body)[0]) == "unsettled"
+
+
+def test_history_is_queried_from_the_end_of_the_window(world: World) -> None:
+    body = a_request()
+    unknown(world, body)
+
+    world.clock.advance(WINDOW)
+    world.sandbox().deliver(body)
+
+    assert world.blip.asked == [key_of(body)]
+
+
 @pytest.mark.parametrize("stored", [Status.ACCEPTED, Status.DISPATCHED, Status.CONSUMED])
 def test_message_in_the_history_is_marked_sent(world: World, stored: Status) -> None:
     body = a_request()
