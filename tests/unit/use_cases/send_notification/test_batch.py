@@ -192,7 +192,7 @@ def test_batch_with_a_request_that_can_proceed_does_not_hold_still(world: World)
 
     still, sent = sandbox.deliver(a_request(), a_request(bot="other"))
 
-    assert (still.retry_in, outcome(sent)) == (30, "sent")
+    assert (still.retry_in, outcome(sent), sent.retry_in) == (30, "sent", None)
     assert world.clock.slept == []
 
 

@@ -355,6 +355,18 @@ def test_slot_of_a_single_known_recipient_is_reserved_before_the_claim(
     assert sandbox.bot_states.reservations[before:] == [("default", "messages", 1)]
 
 
+def test_slot_that_becomes_free_now_is_reserved_before_the_claim(
+    world: World, sandbox: Sandbox
+) -> None:
+    free_at = round(world.clock.now() * 1_000_000)
+    world.identities_table.items["bot:default"]["next_messages_at"] = free_at
+    ahead = reserved_before_claimed(world)
+
+    sandbox.deliver(a_request(to=NUMBER))
+
+    assert ahead()
+
+
 @pytest.mark.parametrize("why", ["new", "two", "again", "busy", "cold"])
 def test_slot_that_cannot_be_used_at_once_is_not_reserved_before_the_claim(
     world: World, sandbox: Sandbox, why: str
