@@ -136,6 +136,17 @@ def test_bot_without_a_slot_soon_leaves_its_requests_unclaimed(world: World) -> 
     assert all(world.entry(body) == {} for body in bodies[6:])
 
 
+@pytest.mark.parametrize(("requests", "rounds"), [(32, 1), (33, 2)])
+def test_round_is_no_larger_than_can_start_at_once(
+    world: World, requests: int, rounds: int
+) -> None:
+    sandbox = world.sandbox()
+
+    sandbox.deliver(*(a_request(to=f"+55119888877{number:02}") for number in range(requests)))
+
+    assert sandbox.identities.reads == rounds
+
+
 # --- Room in flight -------------------------------------------------------------------------------
 
 
