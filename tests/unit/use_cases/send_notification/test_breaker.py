@@ -66,18 +66,20 @@ def test_throttled_bot_cools_down_in_every_sandbox(
     assert {outcome(v) for v in world.sandbox().deliver(later, *bodies)} == {"sent"}
 
 
+@pytest.mark.parametrize("call", ["look_up", "send"])
 def test_throttled_bot_opens_no_further_connection(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    for phone in (PHONE, OTHER_PHONE):
-        world.know(phone)
-    begun: list[str] = []
+    if call == "send":
+        for phone in (PHONE, OTHER_PHONE):
+            world.know(phone)
+    begun: list[object] = []
 
-    def send(_: Bot, message_id: str, *_others: object) -> None:
-        begun.append(message_id)
+    def throttle(_: Bot, about: object, *_others: object) -> None:
+        begun.append(about)
         raise Throttled("slowly")
 
-    monkeypatch.setattr(world.blip, "send", send)
+    monkeypatch.setattr(world.blip, call, throttle)
 
     results = world.sandbox().deliver(a_request(), a_request(to=OTHER_PHONE))
 
