@@ -20,6 +20,7 @@ MODULES = [
     "domain/status",
     "domain/failures",
     "use_cases/slots",
+    "use_cases/asking",
     "use_cases/send_notification/batch",
     "use_cases/send_notification/breaker",
     "use_cases/send_notification/delivery",

@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "layers" / "notifier"))
 import yaml
 from aws_lambda_powertools.event_handler.openapi.models import APIKey, License, Server
 
-from notifier.aws.events import DETAIL_TYPE, SOURCE
+from notifier.aws.event_bus import SOURCE
+from notifier.aws.events import DETAIL_TYPE
 from notifier.aws.template_events import DETAIL_TYPE as TEMPLATE_DETAIL_TYPE
 from notifier.contract import problems, request
 from notifier.domain.bots import NAME_PATTERN
@@ -35,7 +36,7 @@ EVENTS = Path(__file__).parent.parent / "events"
 FOLDER = EVENTS / "schema"
 OPENAPI = "openapi.yaml"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-# Samples that show the most of the request, for whoever reads the schema in a viewer.
+# Samples that show the most of the request, for a reader of the schema in a viewer.
 EXAMPLES = ("05-quick-reply.json", "04-document.json", "10-named-parameters.json")
 
 
@@ -103,7 +104,7 @@ def maybe(kind: str, description: str, **rules: Any) -> Json:
 
 
 def status_event_schema() -> Json:
-    told = [
+    published = [
         status for status in Status if status in {*SENT_OR_LATER, *UNDELIVERED, Status.CANCELLED}
     ]
     detail = {
@@ -112,15 +113,15 @@ def status_event_schema() -> Json:
         "description": "A change of status. Holds no phone number and no parameter.",
         "properties": {
             "event_id": text(
-                "Names the change, however often it is told: drop what you have seen.",
+                "Names the change, however often it is published: drop what you have seen.",
                 format="uuid",
             ),
             "id": text("The request's id.", pattern=request.ID_PATTERN),
             "bot": text("The request's bot.", pattern=NAME_PATTERN),
             "status": text(
-                "Where the notification stands now; accepted and dispatched only if the stack is"
-                " told to.",
-                enum=told,
+                "Where the notification stands now; accepted and dispatched only if the stack"
+                " publishes all receipts.",
+                enum=published,
             ),
             "reason": maybe(
                 "string",
@@ -150,7 +151,7 @@ def status_event_schema() -> Json:
             ),
             "stack": text("The stack that sends: a test stage's events may come by the same bus."),
         },
-        "if": {"properties": {"status": {"enum": [s for s in told if s in UNDELIVERED]}}},
+        "if": {"properties": {"status": {"enum": [s for s in published if s in UNDELIVERED]}}},
         "then": {"properties": {"reason": {"type": "string"}}},
         "else": {"properties": {"reason": {"type": "null"}}},
     }
@@ -271,7 +272,7 @@ def dead_letter_schema() -> Json:
         ),
         "type": "object",
         "properties": {
-            "reason": text("Why; events/README.md tells what to do.", enum=list(Reason)),
+            "reason": text("Why; events/README.md says what to do.", enum=list(Reason)),
             "bot": text("The request's bot, where it is readable.", pattern=NAME_PATTERN),
             "notification_id": text(
                 "The request's id, where it is readable.", pattern=request.ID_PATTERN
@@ -295,8 +296,8 @@ def dead_letter_schema() -> Json:
 
 def openapi() -> Json:
     """Describe what producers may ask over HTTP: Powertools' resolver knows its own routes."""
-    nobody = cast("Any", None)
-    resolver = GetNotification(Notifications(nobody, nobody)).resolver
+    unused = cast("Any", None)
+    resolver = GetNotification(Notifications(unused, unused)).resolver
     document: Json = json.loads(
         resolver.get_openapi_json_schema(
             title="BLiP notifier",

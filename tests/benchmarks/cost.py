@@ -260,7 +260,7 @@ def main() -> None:
     ]
     console.print(_prices(batches, last_run("afterwards")))
     console.print(
-        "Without receipts a notification ends at `sent`: nobody hears that it was not delivered,\n"
+        "Without receipts a notification ends at `sent`: that it was not delivered stays unknown,\n"
         "and what WhatsApp's rate limits hold up is not sent again. Without status events\n"
         "upstream does not hear how it ended.\n"
     )

@@ -36,12 +36,20 @@ blip = httpx.Client(
 threads = ThreadPoolExecutor(MAX_THREADS)
 
 
-def update(table: str, key: str, **values: str | int) -> None:
+def typed(value: object) -> "AttributeValueTypeDef":
+    """Return a value as DynamoDB has it."""
+    if isinstance(value, str):
+        return {"S": value}
+    if isinstance(value, list):
+        return {"L": [typed(one) for one in value]}
+    if isinstance(value, dict):
+        return {"M": {name: typed(one) for name, one in value.items()}}
+    return {"NULL": True} if value is None else {"N": str(value)}
+
+
+def update(table: str, key: str, **values: object) -> None:
     """Write some attributes of an item."""
-    given: dict[str, AttributeValueTypeDef] = {
-        f":{name}": {"N": str(value)} if isinstance(value, int) else {"S": value}
-        for name, value in values.items()
-    }
+    given = {f":{name}": typed(value) for name, value in values.items()}
     dynamodb.update_item(
         TableName=table,
         Key={"key": {"S": key}},
@@ -72,10 +80,14 @@ def claim(request: dict[str, Any], body: str, status: str) -> None:
         content_hash=uuid4().hex * 2,
         request=body,
         template=request["template"]["name"],
+        category="UTILITY",
         recipient=request["to"][-4:],
+        metadata=request["metadata"],
+        correlation_id=None,
         created_at=now,
         generation=1,
         attempts=1,
+        redrives=0,
         expires_at=now // 1000,
     )
 
@@ -123,7 +135,9 @@ def send(request: dict[str, Any], body: str, address: str) -> None:
     status = "sent" if answer.is_success else "rejected"
     if not answer.is_success:
         sqs.send_message(QueueUrl=os.environ["DEAD_LETTERS_QUEUE_URL"], MessageBody=body)
-    update(LEDGER, request["id"], status=status, updated_at=time.time_ns() // 1_000_000)
+    now = time.time_ns() // 1_000_000
+    timeline = [[status, 1, now, None]]
+    update(LEDGER, request["id"], status=status, updated_at=now, timeline=timeline)
 
 
 def deliver(body: str, identities: dict[str, str]) -> None:
@@ -138,10 +152,12 @@ def handler(event: dict[str, Any], _: object) -> dict[str, Any]:
     """Deliver one batch."""
     bodies = [record["body"] for record in event["Records"]]
     phones = [json.loads(body)["to"] for body in bodies]
+    templates = [json.loads(body)["template"]["name"] for body in bodies]
     identities: dict[str, str] = {}
     for start in range(0, len(bodies), MAX_THREADS):
         some = bodies[start : start + MAX_THREADS]
         keys = ["bot:default", *(f"default/{phone}" for phone in phones[start:][:MAX_THREADS])]
+        keys += {f"template:default/{name}" for name in templates[start:][:MAX_THREADS]}
         answer = dynamodb.batch_get_item(
             RequestItems={IDENTITIES: {"Keys": [{"key": {"S": key}} for key in keys]}}
         )

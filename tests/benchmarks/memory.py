@@ -129,7 +129,8 @@ def _batches(results: Sequence[Figures]) -> Table:
 def _drains(drains: Sequence[dict[str, Any]]) -> Table:
     shown = _table(
         f"A backlog of {growth.BACKLOG}, {growth.MAXIMUM_CONCURRENCY} warm sandboxes, "
-        f"{growth.PLAN}/s less 5 %, BLiP at {ROUND_TRIP_SECONDS * 1000:.0f} ms (each round)",
+        f"{growth.SHARE_OF_PLAN:.2f} of {growth.PLAN}/s, "
+        f"BLiP at {ROUND_TRIP_SECONDS * 1000:.0f} ms (each round)",
         *("MemorySize", "notifications a second", "% of what the plan allows"),
         *("came back", "invocations", "Lambda, $ per million"),
     )

@@ -96,7 +96,7 @@ def page(context: BrowserContext) -> Iterator[Page]:
     """A page in which nothing goes wrong unseen: no script fails, nothing is blocked."""
     problems: list[str] = []
     page = context.new_page()
-    # A form that is answered with what is wrong in it is told as an error as well.
+    # A form that is answered with what is wrong in it is logged as an error, too.
     page.on(
         "console",
         lambda told: (

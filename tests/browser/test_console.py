@@ -237,7 +237,7 @@ def test_sample_has_an_id_of_its_own(page: Page) -> None:
     assert shown | {"id": ""} == sample | {"id": ""}
 
 
-# --- for everybody --------------------------------------------------------------------------------
+# --- accessibility --------------------------------------------------------------------------------
 
 
 def test_axe_finds_nothing_on_any_tab(page: Page, stack: LocalStack) -> None:
@@ -267,7 +267,7 @@ def test_axe_finds_nothing_on_any_tab(page: Page, stack: LocalStack) -> None:
     ]
     for address in addresses:
         page.goto(address)
-        expect(page.locator("#content")).to_be_visible()  # on a phone an open item hides the list
+        expect(page.locator("#content")).to_be_visible()  # on a phone an open item covers the list
         found = Axe().run(page)
         assert found.violations_count == 0, f"{address}\n{found.generate_report()}"
 

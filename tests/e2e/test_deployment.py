@@ -93,7 +93,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
 def error(printed: str) -> str:
     """Return the one line that says what is wrong; make adds none."""
     *_, line = printed.splitlines()
-    # A question stands before it where nobody has pressed Return.
+    # Where Return was not pressed, the question stands before it.
     _, said, problem = line.partition("error: ")
     assert said
     return problem
@@ -105,7 +105,7 @@ def parameters(aws: Aws) -> dict[str, str]:
 
 
 def settings(aws: Aws) -> dict[str, str]:
-    """Return what the newest version of a function is told, its release among it.
+    """Return the environment of a function's newest version, its release among it.
 
     ministack transforms the template with the parameters' defaults, so it makes no version of each
     release. That AWS makes one is tested in tests/template/test_functions.py.

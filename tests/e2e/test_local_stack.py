@@ -83,7 +83,7 @@ def run_at_a_terminal(*arguments: object, output: Path) -> subprocess.CompletedP
         )
     os.close(terminal)
     seen = b""
-    # What reads a terminal that everybody has left is told of an error.
+    # Reading a terminal whose other side is closed is an error.
     with contextlib.suppress(OSError):
         while some := os.read(person, 65536):
             seen += some
@@ -484,7 +484,7 @@ def ask(stack: LocalStack, method: str, path: str, *, signed: bool = True) -> tu
 
 @contextlib.contextmanager
 def listening(stack: LocalStack) -> Iterator[str]:
-    """Bring the status events to a queue, with a rule as producers are told to make it."""
+    """Bring the status events to a queue, with a rule as events/README.md has producers make it."""
     events = stack.aws.client("events")
     queue = stack.aws.sqs.create_queue(QueueName="upstream")["QueueUrl"]
     attributes = stack.aws.sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])

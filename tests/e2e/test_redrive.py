@@ -54,7 +54,7 @@ def undelivered(stack: LocalStack, folder: Path, template: str, count: int) -> l
     """Publish requests with a template that is not there, and wait for them to fail; their ids."""
     ids = [str(uuid.uuid4()) for _ in range(count)]
     body = {"name": template, "language": "pt_BR", "body": ["Maria", "981"]}
-    # Everybody is written to once: WhatsApp limits how fast one person may be.
+    # Each recipient is written to once: WhatsApp limits how fast one person may be.
     requests = [
         {"id": one, "to": f"+553198{random.randrange(10**7):07}", "template": body} for one in ids
     ]

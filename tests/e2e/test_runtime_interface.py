@@ -228,7 +228,7 @@ class GuardedAws:
             self.arns[group] = f"arn:aws:logs:{REGION}:{ACCOUNT}:log-group:{group}:*"
 
     def with_queues_of_its_own(self) -> "GuardedAws":
-        """Make queues that nobody else has used, under the names of the template's."""
+        """Make queues that no other test has used, under the names of the template's."""
         sqs = self.client("sqs")
         names, arns = dict(self.names), dict(self.arns)
         for queue in load().resources("AWS::SQS::Queue"):
@@ -291,7 +291,7 @@ class GuardedAws:
                 return self.arns[logical_id(resource)]
 
     def receive(self, queue: str) -> "list[MessageTypeDef]":
-        """Take up to ten messages off a queue; they stay hidden."""
+        """Take up to ten messages off a queue; they stay in flight."""
         messages: list[MessageTypeDef] = (
             self.client("sqs")
             .receive_message(
@@ -660,7 +660,7 @@ def test_it_publishes_with_the_rights_of_its_role(
     assert len(re.findall(r'"changed_to_published":\s*\[', log)) == 1
     letters = [json.loads(letter["Body"]) for letter in aws.receive("UnpublishedQueue")]
     key = change["dynamodb"]["Keys"]["key"]["S"]
-    # Other tests leave letters of their own.
+    # Other tests leave dead letters of their own.
     assert [letter["sequence_number"] for letter in letters if letter["key"] == key] == ["1"]
     assert "AccessDenied" not in log
     assert RECIPIENT.removeprefix("+") not in log
@@ -693,7 +693,7 @@ def test_publishing_needs_every_right_that_it_has(
 # Used by Lambda itself.
 OF_THE_POLLER = {"sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes"}
 OF_THE_LOGS = {"logs:CreateLogStream", "logs:PutLogEvents"}
-# Used where two sandboxes meet, an outcome was unknown, or somebody is forgotten meanwhile.
+# Used where two sandboxes meet, an outcome was unknown, or a recipient is forgotten meanwhile.
 NOT_TRIED = {"dynamodb:GetItem", "dynamodb:DeleteItem"}
 TRIED = [
     "dynamodb:BatchGetItem",

@@ -1,4 +1,4 @@
-"""README.md's story of a failure, word by word, as somebody walks it who is new to it."""
+"""README.md's story of a failure, word by word, as a newcomer walks it."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def commands() -> list[str]:
 
 
 class Person:
-    """Somebody at two terminals: `make run` is up in one of them."""
+    """A newcomer at two terminals: `make run` is up in one of them."""
 
     def __init__(self, folder: Path, port: int, other_terminal: Path) -> None:
         self._folder = folder
@@ -79,7 +79,7 @@ class Person:
         return run.stdout
 
     def is_told(self, text: str) -> bool:
-        """Return whether `make run` has told it."""
+        """Return whether `make run` has printed it."""
         told = self._other_terminal.read_text()
         assert not A_NUMBER.search(told), told
         return text in told

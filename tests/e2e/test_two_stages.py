@@ -1,4 +1,4 @@
-"""Two stages in one account share nothing: what goes wrong in one is told of that one only."""
+"""Two stages in one account share nothing: what goes wrong in one is published of that one only."""
 
 import json
 from collections.abc import Iterator

@@ -73,7 +73,7 @@ BREAKS = {
     "a redrive of any generation starts the next one": Break(
         DynamoDbLedger, "_claim_as", 'found["generation"] == asked_generation', "asked_generation"
     ),
-    "nobody looks at `valid_until` after the wait for a slot": Break(
+    "`valid_until` is not checked after the wait for a slot": Break(
         Delivery, "_send", "if rejected := self.rejection(notification):", "if rejected := None:"
     ),
     "an unknown outcome is retried": Break(

@@ -203,7 +203,7 @@ class Invariants:
         key, _, generation = accepted.message_id.partition(":")
         wanted = self.wanted.get(key)
         if wanted is None:
-            self._break(f"{accepted.message_id} was sent, and nobody wanted it")
+            self._break(f"{accepted.message_id} was sent, and was not asked for")
             return
         blip = self._world.blip
         times = len(blip.sent[accepted.message_id])
@@ -248,7 +248,7 @@ class Invariants:
         elif was not in UNDELIVERED | {"waiting"}:
             self._break(f"{key}: generation {after['generation']} begins while {was}")
         elif (after["request"], before["generation"]) not in self._put_back:
-            self._break(f"{key}: generation {after['generation']} begins, and nobody wanted it")
+            self._break(f"{key}: generation {after['generation']} begins, and was not asked for")
         if "request" in before and "request" not in after and now not in DELIVERED | {"cancelled"}:
             self._break(f"{key} lost its request, and is {now}")
 

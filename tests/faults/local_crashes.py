@@ -163,7 +163,7 @@ class Theatre:
             calls = self._killer.calls()
             _, broken = self._judge(story, identifier, body)
             if broken:
-                raise RuntimeError(f"{name}, with nobody killed: {broken}")
+                raise RuntimeError(f"{name}, with no process killed: {broken}")
             found += [
                 Point(name, number, self._readable(call), side)
                 for number, call in enumerate(calls, 1)

@@ -309,7 +309,7 @@ def _judge(stack: LocalStack, published: Published, result: Result) -> None:
             result.sent_twice += 1
             result.broken.append(f"{sent_as} was sent {len(times)} times")
         if sent_as not in published.wanted:
-            result.broken.append(f"{sent_as} was sent, and nobody wanted it")
+            result.broken.append(f"{sent_as} was sent, and was not asked for")
     for body, copies in published.unusable.items():
         reasons = {letter.reason for letter in letters[body]}
         if len(letters[body]) < copies:

@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from threading import RLock
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -20,6 +19,7 @@ from notifier.settings import SendNotificationSettings
 from notifier.use_cases import slots
 from tests.integration.receipts_stack import clock, receipts
 from tests.local.blip import Simulator
+from tests.support.lambda_runtime import a_context
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -272,9 +272,8 @@ class Stack:
         """Hand these to the function as one batch. Return the bodies that have to return."""
         if function is None:
             function = self.functions[0] if self.functions else self.sandbox()
-        context: Any = SimpleNamespace(get_remaining_time_in_millis=lambda: seconds * 1000)
         try:
-            answer = function.handle({"Records": records}, context)
+            answer = function.handle({"Records": records}, a_context(seconds))
         except BatchCrashed:
             return [record["body"] for record in records]
         failed = {entry["itemIdentifier"] for entry in answer["batchItemFailures"]}

@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
@@ -37,6 +36,7 @@ from notifier.settings import (
     WakeNotificationsSettings,
 )
 from tests.support.clock import MachineClock
+from tests.support.lambda_runtime import a_context
 from tests.template.transformed import load
 
 if TYPE_CHECKING:
@@ -144,13 +144,11 @@ class ReceiptsStack:
 
     def poll(self, seconds: float = 60) -> int:
         """Run the schedule once; return the number of messages asked about."""
-        context: Any = SimpleNamespace(get_remaining_time_in_millis=lambda: seconds * 1000)
-        return self.poller.handle(context)["asked"]
+        return self.poller.handle(a_context(seconds))["asked"]
 
     def wake(self, seconds: float = 60) -> int:
         """Run the other schedule once; return the number of notifications woken."""
-        context: Any = SimpleNamespace(get_remaining_time_in_millis=lambda: seconds * 1000)
-        return self.waker.handle(context)["woken"]
+        return self.waker.handle(a_context(seconds))["woken"]
 
     def waiting(self) -> list[Json]:
         """Receive and return all receipts of their queue."""
@@ -193,8 +191,7 @@ class ReceiptsStack:
 
     def publish_records(self, records: list[Json], *, seconds: float = 60) -> list[Json]:
         """Hand these to the publisher as one batch; return those that have to come again."""
-        context: Any = SimpleNamespace(get_remaining_time_in_millis=lambda: seconds * 1000)
-        answer = self.publisher.handle({"Records": records}, context)
+        answer = self.publisher.handle({"Records": records}, a_context(seconds))
         numbers = [record["dynamodb"]["SequenceNumber"] for record in records]
         again = [numbers.index(each["itemIdentifier"]) for each in answer["batchItemFailures"]]
         return records[min(again) :] if again else []

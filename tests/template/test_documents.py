@@ -106,7 +106,19 @@ MODULES = sorted(
     for folder in (
         "layers/notifier/notifier",
         "functions",
-        *(f"tests/{name}" for name in ("support", "unit", "integration", "faults", "benchmarks")),
+        *(
+            f"tests/{name}"
+            for name in (
+                "support",
+                "unit",
+                "integration",
+                "faults",
+                "benchmarks",
+                "template",
+                "e2e",
+                "browser",
+            )
+        ),
     )
     for path in (ROOT / folder).rglob("*.py")
 )
@@ -220,6 +232,25 @@ def test_paths_that_are_named_exist(document: Path) -> None:
     assert [path for path in paths if not any((base / path).exists() for base in bases)] == []
 
 
+PACKAGE = ROOT / "layers/notifier/notifier"
+
+
+@pytest.mark.parametrize(
+    "folder", ["", "aws", "blip", "contract", "domain", "use_cases", "use_cases/send_notification"]
+)
+def test_every_module_is_on_the_map(folder: str) -> None:
+    """Those of `send_notification` are on a map of their own, the order of reading."""
+    within = folder == "use_cases/send_notification"
+    path = PACKAGE / folder / "__init__.py" if within else ROOT / "layers/README.md"
+    named = re.findall(
+        r"\w+(?:\.py|/)", path.read_text(encoding="utf-8").partition("## Decisions")[0]
+    )
+    modules = {module.name for module in (PACKAGE / folder).glob("*.py")} - {"__init__.py"}
+    packages = {f"{init.parent.name}/" for init in (PACKAGE / folder).glob("*/__init__.py")}
+
+    assert (modules | packages) - {*named} == set()
+
+
 def names_in(source: Path) -> set[str]:
     """Return the classes and functions of a module, methods as `Class.method`."""
     found = set()
@@ -239,7 +270,7 @@ def names_in(source: Path) -> set[str]:
             "What happens to a message whose send timed out?",
             ["Delivery._send_claimed", "Reconciliation.reconcile"],
         ),
-        ("Where is the wait after a 429 computed?", ["Waits.for_cooldown", "Breaker.throttled"]),
+        ("Where is the wait after a 429 computed?", ["cooldown", "Waits.for_cooldown"]),
         ("What would I touch to add a failure reason?", ["Reason", "final_status"]),
     ],
 )

@@ -121,7 +121,7 @@ def test_every_log_group_has_the_retention_of_the_parameter(template: Template) 
 
 
 def test_aws_generates_the_webhook_secret(template: Template) -> None:
-    """Nobody chooses it, and no template, history or console shows it."""
+    """It is not chosen by hand, and no template, history or console shows it."""
     secret = template.properties("WebhookSecret")
 
     assert "SecretString" not in secret

@@ -1,31 +1,6 @@
 """Logs and metrics. Nothing personal goes in: ids, bots, reasons and counts only.
 
-    published_to_claimed   how long a request waited on the queue before its first attempt
-    claimed_to_sent        from the claim until BLiP had taken the message
-    sent_in_time, sent_late   the service level: within ten seconds of being allowed to go out
-    sent_to_received       from then until it was on the recipient's phone
-    identity_hit, identity_miss   whether it was known who the recipient is on WhatsApp
-    look_up, look_up_without_send   how often BLiP was asked, and how often no send followed:
-                           many of those get a number banned
-
-    share_of_plan          the share of a bot's plan for messages that is in force, in percent
-    cooldown_began          how often BLiP throttled a bot that it did not throttle before
-
-    template_unknown       sent although it is not known whether it fits its template
-    template_asked         how often BLiP was asked for one template before a refusal
-    sent_marketing, sent_utility, sent_authentication, sent_uncategorized
-                           what was sent, by the category of its template
-    template_was_paused, template_category_changed   what WhatsApp has done to a template
-    templates_synced       bots whose templates were listed
-    templates_late         how long ago those of a bot were that sends
-
-    oldest_request         how old a request is that has to come back
-    receipts_late          for how long the longest due question about receipts had been due
-    changed_to_published   from a change of status until EventBridge had taken its event
-    status_event_unpublished   events that can never be published; their keys are on a queue
-
-and every outcome of `delivery`, every effect of `receipts`, `webhook_…` and
-`receipts_polled`.
+The runbook, functions/README.md, says what each metric means; a test compares the two.
 """
 
 from collections import Counter

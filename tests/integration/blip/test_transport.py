@@ -251,6 +251,14 @@ def test_host_without_an_address_was_certainly_not_written_to(client: BlipClient
 # --- Connections ----------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def frozen_for(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return for how long only the wall clock went on: the sandbox was frozen meanwhile."""
+    wall_clock, seconds = time.time, [0.0]
+    monkeypatch.setattr(time, "time", lambda: wall_clock() + seconds[0])
+    return seconds
+
+
 def test_connection_is_reused(client: BlipClient) -> None:
     with answering(TAKEN) as server:
         for _ in range(3):
@@ -260,11 +268,8 @@ def test_connection_is_reused(client: BlipClient) -> None:
 
 
 def test_idle_connection_is_not_reused_after_its_limit(
-    client: BlipClient, monkeypatch: pytest.MonkeyPatch
+    client: BlipClient, frozen_for: list[float]
 ) -> None:
-    """A frozen sandbox's monotonic clock stands still, so the wall clock counts."""
-    wall_clock, frozen_for = time.time, [0.0]
-    monkeypatch.setattr(time, "time", lambda: wall_clock() + frozen_for[0])
     with answering(TAKEN) as server:
         assert send(client, server.bot) is None
 
@@ -306,10 +311,8 @@ def test_client_is_connected_from_its_first_call_on(client: BlipClient) -> None:
 
 
 def test_client_with_an_idle_connection_is_not_connected(
-    client: BlipClient, monkeypatch: pytest.MonkeyPatch
+    client: BlipClient, frozen_for: list[float]
 ) -> None:
-    wall_clock, frozen_for = time.time, [0.0]
-    monkeypatch.setattr(time, "time", lambda: wall_clock() + frozen_for[0])
     with answering(TAKEN) as server:
         assert send(client, server.bot) is None
         frozen_for[0] += 11

@@ -21,14 +21,7 @@ from notifier.entrypoints.forget_recipient import ForgetRecipient, forget_recipi
 from notifier.entrypoints.get_notification import GetNotification, get_notification
 from notifier.settings import ForgetRecipientSettings, GetNotificationSettings
 from tests.integration.conftest import Aws
-
-CONTEXT: Any = SimpleNamespace(
-    function_name="made-up",
-    memory_limit_in_mb=512,
-    invoked_function_arn="arn:aws:lambda:us-east-1:123456789012:function:made-up",
-    aws_request_id="request",
-    get_remaining_time_in_millis=lambda: 50_000,
-)
+from tests.support.lambda_runtime import a_context
 
 
 @dataclass
@@ -83,9 +76,9 @@ class Deployed:
 
     def invoke(self, function: str, event: dict[str, Any]) -> dict[str, Any]:
         if function == "GetNotificationFunction":
-            return self._get_notification.handle(event, CONTEXT)
+            return self._get_notification.handle(event, a_context())
         assert function == "ForgetRecipientFunction"
-        return self._forget_recipient.handle(event, CONTEXT)
+        return self._forget_recipient.handle(event, a_context())
 
     @cached_property
     def _get_notification(self) -> GetNotification:

@@ -2,10 +2,8 @@
 
 import json
 import logging
-import runpy
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,21 +14,12 @@ from notifier.entrypoints.forget_recipient import ForgetRecipient, forget_recipi
 from notifier.settings import ForgetRecipientSettings
 from tests.integration.conftest import Aws, Stack
 from tests.support.builders import PHONE, a_request
+from tests.support.lambda_runtime import a_context, load_app
 
 ROOT = Path(__file__).parents[3]
 SAMPLE = ROOT / "events/lambda/forget_recipient.json"
 
 type Json = dict[str, Any]
-
-
-def context(seconds: float = 50) -> Any:
-    return SimpleNamespace(
-        get_remaining_time_in_millis=lambda: seconds * 1000,
-        function_name="forget",
-        memory_limit_in_mb=512,
-        invoked_function_arn="arn:aws:lambda:us-east-1:123456789012:function:forget",
-        aws_request_id="request",
-    )
 
 
 @pytest.fixture
@@ -87,7 +76,7 @@ def test_everything_found_is_erased(
     caplog.set_level(logging.DEBUG, logger="notifier")
     caplog.clear()
 
-    looked = function.handle({"to": "+55 31 99999-8888"}, context())
+    looked = function.handle({"to": "+55 31 99999-8888"}, a_context())
     assert looked == {
         "scanned": 4 + 2,
         "possible": 0,
@@ -96,7 +85,7 @@ def test_everything_found_is_erased(
         "continue_from": None,
     }
     assert everything().count("99998888") > 3
-    erased = function.handle({"to": PHONE, "dry_run": False}, context())
+    erased = function.handle({"to": PHONE, "dry_run": False}, a_context())
 
     assert erased == looked | {"erased": looked["found"]}
     for trace in ("99998888", "…8888", "Maria Silva", sent["id"], rejected["id"], waiting["id"]):
@@ -121,7 +110,7 @@ def test_notification_without_its_body_is_counted_as_possible(
         ExpressionAttributeNames={"#request": "request"},
     )
 
-    answer = function.handle({"to": PHONE, "dry_run": False}, context())
+    answer = function.handle({"to": PHONE, "dry_run": False}, a_context())
 
     assert (answer["possible"], answer["erased"]["notifications"]) == (1, 0)
 
@@ -140,7 +129,7 @@ def test_ledger_of_many_pages_is_read_to_its_end(
 
     monkeypatch.setattr(table.Table, "scan", two_at_a_time)
 
-    answer = function.handle({"to": PHONE, "dry_run": False}, context())
+    answer = function.handle({"to": PHONE, "dry_run": False}, a_context())
 
     assert (answer["scanned"], answer["erased"]["notifications"]) == (7, 7)
     assert answer["continue_from"] is None
@@ -152,17 +141,17 @@ def test_run_with_little_time_proceeds_and_says_where_to_continue(
 ) -> None:
     stack.deliver(a_request())
 
-    answer = function.handle({"to": PHONE, "dry_run": False}, context(seconds=9))
+    answer = function.handle({"to": PHONE, "dry_run": False}, a_context(seconds=9))
 
     assert (answer["scanned"], answer["continue_from"]) == (1, "letters")
     order = {"to": PHONE, "continue_from": answer["continue_from"]}
-    assert function.handle(order, context())["continue_from"] is None
+    assert function.handle(order, a_context())["continue_from"] is None
 
 
 def test_invalid_order_is_answered_with_its_problem(function: ForgetRecipient, aws: Aws) -> None:
     aws.calls.clear()
 
-    answer = function.handle({"to": "31 99999-8888"}, context())
+    answer = function.handle({"to": "31 99999-8888"}, a_context())
 
     assert answer == {"error": "to: must start with + and the country code"}
     assert aws.calls == []
@@ -174,7 +163,7 @@ def test_table_that_does_not_answer_is_an_error_of_the_function(
     aws.dynamodb.delete_table(TableName="ledger")
 
     with pytest.raises(ClientError):
-        function.handle({"to": PHONE}, context())
+        function.handle({"to": PHONE}, a_context())
 
 
 @pytest.mark.parametrize("log_event", ["false", "true"])
@@ -190,10 +179,10 @@ def test_handler_runs_as_lambda_calls_it(
     monkeypatch.setenv("IDENTITIES_TABLE", "identities")
     monkeypatch.setenv("DEAD_LETTERS_QUEUE_URL", aws.dead_letters_url)
     monkeypatch.setenv("RECEIPTS_DEAD_LETTERS_QUEUE_URL", receipts_dead_letters)
-    handler = runpy.run_path(str(ROOT / "functions/forget_recipient/app.py"))["handler"]
+    handler = load_app("forget_recipient")["handler"]
     event = json.loads(SAMPLE.read_text(encoding="utf-8"))
 
-    answer = handler(event, context())
+    answer = handler(event, a_context())
 
     assert answer["found"] == {"notifications": 0, "identities": 0, "dead_letters": 0}
     assert event["to"].removeprefix("+") not in capsys.readouterr().out

@@ -2,10 +2,8 @@
 
 import json
 import logging
-import runpy
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +17,7 @@ from tests.integration.conftest import Aws, Stack
 from tests.integration.receipts_stack import ReceiptsStack, a_receipt
 from tests.support.builders import a_request
 from tests.support.clock import MachineClock
+from tests.support.lambda_runtime import a_context, load_app
 
 type Json = dict[str, Any]
 
@@ -27,12 +26,6 @@ OPENAPI = yaml.safe_load((ROOT / "events/openapi.yaml").read_text(encoding="utf-
 SAMPLE = ROOT / "events/lambda/get_notification.json"
 ANSWER = Draft202012Validator(
     {"$ref": "#/components/schemas/NotificationAnswer"} | OPENAPI, format_checker=FormatChecker()
-)
-CONTEXT: Any = SimpleNamespace(
-    function_name="get",
-    memory_limit_in_mb=512,
-    invoked_function_arn="arn:aws:lambda:us-east-1:123456789012:function:get",
-    aws_request_id="request",
 )
 
 
@@ -57,7 +50,7 @@ class Asked:
     def __call__(self, notification_id: str, method: str = "GET", **query: str) -> tuple[int, Any]:
         """Return the answer's status and body: JSON, or a line."""
         path = f"/notifications/{notification_id}"
-        answer = self.function.handle(an_event(method, path, query or None), CONTEXT)
+        answer = self.function.handle(an_event(method, path, query or None), a_context())
         kind = answer["headers"]["Content-Type"]
         if kind == "application/json":
             body = json.loads(answer["body"])
@@ -168,7 +161,7 @@ def test_invalid_request_is_refused_before_any_read(
     ("method", "path"), [("GET", "/"), ("POST", "/notifications/a"), ("GET", "/notifications/a/b")]
 )
 def test_unknown_route_is_404(asked: Asked, method: str, path: str) -> None:
-    answer = asked.function.handle(an_event(method, path), CONTEXT)
+    answer = asked.function.handle(an_event(method, path), a_context())
 
     assert answer["statusCode"] == 404
 
@@ -377,10 +370,10 @@ def test_handler_runs_as_lambda_calls_it(
     assert asked
     monkeypatch.setenv("LEDGER_TABLE", "ledger")
     stack.deliver(a_request(id="order-981-shipped"))
-    handler = runpy.run_path(str(ROOT / "functions/get_notification/app.py"))["handler"]
+    handler = load_app("get_notification")["handler"]
     event = json.loads(SAMPLE.read_text(encoding="utf-8"))
 
-    answer = handler(event, CONTEXT)
+    answer = handler(event, a_context())
 
     assert answer["statusCode"] == 200
     assert json.loads(answer["body"])["id"] == "order-981-shipped"

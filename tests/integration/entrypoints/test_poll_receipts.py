@@ -1,16 +1,13 @@
 """The function poll_receipts whole: BLiP's history is asked for bots without a webhook."""
 
 import json
-import runpy
 import threading
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
 
-from notifier import telemetry
 from notifier.aws.bot_state import DynamoDbBotStates
 from notifier.aws.table import Table
 from notifier.domain.notification import ledger_key
@@ -20,8 +17,8 @@ from tests.integration.receipts_stack import Json, ReceiptsStack
 from tests.local.blip import Bot
 from tests.support.builders import a_request
 from tests.support.clock import MachineClock
+from tests.support.lambda_runtime import a_context, load_app, printed_metrics
 
-FUNCTIONS = Path(__file__).parents[3] / "functions"
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 
 
@@ -510,23 +507,15 @@ def test_handler_runs_as_lambda_calls_it(
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    app = runpy.run_path(str(FUNCTIONS / "poll_receipts" / "app.py"))
-    context = SimpleNamespace(
-        function_name="poll",
-        memory_limit_in_mb=512,
-        invoked_function_arn="arn:aws:lambda:us-east-1:123456789012:function:poll",
-        aws_request_id="request",
-        get_remaining_time_in_millis=lambda: 30_000,
-    )
-    telemetry.metrics.clear_metrics()
+    app = load_app("poll_receipts")
 
-    answer = app["handler"]({}, context)
+    answer = app["handler"]({}, a_context())
     app["_poll_receipts"].close()
 
     assert answer == {"asked": 2}
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if '"_aws"' in line]
-    assert json.loads(line)["receipts_polled"] == [2.0]
-    (late,) = json.loads(line)["receipts_late"]
+    (metrics,) = printed_metrics(capsys.readouterr().out)
+    assert metrics["receipts_polled"] == [2.0]
+    (late,) = metrics["receipts_late"]
     assert 60 <= late < 70  # five minutes after the send they were due
 
 

@@ -2,10 +2,8 @@
 
 import json
 import logging
-import runpy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,12 +12,11 @@ import pytest
 from boto3.dynamodb.types import TypeSerializer
 from botocore.exceptions import BotoCoreError
 
-from notifier import telemetry
 from notifier.domain.notification import ledger_key
 from notifier.use_cases.publish_status_events import CALL_EVENTS
 from tests.integration.receipts_stack import Json, ReceiptsStack
+from tests.support.lambda_runtime import a_context, load_app, printed_metrics
 
-FUNCTIONS = Path(__file__).parents[3] / "functions"
 AT = 1_700_000_000_123
 PRIVATE = ("+5531999998888", "99998888", "Maria")
 
@@ -366,21 +363,14 @@ def test_handler_runs_as_lambda_calls_it(
     monkeypatch.setenv("EVENT_BUS", "default")
     monkeypatch.setenv("UNPUBLISHED_QUEUE_URL", receipts.unpublished_url)
     monkeypatch.setenv("PUBLISH_ALL_RECEIPTS", "false")
-    telemetry.metrics.clear_metrics()
-    app = runpy.run_path(str(FUNCTIONS / "publish_status_events" / "app.py"))
-    context = SimpleNamespace(
-        get_remaining_time_in_millis=lambda: 60_000,
-        function_name="publish",
-        memory_limit_in_mb=512,
-        invoked_function_arn="arn:aws:lambda:us-east-1:123456789012:function:publish",
-        aws_request_id="request",
-    )
+    app = load_app("publish_status_events")
 
-    assert app["handler"]({"Records": [poison(1), sent(2)]}, context) == {"batchItemFailures": []}
+    answer = app["handler"]({"Records": [poison(1), sent(2)]}, a_context())
 
+    assert answer == {"batchItemFailures": []}
     assert ids(receipts.heard()) == ["order-2"]
     out = capsys.readouterr().out
-    metrics = [json.loads(line) for line in out.splitlines() if '"_aws"' in line]
+    metrics = printed_metrics(out)
     assert sum(sum(line.get("status_event_unpublished", [])) for line in metrics) == 1
     assert any("changed_to_published" in line for line in metrics)
     for private in PRIVATE:

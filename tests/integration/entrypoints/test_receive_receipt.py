@@ -4,12 +4,9 @@ import base64
 import hmac
 import json
 import logging
-import runpy
 from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,12 +20,12 @@ from notifier.settings import ReceiveReceiptSettings
 from tests.integration.conftest import Aws
 from tests.integration.receipts_stack import SECRET, ReceiptsStack, a_receipt
 from tests.support.clock import MachineClock
+from tests.support.lambda_runtime import a_context, load_app, printed_metrics
 
 KEY = ledger_key("default", "order-1")
 RECEIPT = a_receipt(KEY, "received")
 WAITS = {"id": KEY, "event": "received"}
 OK = {"statusCode": 200}
-FUNCTIONS = Path(__file__).parents[3] / "functions"
 # Of no webhook anywhere.
 NEW_SECRET, NEWEST_SECRET, WRONG = "n3w-secret", "newest-secret", "wrong"
 
@@ -595,18 +592,11 @@ def test_handler_runs_as_lambda_calls_it(
 ) -> None:
     monkeypatch.setenv("RECEIPTS_QUEUE_URL", receipts.queue_url)
     monkeypatch.setenv("WEBHOOK_SECRET_ARN", receipts.webhook_secret)
-    handler = runpy.run_path(str(FUNCTIONS / "receive_receipt" / "app.py"))["handler"]
-    context = SimpleNamespace(
-        function_name="receive",
-        memory_limit_in_mb=512,
-        invoked_function_arn="arn:aws:lambda:us-east-1:123456789012:function:receive",
-        aws_request_id="request",
-    )
+    handler = load_app("receive_receipt")["handler"]
     event = {"headers": {"x-receipts-secret": SECRET}, "body": json.dumps(RECEIPT)}
-    telemetry.metrics.clear_metrics()
 
-    assert handler(event, context) == OK
+    assert handler(event, a_context()) == OK
 
-    (metrics,) = [line for line in capsys.readouterr().out.splitlines() if '"_aws"' in line]
-    assert json.loads(metrics)["webhook_receipt"] == [1.0]
+    (metrics,) = printed_metrics(capsys.readouterr().out)
+    assert metrics["webhook_receipt"] == [1.0]
     assert receipts.waiting() == [WAITS]

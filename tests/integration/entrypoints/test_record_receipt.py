@@ -2,10 +2,8 @@
 
 import json
 import logging
-import runpy
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,6 +19,7 @@ from tests.integration.conftest import Stack
 from tests.integration.receipts_stack import Json, ReceiptsStack, a_receipt
 from tests.support.builders import a_request
 from tests.support.clock import MachineClock
+from tests.support.lambda_runtime import a_context, load_app, printed_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -497,23 +496,15 @@ def test_handler_runs_as_lambda_calls_it(
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    app = runpy.run_path(str(ROOT / "functions" / "record_receipt" / "app.py"))
-    context = SimpleNamespace(
-        function_name="record",
-        memory_limit_in_mb=512,
-        invoked_function_arn="arn:aws:lambda:us-east-1:123456789012:function:record",
-        aws_request_id="request",
-    )
-    telemetry.metrics.clear_metrics()
+    app = load_app("record_receipt")
     bodies = [json.dumps(a_receipt(key, "received")), "no", '{"content": "Oi"}']
     records = [{"messageId": str(number), "body": body} for number, body in enumerate(bodies)]
 
-    answer = app["handler"]({"Records": records}, context)
+    answer = app["handler"]({"Records": records}, a_context())
     app["_record_receipt"].close()
 
     assert answer == {"batchItemFailures": [{"itemIdentifier": "1"}]}
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if '"_aws"' in line]
-    metrics = json.loads(line)
+    (metrics,) = printed_metrics(capsys.readouterr().out)
     assert metrics["receipt_recorded"] == [1.0]
     assert metrics["receipt_foreign"] == [1.0]
     assert metrics["receipt_comes_back"] == [1.0]

@@ -1,23 +1,18 @@
 """The function wake_notifications whole: waits that are over are put on the requests queue."""
 
-import json
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
 
-from notifier import telemetry
 from notifier.domain.notification import ledger_key
 from notifier.entrypoints.environment import BatchCrashed
 from tests.integration.conftest import Stack
 from tests.integration.receipts_stack import Json, ReceiptsStack, a_receipt
 from tests.support.builders import a_request
 from tests.support.clock import MachineClock
+from tests.support.lambda_runtime import a_context, load_app, printed_metrics
 
-FUNCTIONS = Path(__file__).parents[3] / "functions"
 DAY = 86_400
 
 
@@ -139,22 +134,14 @@ def test_handler_runs_as_lambda_calls_it(
     clock.advance(1.2 * DAY)
     monkeypatch.setenv("LEDGER_TABLE", "ledger")
     monkeypatch.setenv("REQUESTS_QUEUE_URL", stack.aws.requests_url)
-    app = runpy.run_path(str(FUNCTIONS / "wake_notifications" / "app.py"))
-    context = SimpleNamespace(
-        function_name="wake",
-        memory_limit_in_mb=512,
-        invoked_function_arn="arn:aws:lambda:us-east-1:123456789012:function:wake",
-        aws_request_id="request",
-        get_remaining_time_in_millis=lambda: 30_000,
-    )
-    telemetry.metrics.clear_metrics()
+    app = load_app("wake_notifications")
 
-    answer = app["handler"]({}, context)
+    answer = app["handler"]({}, a_context())
     app["_wake_notifications"].close()
 
     assert answer == {"woken": 2}
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if '"_aws"' in line]
-    assert json.loads(line)["woken"] == [2.0]
-    assert json.loads(line)["wake_unreadable"] == [1.0]
-    (late,) = json.loads(line)["waits_late"]
+    (metrics,) = printed_metrics(capsys.readouterr().out)
+    assert metrics["woken"] == [2.0]
+    assert metrics["wake_unreadable"] == [1.0]
+    (late,) = metrics["waits_late"]
     assert 0.1 * DAY <= late <= 0.2 * DAY

@@ -242,7 +242,7 @@ def test_event_id_of_a_timeline_entry_never_changes(entry: list[Any], event_id: 
 
     *_, event = status_events(item)
 
-    assert detail(event, "stack")["event_id"] == event_id
+    assert detail(event)["event_id"] == event_id
 
 
 @pytest.mark.parametrize(
@@ -258,4 +258,4 @@ def test_event_id_of_a_refusal_never_changes(reason: str, event_id: str) -> None
 
     (event,) = status_events(item)
 
-    assert detail(event, "stack")["event_id"] == event_id
+    assert detail(event)["event_id"] == event_id

@@ -338,7 +338,7 @@ def test_status_event_matches_its_schema(
     )
     ended = status in {"failed", "rejected", "expired"}
     inward = status in {"claimed", "sending", "retrying", "unknown", "waiting"}
-    assert EVENT_VALIDATOR.is_valid(event(**detail(status_event, "blip-notifier"))) == (
+    assert EVENT_VALIDATOR.is_valid(event(**detail(status_event))) == (
         not inward and ended == (reason is not None)
     )
 

@@ -14,9 +14,8 @@ reserved           how many slots for messages were ever reserved
 down, down_since   some notifications whose receipts spoke of WhatsApp's own trouble; since when
 down_count         how many such receipts there were
 down_reserved      what `reserved` was then
-messages_share, commands_share  millionths of the plan that were left after the last penalty
+messages_share, commands_share  millionths of the plan that were left after the last cooldown
 messages_share_at, commands_share_at  epoch milliseconds: since when
-penalties          how many there were
 missing_since      epoch milliseconds: since when the bots' secret lacks its entry
 control, control_at  a message that BLiP took, epoch milliseconds at which it was sent or later
 control_before, control_before_at  the one before it

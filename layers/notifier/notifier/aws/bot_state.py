@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from notifier.domain.bots import Bot
     from notifier.domain.ledger_entries import Control
 
-# What a penalty leaves of the share that was in force, and what is left at least.
+# What a cooldown leaves of the share that was in force, and what is left at least.
 SHARE_AFTER_COOLDOWN = 0.8
 LEAST_SHARE = 0.1
 # A reservation meets those of other sandboxes; then it looks again.
@@ -128,15 +128,12 @@ class DynamoDbBotStates:
         )
         first, _ = self._table.update(
             bot_key(bot.name),
-            f"SET throttled_until = :until, {plan}_share = :share, {plan}_share_at = :now,"
-            " penalties = if_not_exists(penalties, :none) + :one",
+            f"SET throttled_until = :until, {plan}_share = :share, {plan}_share_at = :now",
             "attribute_not_exists(throttled_until) OR throttled_until <= :now",
             {
                 ":until": milliseconds(until),
                 ":share": round(share * MICROSECONDS),
                 ":now": milliseconds(now),
-                ":none": 0,
-                ":one": 1,
             },
         )
         if not first:

@@ -1,23 +1,18 @@
 """Changes of status as EventBridge events. The phone number and the parameters stay out."""
 
-import json
 import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 from uuid import UUID, uuid5
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from notifier.aws.event_bus import EventBus
 from notifier.domain.failures import crash_facts
 from notifier.domain.status_events import Publication, StatusEvent
 
-if TYPE_CHECKING:
-    from mypy_boto3_events import EventBridgeClient
-
 logger = logging.getLogger(__name__)
 
-SOURCE = "blip-notifier"
 DETAIL_TYPE = "Notification Status Changed"
 # What EventBridge answers for one entry while it takes none: it is throttled or broken, or the role
 # or the bus's policy denies access, which AWS calls not retryable and an operator can change.
@@ -38,35 +33,13 @@ _WRONG_CALL = {"ValidationException", "RequestEntityTooLargeException"}
 _NAMESPACE = UUID("2f9b8a0c-9d0e-4f0c-9a4e-7b4f6c1f1f55")
 
 
-class EventBridgeStatusEvents:
-    """Publishes status events on an event bus. Thread-safe."""
-
-    def __init__(self, eventbridge: "EventBridgeClient", bus: str, stack: str) -> None:
-        """Set up.
-
-        Args:
-            eventbridge: boto3's client.
-            bus: the name of the bus.
-            stack: the name of the stack, which each event carries: stages may share a bus.
-        """
-        self._eventbridge = eventbridge
-        self._bus = bus
-        self._stack = stack
+class EventBridgeStatusEvents(EventBus):
+    """Publishes status events. Thread-safe."""
 
     def put(self, events: Sequence[StatusEvent]) -> list[Publication]:
         """Publish up to ten events with one call; return what became of each."""
         try:
-            answer = self._eventbridge.put_events(
-                Entries=[
-                    {
-                        "EventBusName": self._bus,
-                        "Source": SOURCE,
-                        "DetailType": DETAIL_TYPE,
-                        "Detail": json.dumps(detail(event, self._stack), ensure_ascii=False),
-                    }
-                    for event in events
-                ]
-            )
+            codes = self._put(DETAIL_TYPE, [detail(event) for event in events])
         except (BotoCoreError, ClientError) as error:
             if not _is_refusal(error):
                 logger.error("status events not published", extra=crash_facts(error))
@@ -75,7 +48,7 @@ class EventBridgeStatusEvents:
                 return [outcome for event in events for outcome in self.put([event])]
             logger.error("status event refused", extra=crash_facts(error))
             return [Publication.REFUSED]
-        return [_outcome(entry.get("ErrorCode")) for entry in answer["Entries"]]
+        return [_outcome(code) for code in codes]
 
 
 def _is_refusal(error: BotoCoreError | ClientError) -> bool:
@@ -90,8 +63,11 @@ def _outcome(code: str | None) -> Publication:
     return Publication.NOT_NOW if code in _NOT_NOW else Publication.REFUSED
 
 
-def detail(event: StatusEvent, stack: str) -> dict[str, object]:
-    """Write the event's detail. Its `event_id` is the same however often it is published."""
+def detail(event: StatusEvent) -> dict[str, object]:
+    """Return the event's detail, without the stack.
+
+    Its `event_id` is the same however often it is published.
+    """
     name = f"{event.key}/{event.generation}/{event.status}/{event.reason or ''}"
     return {
         "event_id": str(uuid5(_NAMESPACE, name)),
@@ -104,5 +80,4 @@ def detail(event: StatusEvent, stack: str) -> dict[str, object]:
         "metadata": event.metadata,
         "correlation_id": event.correlation_id,
         "category": event.category,
-        "stack": stack,
     }

@@ -9,7 +9,7 @@
 
 Of a recipient who was forgotten there is for a while, so that no older request is sent:
 
-    key           forgotten: and a digest of the number, which is no secret to who tries them all
+    key           forgotten: and a digest of the number, which trying all numbers would undo
     forgotten_at  epoch milliseconds
     expires_at    epoch seconds, time to live: until SQS has deleted whatever was published before
 

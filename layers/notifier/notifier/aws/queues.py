@@ -1,4 +1,4 @@
-"""The SQS queues: records as requests, requests put off, dead letters."""
+"""The SQS queues: records as requests, requests that come back later, dead letters."""
 
 import json
 import logging

@@ -78,7 +78,7 @@ class Table:
             after: the key that the page before ended with.
 
         Returns:
-            The items, how many were looked at, and the key that the page ended with; None if
+            The items, how many were scanned, and the key that the page ended with; None if
             nothing follows it.
         """
         start: Any = {"ExclusiveStartKey": {"key": {"S": after}}} if after is not None else {}

@@ -40,7 +40,7 @@ KEPT_SECONDS = 3 * 86_400
 ASK_AGAIN_SECONDS = 60.0
 # The bot's item is read with every batch, so it holds no more of them. The registry's own status
 # stops the others, which takes a claim each.
-MOST_PAUSED = 100
+MAX_PAUSED = 100
 
 # A bot's name, and a template's.
 type TemplateName = tuple[str, str]
@@ -83,8 +83,7 @@ class DynamoDbTemplates:
     def keep_published(self, bot: str, template: RegisteredTemplate) -> None:
         """Keep it, and that each of its changes was published."""
         published = {
-            language: [status, category]
-            for language, (status, category) in template.standings.items()
+            language: [status, category] for language, (status, category) in template.states.items()
         }
         self._keep(bot, template, ", published = :published", {":published": published})
 
@@ -131,8 +130,8 @@ class DynamoDbTemplates:
         self._table.update(
             bot_key(bot),
             "ADD paused_templates :elements",
-            "attribute_not_exists(paused_templates) OR size(paused_templates) < :most",
-            {":elements": {element}, ":most": MOST_PAUSED},
+            "attribute_not_exists(paused_templates) OR size(paused_templates) < :max",
+            {":elements": {element}, ":max": MAX_PAUSED},
         )
 
     def resume(self, bot: str, name: str, language: str, asked_at: float) -> bool:

@@ -72,7 +72,7 @@ def normalise(text: str) -> str:
     e164 = phonenumbers.format_number(number, PhoneNumberFormat.E164)
     # One 0 after the country code, as in +55 (0)31, is dropped; what still changes when it is read
     # again would be another recipient each time.
-    if phonenumbers.parse(e164) != number:
+    if e164 != compact and phonenumbers.parse(e164) != number:
         raise ValueError("has a 0 too many after the country code")
     return e164
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 # The longest that WhatsApp pauses a template for.
 PAUSE_SECONDS = 6 * 3600.0
-# How fast the share of a plan climbs back after a penalty: 0.02 an hour.
+# How fast the share of a plan climbs back after a cooldown: 0.02 an hour.
 SHARE_PER_SECOND = 0.02 / 3600
 
 
@@ -33,13 +33,13 @@ class BotState:
     """What all sandboxes know of a bot.
 
     Attributes:
-        throttled_until: nothing goes to BLiP before this (the penalty); 0 if nothing is in the way.
+        throttled_until: when its cooldown ends, until which nothing goes to BLiP; 0 without one.
         broken: why the breaker is open; empty while it is closed.
         paused: an operator has stopped it.
         failing: how many notifications in a row have failed without a definite answer.
         next_message_at: the first free send slot.
         missing_since: since when the bots' secret lacks its entry; 0 if it does not.
-        shares: by plan, the share of it that was left after the last penalty, and since when.
+        shares: by plan, the share of it that was left after the last cooldown, and since when.
         controls: messages that BLiP took lately, the older first: what its history should show.
         history_seen: BLiP's history has shown a message that was sent then, or later.
         paused_templates: by name and language, since when WhatsApp has paused them.

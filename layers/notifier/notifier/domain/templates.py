@@ -48,8 +48,7 @@ class ButtonKind(StrEnum):
     OTHER = "other"  # what is not known here: nothing is checked
 
 
-# A status and a category.
-type Standing = tuple[TemplateStatus, Category | None]
+type TemplateState = tuple[TemplateStatus, Category | None]
 # The variables of a text: how many by position, or their names.
 type Variables = int | tuple[str, ...]
 
@@ -113,10 +112,10 @@ class RegisteredTemplate:
     asked_at: float
     translations: Mapping[str, Translation]
     is_whole: bool = False
-    published: "Mapping[str, Standing]" = field(default_factory=dict)
+    published: "Mapping[str, TemplateState]" = field(default_factory=dict)
 
     @property
-    def standings(self) -> "Mapping[str, Standing]":
+    def states(self) -> "Mapping[str, TemplateState]":
         """By language, the status and category that it has now."""
         return {
             language: (translation.status, translation.category)

@@ -147,7 +147,7 @@ class GetNotification:
         self._refuse_other_parameters()
         return _answer(self._notifications.get(bot, id))
 
-    def _cancel(self, id: Id, bot: Bot = "default") -> NotificationAnswer:  # noqa: A002 - likewise
+    def _cancel(self, id: Id, bot: Bot = "default") -> NotificationAnswer:  # noqa: A002 - as in the URL
         self._refuse_other_parameters()
         return _answer(self._notifications.cancel(bot, id))
 

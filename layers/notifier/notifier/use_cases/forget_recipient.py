@@ -107,7 +107,7 @@ class Report:
         scanned: how many notifications and dead letters.
         possible: delivered notifications to a number with the same last four digits. Nothing more
             of the number is left of them, so whether they are this person's cannot be known.
-        continue_from: where the next run has to go on; None if everything was looked at.
+        continue_from: where the next run has to go on; None if everything was scanned.
     """
 
     scanned: int = 0

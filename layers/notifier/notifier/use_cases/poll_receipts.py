@@ -6,19 +6,19 @@ age each time and a last time shortly before BLiP forgets it, until it was recei
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, wait
 from dataclasses import dataclass
 from itertools import batched
 from typing import Any, Protocol
 
-from notifier.domain.bot_state import BotState, Plan, Reservation
-from notifier.domain.bots import Bot, BotsSecretError, InvalidBot
+from notifier.domain.bots import Bot
 from notifier.domain.clock import Clock
 from notifier.domain.failures import Failure, Misconfigured, Throttled
 from notifier.domain.ledger_entries import Poll
 from notifier.domain.notification import message_id
-from notifier.use_cases.slots import MAX_COOLDOWN_SECONDS, SLOT_HORIZON_SECONDS, RetryLater, Slots
+from notifier.use_cases.asking import BotStates, Secrets, command_slots, usable_bots
+from notifier.use_cases.slots import SLOT_HORIZON_SECONDS, RetryLater, Slots, cooldown
 
 logger = logging.getLogger(__name__)
 
@@ -45,22 +45,6 @@ class Ledger(Protocol):
 
     def due(self, bot: str, count: int) -> list[Poll]: ...
     def polled(self, poll: Poll, next_at: float | None) -> None: ...
-
-
-class BotStates(Protocol):
-    """Keeps every bot to its plan."""
-
-    def state(self, bot: str) -> BotState: ...
-    def reserve(
-        self, bot: Bot, plan: Plan, count: int, horizon: float, *, share: float, asking: bool
-    ) -> Reservation: ...
-    def start_cooldown(self, bot: Bot, plan: Plan, until: float) -> bool: ...
-
-
-class Secrets(Protocol):
-    """The bots, from their secret."""
-
-    def bots(self) -> Mapping[str, Bot | InvalidBot]: ...
 
 
 class Blip(Protocol):
@@ -105,16 +89,11 @@ class Polling:
 
     def poll(self, deadline: float) -> Polled:
         """Ask for every bot without a webhook, as long as there is time."""
-        try:
-            bots = self.secrets.bots()
-        except BotsSecretError as error:
-            logger.error("no bot can be asked", extra={"problem": str(error)})
-            return Polled(0, None)
         # Round and round, so that a bot with much to ask for does not keep the others waiting.
         waiting: deque[tuple[Bot, Iterator[tuple[Poll, ...]]]] = deque(
             (bot, batched(self._due(bot.name), _at_once(bot), strict=False))
-            for bot in bots.values()
-            if isinstance(bot, Bot) and bot.receipts == "history"
+            for bot in usable_bots(self.secrets)
+            if bot.receipts == "history"
         )
         asked, late = 0, 0.0 if waiting else None
         while waiting and deadline - self.clock.now() > SLOT_HORIZON_SECONDS + ANSWER_SECONDS:
@@ -140,14 +119,7 @@ class Polling:
         state = self.bot_states.state(bot.name)
         if state.paused or state.throttled_until > self.clock.now():
             return 0
-
-        def reserve(count: int, _: float) -> Reservation:
-            share = state.share("commands", bot.share, self.clock.now())
-            return self.bot_states.reserve(
-                bot, "commands", count, SLOT_HORIZON_SECONDS, share=share, asking=True
-            )
-
-        slots = Slots(reserve, self.clock)
+        slots = command_slots(self.bot_states, bot, state, self.clock, for_receipts=True)
         for _ in due:
             slots.expect_one_more()
         asking = [
@@ -203,10 +175,8 @@ class Polling:
         """Put a question off, so that it does not hold up the others; not for the bot's faults."""
         now = self.clock.now()
         if isinstance(failure, Throttled):
-            seconds = failure.retry_after_seconds or self.cooldown_seconds
-            self.bot_states.start_cooldown(
-                bot, "commands", now + min(seconds, MAX_COOLDOWN_SECONDS)
-            )
+            until = now + cooldown(failure, self.cooldown_seconds)
+            self.bot_states.start_cooldown(bot, "commands", until)
         elif not isinstance(failure, Misconfigured):
             again = now + ASK_AGAIN_SECONDS
             self.ledger.polled(poll, again if again < poll.since + KEPT_SECONDS else None)

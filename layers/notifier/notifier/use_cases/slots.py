@@ -6,6 +6,7 @@ from threading import Lock
 
 from notifier.domain.bot_state import HoldReason, Reservation
 from notifier.domain.clock import Clock
+from notifier.domain.failures import Throttled
 
 # A first free slot further away than this is not worth holding a thread and a connection for.
 SLOT_HORIZON_SECONDS = 3.0
@@ -15,6 +16,11 @@ SLOT_GRACE_SECONDS = 0.03
 SLOT_TRIES = 5
 # A `Retry-After` beyond this is a mistake.
 MAX_COOLDOWN_SECONDS = 3600.0
+
+
+def cooldown(failure: Throttled, default_seconds: float) -> float:
+    """Return for how many seconds a bot is left alone: what BLiP asks for, or the default."""
+    return min(failure.retry_after_seconds or default_seconds, MAX_COOLDOWN_SECONDS)
 
 
 class RetryLater(Exception):

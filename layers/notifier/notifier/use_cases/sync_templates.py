@@ -5,14 +5,13 @@ the registry: a crash in between repeats the event, with the same id.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import batched
 from typing import Protocol
 
-from notifier.domain.bot_state import BotState, Plan, Reservation
-from notifier.domain.bots import Bot, BotsSecretError, InvalidBot
+from notifier.domain.bots import Bot
 from notifier.domain.clock import Clock, Meter
 from notifier.domain.failures import Failure, Throttled, crash_facts
 from notifier.domain.templates import (
@@ -20,7 +19,8 @@ from notifier.domain.templates import (
     TemplateChange,
     TemplateStatus,
 )
-from notifier.use_cases.slots import MAX_COOLDOWN_SECONDS, SLOT_HORIZON_SECONDS, RetryLater, Slots
+from notifier.use_cases.asking import BotStates, Secrets, command_slots, usable_bots
+from notifier.use_cases.slots import RetryLater, cooldown
 
 logger = logging.getLogger(__name__)
 
@@ -44,22 +44,6 @@ class Registry(Protocol):
     def pause(self, bot: str, name: str, language: str) -> None: ...
     def resume(self, bot: str, name: str, language: str, asked_at: float) -> bool: ...
     def synced(self, bot: str, at: float) -> None: ...
-
-
-class BotStates(Protocol):
-    """Keeps every bot to its plan."""
-
-    def state(self, bot: str) -> BotState: ...
-    def reserve(
-        self, bot: Bot, plan: Plan, count: int, horizon: float, *, share: float
-    ) -> Reservation: ...
-    def start_cooldown(self, bot: Bot, plan: Plan, until: float) -> bool: ...
-
-
-class Secrets(Protocol):
-    """The bots, from their secret."""
-
-    def bots(self) -> Mapping[str, Bot | InvalidBot]: ...
 
 
 class Blip(Protocol):
@@ -96,20 +80,15 @@ class Syncing:
         Those that have waited longest come first, so that no bot is left out for ever. Return how
         many templates each bot has that was synced.
         """
-        try:
-            bots = self.secrets.bots()
-        except BotsSecretError as error:
-            logger.error("no bot can be asked", extra={"problem": str(error)})
-            return {}
-        usable = [bot for bot in bots.values() if isinstance(bot, Bot)]
-        synced_at = {
-            bot.name: self.bot_states.state(bot.name).templates_synced_at for bot in usable
-        }
+        by_last_sync = sorted(
+            usable_bots(self.secrets),
+            key=lambda bot: self.bot_states.state(bot.name).templates_synced_at,
+        )
         templates: dict[str, int] = {}
         crashes: list[Exception] = []
-        for bot in sorted(usable, key=lambda bot: synced_at[bot.name]):
+        for bot in by_last_sync:
             try:
-                templates[bot.name] = self._sync(bot, synced_at[bot.name], deadline)
+                templates[bot.name] = self._sync(bot, deadline)
             except RetryLater:
                 logger.info("not synced now", extra={"bot": bot.name})
             except Failure as failure:
@@ -124,24 +103,20 @@ class Syncing:
             raise crashes[0]
         return templates
 
-    def _sync(self, bot: Bot, synced_at: float, deadline: float) -> int:
+    def _sync(self, bot: Bot, deadline: float) -> int:
         """Ask for one bot's templates, and keep what is new; return how many it has."""
+        asked_at = self.clock.now()
+        # Read afresh, for the bots before this one may have taken minutes; and after `asked_at`, so
+        # that a pause which came too late to be read is no older than BLiP's answer.
         state = self.bot_states.state(bot.name)
         if state.paused or state.throttled_until > self.clock.now():
             raise RetryLater(None)
-
-        def reserve(count: int, _: float) -> Reservation:
-            share = state.share("commands", bot.share, self.clock.now())
-            return self.bot_states.reserve(
-                bot, "commands", count, SLOT_HORIZON_SECONDS, share=share
-            )
 
         def go_on() -> None:
             if deadline - self.clock.now() <= PAGE_SECONDS:
                 raise RetryLater(0)
 
-        slots = Slots(reserve, self.clock)
-        asked_at = self.clock.now()
+        slots = command_slots(self.bot_states, bot, state, self.clock, for_receipts=False)
         listed = self.blip.templates(bot, asked_at, lambda: slots.wait(go_on))
         stored = self.registry.of_bot(bot.name, listed)
 
@@ -149,7 +124,7 @@ class Syncing:
             before = stored.get(template.name)
             if before is not None and before.asked_at >= asked_at:
                 return  # a sandbox has asked for it meanwhile
-            changes = list(_changes(bot.name, before, template)) if synced_at else []
+            changes = _changes(bot.name, before, template) if state.templates_synced_at else ()
             reported = [self._report(change) for change in changes]
             if all(reported) and (before is None or _is_to_write(before, template)):
                 self.registry.keep_published(bot.name, template)
@@ -157,17 +132,22 @@ class Syncing:
         for some in batched(listed.values(), KEPT_TOGETHER, strict=False):
             go_on()
             list(self.threads.map(keep, some))
-        self._hold(bot.name, listed, asked_at)
+        self._hold(bot.name, state.paused_templates, listed, asked_at)
         self.registry.synced(bot.name, asked_at)
         return len(listed)
 
-    def _hold(self, bot: str, listed: Mapping[str, RegisteredTemplate], asked_at: float) -> None:
+    def _hold(
+        self,
+        bot: str,
+        held: Collection[tuple[str, str]],
+        listed: Mapping[str, RegisteredTemplate],
+        asked_at: float,
+    ) -> None:
         """Hold in every sandbox what WhatsApp has paused, and release what it has not any more.
 
         What it has rejected, disabled or deleted does not wait either: the check refuses it, or
         lets it through where it is not listed.
         """
-        held = self.bot_states.state(bot).paused_templates
         for name, template in listed.items():
             for language, translation in template.translations.items():
                 if translation.status is TemplateStatus.PAUSED and (name, language) not in held:
@@ -192,14 +172,13 @@ class Syncing:
         return True
 
     def _start_cooldown(self, bot: Bot, failure: Throttled) -> None:
-        asked = failure.retry_after_seconds or self.cooldown_seconds
-        until = self.clock.now() + min(asked, MAX_COOLDOWN_SECONDS)
+        until = self.clock.now() + cooldown(failure, self.cooldown_seconds)
         if self.bot_states.start_cooldown(bot, "commands", until):
             self.meter.count("cooldown_began")
 
 
 def _is_to_write(stored: RegisteredTemplate, listed: RegisteredTemplate) -> bool:
-    if stored.translations != listed.translations or stored.published != listed.standings:
+    if stored.translations != listed.translations or stored.published != listed.states:
         return True
     return listed.asked_at - stored.asked_at >= RENEW_SECONDS
 

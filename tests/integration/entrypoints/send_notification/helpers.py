@@ -33,7 +33,7 @@ def statuses(stack: Stack) -> dict[str, str]:
     return {item["id"]: item["status"] for item in ledger if "refusals" not in item}
 
 
-def hidden(stack: Stack) -> list[int]:
+def visibility_timeouts(stack: Stack) -> list[int]:
     """Return the visibility timeouts that were set since the last call of this function."""
     seconds = [
         entry["VisibilityTimeout"]
@@ -45,7 +45,7 @@ def hidden(stack: Stack) -> list[int]:
     return seconds
 
 
-def max_threads(stack: Stack, *batches: list[Record]) -> list[str]:
+def in_parallel(stack: Stack, *batches: list[Record]) -> list[str]:
     """Hand each batch to a sandbox of its own, all at once. Return the bodies that return."""
     functions = [stack.sandbox() for _ in batches]
     start = threading.Barrier(len(batches))

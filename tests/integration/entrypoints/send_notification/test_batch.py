@@ -1,13 +1,10 @@
 """The function whole: threads, calls, the plan, and the handler."""
 
-import importlib.util
 import io
 import json
 import time
 from collections import Counter
 from dataclasses import fields
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,15 +14,16 @@ from notifier.entrypoints import send_notification as sending
 from notifier.entrypoints.environment import BatchCrashed
 from tests.integration.conftest import Stack
 from tests.integration.entrypoints.send_notification.helpers import (
-    hidden,
+    in_parallel,
     know,
-    max_threads,
     phone,
     statuses,
+    visibility_timeouts,
 )
 from tests.local.blip import Bot, wait_until
 from tests.support.builders import MARIA, PHONE, a_request
 from tests.support.clock import MachineClock
+from tests.support.lambda_runtime import a_context, load_app
 
 pytestmark = pytest.mark.usefixtures("no_holding_still")
 
@@ -148,7 +146,7 @@ def test_status_of_a_newer_release_is_left_alone(stack: Stack) -> None:
     assert len(stack.blip.inbox()) == 1
     assert statuses(stack) == {"order-1": "teleported"}
     assert stack.aws.dead_letters() == []
-    assert all(30 <= seconds <= 60 for seconds in hidden(stack))
+    assert all(30 <= seconds <= 60 for seconds in visibility_timeouts(stack))
 
 
 @pytest.mark.parametrize("step", ["start_sending", "mark_sent"])
@@ -169,7 +167,7 @@ def test_crash_in_one_thread_affects_one_record(
 
     (waiting,) = stack.deliver(*bodies)
 
-    (seconds,) = hidden(stack)
+    (seconds,) = visibility_timeouts(stack)
     assert 30 <= seconds <= 60
     harmed = json.loads(waiting)["id"]
     found = statuses(stack)
@@ -193,12 +191,11 @@ def test_crash_of_the_whole_batch_is_an_error_of_the_function(
         broken.setattr(DynamoDbLedger, "claim", crash)
         stack.publish(a_request(), a_request(to=phone(2)))
         records = stack.receive()
-        context: Any = SimpleNamespace(get_remaining_time_in_millis=lambda: 30_000)
         with pytest.raises(BatchCrashed):
-            stack.sandbox().handle({"Records": records}, context)
+            stack.sandbox().handle({"Records": records}, a_context())
 
     assert log.getvalue().count("delivery crashed") == 2
-    assert all(30 <= seconds <= 60 for seconds in hidden(stack))
+    assert all(30 <= seconds <= 60 for seconds in visibility_timeouts(stack))
     assert stack.handle(records) == []
     assert len(stack.blip.inbox()) == 2
 
@@ -214,7 +211,7 @@ def test_several_sandboxes_together_keep_to_the_plan(stack: Stack) -> None:
     stack.publish(*[a_request(to=phone(number)) for number in range(30)])
     records = stack.receive()
 
-    assert max_threads(stack, records[:10], records[10:20], records[20:]) == []
+    assert in_parallel(stack, records[:10], records[10:20], records[20:]) == []
 
     assert len(stack.blip.inbox()) == 30
     times = [sent.at for sent in stack.blip.requests]
@@ -239,7 +236,7 @@ def test_throttling_stops_the_bot_in_every_sandbox(
     assert len(waiting) == 5
     # Slots are a fifth of a second apart: the first one said it for all.
     assert stack.blip.statistics()["kinds"]["messages"] <= 2
-    assert all(115 <= seconds <= 140 for seconds in hidden(stack))
+    assert all(115 <= seconds <= 140 for seconds in visibility_timeouts(stack))
     assert {item["attempts"] for item in stack.aws.ledger()} <= {"0"}
     assert set(statuses(stack).values()) == {"retrying"}
 
@@ -249,7 +246,7 @@ def test_throttling_stops_the_bot_in_every_sandbox(
     more = stack.receive()
     assert stack.handle(more, function=stack.sandbox()) == [json.dumps(later)]
     assert later["id"] not in statuses(stack)
-    assert all(100 <= seconds <= 125 for seconds in hidden(stack))
+    assert all(100 <= seconds <= 125 for seconds in visibility_timeouts(stack))
 
     stack.blip.clear_faults()
     shifted_clock.advance(121)
@@ -271,24 +268,12 @@ def test_handler_logs_and_counts_without_personal_data(
             field.name.upper(), str(value).lower() if isinstance(value, bool) else str(value)
         )
     monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "send-notification")
-    path = Path("functions/send_notification/app.py")
-    spec = importlib.util.spec_from_file_location("send_notification_app", path)
-    assert spec is not None
-    assert spec.loader is not None
-    app = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(app)
+    app = load_app("send_notification")
     conflict = a_request()
     stack.publish(a_request(to=phone(1)), "not JSON", conflict, conflict | {"to": phone(2)})
-    context = SimpleNamespace(
-        get_remaining_time_in_millis=lambda: 30_000,
-        function_name="send-notification",
-        memory_limit_in_mb=512,
-        invoked_function_arn="arn:aws:lambda:us-east-1:123456789012:function:send-notification",
-        aws_request_id="request",
-    )
 
-    stack.functions.append(app._send_notification)
-    answer = app.handler({"Records": stack.receive()}, context)
+    stack.functions.append(app["_send_notification"])
+    answer = app["handler"]({"Records": stack.receive()}, a_context())
 
     assert answer == {"batchItemFailures": []}
     emitted = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -7,7 +7,6 @@ How each body is understood, `tests/unit/contract/` shows.
 import base64
 import json
 from collections import Counter
-from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -19,6 +18,7 @@ from notifier.domain.failures import Reason
 from tests.integration.conftest import Stack
 from tests.local.blip import Bot
 from tests.support.builders import a_request
+from tests.support.lambda_runtime import a_context
 
 
 @pytest.fixture
@@ -45,9 +45,8 @@ def handle(stack: Stack, bodies: list[str], **attributes: Any) -> None:
         for body in bodies
     ]
     stack.aws.calls.clear()
-    context: Any = SimpleNamespace(get_remaining_time_in_millis=lambda: 30_000)
 
-    answer = stack.functions[0].handle({"Records": records}, context)
+    answer = stack.functions[0].handle({"Records": records}, a_context())
 
     assert answer == {"batchItemFailures": []}
     letters = stack.aws.dead_letters()

@@ -9,7 +9,11 @@ import pytest
 
 from notifier.domain.notification import ledger_key
 from tests.integration.conftest import Stack
-from tests.integration.entrypoints.send_notification.helpers import hidden, phone, statuses
+from tests.integration.entrypoints.send_notification.helpers import (
+    phone,
+    statuses,
+    visibility_timeouts,
+)
 from tests.support.builders import MARIA, a_request
 
 pytestmark = pytest.mark.usefixtures("no_holding_still")
@@ -197,7 +201,7 @@ def test_exhausted_retries_end_in_a_dead_letter(stack: Stack) -> None:
 
     for attempt in (1, 2):
         assert stack.handle(records) == [json.dumps(body)]
-        (seconds,) = hidden(stack)
+        (seconds,) = visibility_timeouts(stack)
         assert 5 <= seconds <= 5 * 2**attempt
     assert stack.handle(records) == []
 

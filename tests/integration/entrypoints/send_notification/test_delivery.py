@@ -11,11 +11,11 @@ import pytest
 
 from tests.integration.conftest import Stack
 from tests.integration.entrypoints.send_notification.helpers import (
-    hidden,
+    in_parallel,
     know,
-    max_threads,
     phone,
     statuses,
+    visibility_timeouts,
 )
 from tests.local.blip import Bot, wait_until
 from tests.support.builders import PHONE, a_request
@@ -110,7 +110,7 @@ def test_same_request_in_five_sandboxes_at_once_is_sent_once(stack: Stack) -> No
     stack.publish(*[body] * 5)
     records = stack.receive()
 
-    waiting = max_threads(stack, *[[record] for record in records])
+    waiting = in_parallel(stack, *[[record] for record in records])
 
     assert len(stack.blip.inbox()) == 1
     assert stack.blip.statistics()["lookups"] == {PHONE: 1}
@@ -129,7 +129,7 @@ def test_twenty_requests_for_one_number_in_several_sandboxes_are_one_look_up(
     stack.publish(*bodies)
     records = stack.receive()
 
-    waiting = max_threads(stack, *[records[start::5] for start in range(5)])
+    waiting = in_parallel(stack, *[records[start::5] for start in range(5)])
 
     assert stack.blip.statistics()["lookups"] == {PHONE: 1}
     again = [record for record in records if record["body"] in waiting]
@@ -185,7 +185,7 @@ def test_requests_of_a_bot_without_a_key_wait(
 
     assert len(stack.handle(records)) == 3
 
-    waits = hidden(stack)
+    waits = visibility_timeouts(stack)
     assert min(waits) >= 600, waits
     assert max(waits) <= 900, waits
     assert stack.aws.ledger() == []
@@ -218,7 +218,7 @@ def test_wrong_key_stops_the_bot_until_it_is_rotated(
 
     # One thread fetched the secret afresh for all; it held nothing new.
     assert [name for name, _ in stack.aws.calls].count("GetSecretValue") == 1
-    assert all(600 <= seconds <= 900 for seconds in hidden(stack))
+    assert all(600 <= seconds <= 900 for seconds in visibility_timeouts(stack))
     assert {item["attempts"] for item in stack.aws.ledger() if item["status"] != "sent"} == {"0"}
     assert "misconfigured" in log.getvalue()
 
@@ -260,7 +260,7 @@ def test_little_time_left_returns_the_whole_batch_at_once(stack: Stack) -> None:
 
     assert len(stack.deliver(*bodies, seconds=5)) == 5
 
-    assert hidden(stack) == [0] * 5
+    assert visibility_timeouts(stack) == [0] * 5
     assert stack.aws.ledger() == []
     assert stack.blip.requests == []
     # And can be had at once.
@@ -281,7 +281,7 @@ def test_possibly_sent_request_waits_for_its_reconciliation(
     assert statuses(stack) == {body["id"]: "unknown"}
     shifted_clock.advance(600)
     assert stack.handle(records) == [json.dumps(body)]
-    assert all(0 < seconds <= 901 for seconds in hidden(stack))
+    assert all(0 < seconds <= 901 for seconds in visibility_timeouts(stack))
 
     shifted_clock.advance(602)
     assert stack.handle(records) == []

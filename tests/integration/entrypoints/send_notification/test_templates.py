@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from itertools import batched
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from tests.integration.entrypoints.send_notification.helpers import statuses
 from tests.local.blip import Template
 from tests.support.builders import a_request
 from tests.support.clock import MachineClock
+from tests.support.lambda_runtime import a_context
 from tests.unit.contract.test_documents import SAMPLES, USABLE
 from tests.unit.contract.test_fit import MISFITS
 
@@ -36,8 +36,7 @@ def syncing(stack: Stack, shifted_clock: MachineClock) -> Iterator[SyncTemplates
 
 
 def sync(function: SyncTemplates) -> dict[str, int]:
-    context: Any = SimpleNamespace(get_remaining_time_in_millis=lambda: 120_000)
-    return function.handle(context)["templates"]
+    return function.handle(a_context(120))["templates"]
 
 
 def nothing_was_spent(stack: Stack) -> bool:

@@ -412,9 +412,9 @@ def test_failed_early_reservation_surfaces_when_the_slot_is_taken() -> None:
 
     tried: list[Plan] = []
     clock = Clock()
-    turn = Round(clock.now() + 30, {"default": BotState()}, {}, reserve, clock)
+    this_round = Round(clock.now() + 30, {"default": BotState()}, {}, reserve, clock)
 
-    turn.reserve_ahead(BOT)
-    turn.wait_for_slot(BOT, "messages", known=True, after=1)
+    this_round.reserve_ahead(BOT)
+    this_round.wait_for_slot(BOT, "messages", known=True, after=1)
 
     assert tried == ["messages", "messages"]

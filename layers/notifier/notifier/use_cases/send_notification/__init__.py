@@ -13,6 +13,7 @@ Read in this order:
     round.py            what the notifications of a round share: time, slots, bots on hold
     waits.py            the policy, and every wait
     ports.py            what the tables, queues, secrets and BLiP have to offer
+    ../slots.py         how a slot is reserved and waited for; `RetryLater`, for what has to wait
 
 Each module uses only those below it. Every step is recorded before the message is acknowledged,
 so a crash at any point loses nothing: dead letter or next generation first, then the ledger.

@@ -1,8 +1,8 @@
 """A batch of the requests queue: parse, read, claim, deliver side by side, decide how long to wait.
 
-A batch goes in rounds: no round holds a notification or a recipient twice. Each round reads its
-bots and identities with one call; its notifications are claimed and delivered on threads. Every
-step may be repeated: reads come first, and each write holds only under its condition.
+A batch is delivered in rounds, so that no round holds a notification or a recipient twice. A round
+reads its bots, identities and templates with one call, then claims and delivers its notifications
+on threads. Every step may be repeated: reads come first, and each write has its condition.
 """
 
 import logging
@@ -47,11 +47,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# From here on a batch with nothing else to do holds still, so that SQS delivers no more.
+# With so many in flight, a batch of which every request waits for its bot holds still, so that SQS
+# delivers no more.
 FULL = 110_000
 HOLD_STILL_SECONDS = 3.0
-# All sandboxes together look through no more than so many a second that only wait for their bot:
-# SQS's figure is some seconds old, and fifty sandboxes would fill all 120,000 meanwhile.
+# All sandboxes together receive at most so many requests a second that wait for their bot. SQS's
+# figure is some seconds old: fifty sandboxes would fill all 120,000 before it shows them.
 LOOKED_THROUGH_PER_SECOND = 2000
 # What SQS and Lambda take from the end of a batch to the start of the next one.
 BETWEEN_BATCHES_SECONDS = 0.03
@@ -126,8 +127,8 @@ class SendNotifications:
         results: list[Result] = []
         for together in _rounds(notifications, self._max_threads):
             results.extend(self._round(together, deadline))
-        # Last: where the tables or the secret cannot be read, the batch comes back as a whole, and
-        # nothing would distinguish these dead letters from those of the next time.
+        # Invalid requests come last: if the tables or the secret cannot be read, the whole batch
+        # comes back, and dead letters that were put before would be put again.
         refusing = [
             (queued, self._threads.submit(self._outcomes.dead_letter_invalid, queued, failure))
             for queued, failure in invalid
@@ -142,7 +143,7 @@ class SendNotifications:
         return [self._not_too_soon(result) for result in results]
 
     def _round(self, notifications: Sequence[Notification], deadline: float) -> list[Result]:
-        """Deliver side by side what names no notification and no recipient twice."""
+        """Deliver the notifications of one round side by side."""
         bots = self._breaker.bots({notification.request.bot for notification in notifications})
         identities, states, templates = self._identities.read(
             [notification.recipient for notification in notifications],
@@ -169,7 +170,8 @@ class SendNotifications:
             group.append((notification, identity))
 
         results.extend(self._start(ready, bots, this_round))
-        self._breaker.wait_for(probes, this_round)  # a bot that hangs kept no other one's waiting
+        # Only now, so that a bot that hangs does not delay the others.
+        self._breaker.wait_for(probes, this_round)
         results.extend(self._start(probed, bots, this_round))
         self._breaker.update(results, identities, this_round)
         self._reconciliation.keep_controls(results, this_round)
@@ -227,10 +229,13 @@ class SendNotifications:
                 delivering.append((notification, claimed, bot, identity))
 
         futures = [
-            (story[0], self._threads.submit(self._delivery.deliver, *story, this_round))
-            for story in delivering
+            (each[0], self._threads.submit(self._delivery.deliver, *each, this_round))
+            for each in delivering
         ]
-        results.extend(self._outcome(one.queued, future, one) for one, future in futures)
+        results.extend(
+            self._outcome(notification.queued, future, notification)
+            for notification, future in futures
+        )
         return results
 
     def _goes_at_once(
@@ -242,7 +247,7 @@ class SendNotifications:
     ) -> bool:
         """Return whether a request that comes alone will surely use a slot of this very moment.
 
-        Then the slot is reserved while it is claimed, and it is 4 % sooner with BLiP.
+        If so, the slot is reserved while the request is claimed: it reaches BLiP 4 % sooner.
         """
         return (
             notification.queued.receive_count == 1
@@ -261,7 +266,7 @@ class SendNotifications:
     ) -> Answer | Result:
         """Return a thread's answer. An unexpected error fails only this record; it is logged.
 
-        The ledger still holds the claim: its lease ends by itself, and says then what was going on.
+        Its claim stays in the ledger until its lease ends, and then shows how far it got.
         """
         crash = future.exception()
         if crash is None:
@@ -275,7 +280,7 @@ class SendNotifications:
     # --- waiting ----------------------------------------------------------------------------------
 
     def _make_room(self, results: list[Result], began: float, deadline: float) -> list[Result]:
-        """Keep what waits for its bot from filling what SQS allows in flight."""
+        """Keep requests that wait for their bot from using up what SQS allows in flight."""
         if not any(result.on_hold for result in results):
             return results
         in_flight = self._in_flight()
@@ -293,7 +298,7 @@ class SendNotifications:
         return replace(result, retry_in=wait)
 
     def _not_too_soon(self, result: Result) -> Result:
-        """Make a wait long enough for its request's age: SQS shows none more than 1,000 times."""
+        """Make a wait long enough for its request's age: SQS delivers it 1,000 times at most."""
         if result.retry_in is None or result.outcome is Outcome.DENIED:
             return result
         valid_until = result.notification.valid_until if result.notification else None
@@ -321,10 +326,11 @@ def _category(
 
 
 def _rounds(notifications: Iterable[Notification], size: int) -> list[list[Notification]]:
-    """Split a batch so that the second of two equal notifications or recipients waits.
+    """Split a batch so that no round holds a notification or a recipient twice.
 
-    So the second finds what the first has settled, and WhatsApp, which limits how fast one person
-    may be written to, sees them one after the other. No round is larger than can start at once.
+    The second of two equal notifications then finds what became of the first, and a recipient's
+    messages come one after the other: WhatsApp limits how fast one person may be written to. No
+    round is larger than can start at once.
     """
     rounds: list[list[Notification]] = []
     taken: list[set[str | tuple[str, str]]] = []

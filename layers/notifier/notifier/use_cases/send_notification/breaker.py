@@ -17,7 +17,7 @@ from notifier.use_cases.send_notification.outcomes import Outcome, Result, logge
 from notifier.use_cases.send_notification.ports import Blip, BotStates, Secrets
 from notifier.use_cases.send_notification.round import CALL_SECONDS, SETTLE_SECONDS, Round
 from notifier.use_cases.send_notification.waits import Waits
-from notifier.use_cases.slots import MAX_COOLDOWN_SECONDS, RetryLater
+from notifier.use_cases.slots import RetryLater, cooldown
 
 logger = logging.getLogger(__name__)
 
@@ -177,8 +177,7 @@ class Breaker:
 
     def start_cooldown(self, bot: Bot, plan: Plan, failure: Throttled, this_round: Round) -> float:
         """Keep every sandbox away from the bot for the cooldown; return its seconds."""
-        asked = failure.retry_after_seconds or self.waits.policy.cooldown_seconds
-        seconds = min(asked, MAX_COOLDOWN_SECONDS)
+        seconds = cooldown(failure, self.waits.policy.cooldown_seconds)
         this_round.hold(bot.name, seconds, HoldReason.COOLING_DOWN)
         if self.bot_states.start_cooldown(bot, plan, self.clock.now() + seconds):
             self.meter.count("cooldown_began")
@@ -217,9 +216,9 @@ class Breaker:
     def blames_notification(self, notification: Notification, this_round: Round) -> bool:
         """Return whether a refusal while the bot is probed is an attempt of the notification.
 
-        Else it costs none, for the bot may be without a channel. But where only notifications are
-        left that are refused, nothing would ever close the breaker: what is a day old, and was
-        published within a day of a message that BLiP took, has waited long enough for that.
+        Usually it is none, because the bot may have no channel. But if only notifications are left
+        that BLiP refuses, nothing else would ever close the breaker. So it is one if the
+        notification is a day old, and the bot has worked since a day before it was published.
         """
         published_at = notification.queued.published_at
         controls = this_round.state(notification.request.bot).controls
@@ -275,9 +274,9 @@ class Breaker:
                 logger.error("the breaker is open", extra={"bot": bot})
 
     def note[Answer](self, bot: str, write: Callable[[], Answer]) -> Answer | None:
-        """Write to a bot's item what the next batch can write as well; return what that answers.
+        """Write to a bot's item and return the answer; None if that fails, which is only logged.
 
-        What was sent in this round is sent: a failure must not bring its requests back.
+        The next batch can write the same. What this round has sent is sent, and must not come back.
         """
         try:
             return write()

@@ -62,17 +62,16 @@ class Delivery:
     def bot_for(
         self, notification: Notification, bot: Bot | InvalidBot | None, this_round: Round
     ) -> Bot | None:
-        """Return the bot of a notification; None where none is needed to end it.
+        """Return the bot of a notification; None if it does not exist, or the request is rejected.
 
         Raises:
-            RetryLater: it has to wait for its bot, or for its template. Not for ever: SQS deletes
-                silently.
+            RetryLater: it has to wait for its bot, or for its template.
         """
         try:
             self.templates.hold(notification, this_round)
             return self.breaker.admit(bot, this_round)
         except RetryLater:
-            if self.rejection(notification):
+            if self.rejection(notification):  # it ends now: SQS would delete it silently one day
                 return None
             raise
 
@@ -131,7 +130,7 @@ class Delivery:
                 return self._send_claimed(notification, claim, bot, identity, this_round)
             failure = rejected or _unknown_bot(notification)
             return self.outcomes.give_up(notification, claim, failure)
-        except Exception:
+        except Exception:  # whatever it was, it is raised again
             # The ledger must not say "may have been sent" of a notification that surely was not.
             if notification.key not in this_round.posted:
                 self.ledger.release_unsent(claim)
@@ -196,7 +195,7 @@ class Delivery:
         *,
         known: bool,
     ) -> None:
-        """Send it in its slot, unless it may no longer be sent by then."""
+        """Send it in its slot, unless it may not be sent any more when the slot comes."""
         time_for_it = CALL_SECONDS + SETTLE_SECONDS
 
         def on_connected() -> None:
@@ -296,7 +295,7 @@ class Delivery:
         row open the breaker all the same: a bot without a WhatsApp channel answers pings. Only
         first attempts count for that, because a later one says nothing new about the bot.
         """
-        if bot.name in this_round.probing:  # which was pinged for
+        if bot.name in this_round.probing:  # it has answered the probe's ping
             if self.breaker.blames_notification(notification, this_round):
                 return self._retry(notification, claim, failure, Outcome.REFUSED, no_answer=False)
         else:

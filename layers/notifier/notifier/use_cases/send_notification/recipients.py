@@ -35,8 +35,8 @@ class Recipients:
     ) -> str:
         """Return the recipient's identity. BLiP is asked by one sandbox at a time per recipient.
 
-        Many look-ups that no send follows get the number banned: this one starts only when the
-        send can follow it.
+        Many look-ups without a send get a number banned, so a look-up starts only if enough time
+        is left for the send, too.
         """
         self.meter.count("identity_miss" if identity is None else "identity_hit")
         if identity is not None:

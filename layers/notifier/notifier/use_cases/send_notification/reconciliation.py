@@ -40,9 +40,9 @@ from notifier.use_cases.slots import RetryLater
 HISTORY_SECONDS = 3 * 86_400
 # When the first question for receipts is worth asking (they lag by minutes).
 FIRST_POLL_SECONDS = 300
-# Without a later message the history may deny an unknown by an earlier one after so long.
+# After so long a message that was sent before the unknown serves as its control, too.
 WITHOUT_LATER_MESSAGE_SECONDS = 6 * 3600
-# An abandoned send was begun at most so long before its lease ended (`FunctionTimeoutSeconds`).
+# A send was begun at most so long before its lease ended (`FunctionTimeoutSeconds`).
 MAX_LEASE_SECONDS = 900 + 2 * CLOCK_SKEW_SECONDS
 
 
@@ -109,7 +109,7 @@ class Reconciliation:
         )
 
     def _history_shows(self, bot: Bot, sent_at: float, this_round: Round) -> None:
-        """Record how far BLiP's history goes, if that is news."""
+        """Record how far BLiP's history goes, unless that is known."""
         if sent_at > this_round.state(bot.name).history_seen:
             self.bot_states.history_shows(bot.name, sent_at)
 
@@ -151,7 +151,8 @@ class Reconciliation:
         is_later = control.at >= known_by
         if (is_later or for_long) and self._is_shown(control, bot, this_round):
             return self._denied(notification, claim)
-        # Bound to its control, which is replaced every few minutes, so that it grows old enough.
+        # The bot's controls are replaced every few minutes. This one is kept with the unknown, so
+        # that it can grow old enough to be shown.
         bound = replace(claim, control=control) if is_later else claim
         return self._ask_later(notification, bound)
 
@@ -190,10 +191,10 @@ class Reconciliation:
 
 
 def _control(claim: Claim, state: BotState, now: float) -> Control | None:
-    """Return the message whose place in the history shows whether it covers an unknown's time.
+    """Return the message that the history has to show before it can deny an unknown.
 
-    The one that the unknown is bound to; else the older one of those that were sent after it; else
-    the newest one before it, as long as BLiP keeps it.
+    It is the one that is kept with the unknown; else the older one of those that were sent after
+    it; else the newest one before it, as long as BLiP keeps it.
     """
     if claim.control is not None:
         return claim.control

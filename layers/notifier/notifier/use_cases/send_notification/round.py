@@ -141,8 +141,8 @@ class Round:
                 self._slots_of(bot, "commands", known=known).expect_one_more()
 
     def reserve_ahead(self, bot: Bot) -> None:
-        """Reserve a slot for one known recipient while it is claimed. A failure shows later."""
-        with suppress(Exception):
+        """Reserve a slot for one known recipient while it is claimed."""
+        with suppress(Exception):  # whatever it was, taking the slot reserves again and meets it
             self._slots_of(bot, "messages", known=True).reserve_ahead()
 
     def wait_for_slot(self, bot: Bot, plan: Plan, *, known: bool, after: float) -> None:

@@ -7,15 +7,15 @@ from notifier.use_cases.send_notification.round import Round
 
 # From the request's publication until its message goes out.
 OBJECTIVE_SECONDS = 10.0
-# An attempt was made and nothing surely went out, though neither request nor bot was in the way.
+# An attempt failed, and neither for the request nor for its bot.
 _NOT_SENT = frozenset({Outcome.UNKNOWN, Outcome.RETRYING, Outcome.CRASHED})
 
 
 def judge(results: Iterable[Result], this_round: Round) -> tuple[int, int]:
     """Return how many requests went out in time, and how many are late.
 
-    A request counts once, when SQS delivers it for the first time: later it has waited for its bot,
-    its turn or its next attempt. A redrive does not count. A request that is old because its bot's
+    A request counts once, when SQS delivers it for the first time. Later it has waited for its bot,
+    a slot or its next attempt. A redrive does not count. A request that is old because its bot's
     plan is in use is not late: it was not allowed to go out sooner.
     """
     in_time = late = 0

@@ -1,8 +1,8 @@
 """Whether a request fits its template, before its recipient is looked up and money is spent.
 
-BLiP answers 202 to a template that cannot be delivered. What the registry knows of the bot's
-templates refuses such a request, but only by what BLiP has said since the request was published:
-a template may just have been edited. Everything doubtful is sent.
+BLiP answers 202 to a template that cannot be delivered, so the request is compared with what the
+registry knows of the template. It is refused only by what BLiP has said since it was published,
+because a template may just have been edited. Everything doubtful is sent.
 """
 
 from dataclasses import dataclass, replace
@@ -68,7 +68,7 @@ class Templates:
             self.meter.count("template_unknown")
             return
         problem = _problem(template, known)
-        # A pause that a later sync had found, too, would stand in the bot's item.
+        # If a later sync had found it paused as well, the bot's item would say so.
         synced_at = this_round.state(bot.name).templates_synced_at
         is_old = problem is HoldReason.TEMPLATE_PAUSED and known.asked_at < synced_at
         if problem is not None and (is_old or not _is_proof(known, notification)):
@@ -125,7 +125,7 @@ class Templates:
         except Failure:  # none of them is an answer, and this was no attempt
             raise RetryLater(self.waits.uniform(*NO_ANSWER_SECONDS)) from None
         self.meter.count("template_asked")
-        # Without an answer it is not known, for every sandbox and until the next sync.
+        # What BLiP does not list is unknown in every sandbox until the next sync.
         answer = replace(template or RegisteredTemplate(name, asked_at, {}), is_whole=True)
         self.registry.keep(bot.name, answer)
         return Question(granted=True, stored=answer, again_at=0.0)

@@ -13,7 +13,7 @@ from notifier.domain.notification import Notification, QueuedRequest
 # The longest wait at a time, except for a slot, so that every change is noticed.
 MAX_WAIT_SECONDS = 900.0
 PART_OF_AGE = 1 / 60
-# What a wait for a slot may be longer than the slot is away, at most; and the age's part of a wait.
+# The most that is added to the wait for a slot, and the most that a request's age makes of a wait.
 MAX_JITTER_SECONDS = 3600.0
 # SQS delivers nothing while 120,000 requests are in flight: those of a bot on hold would then keep
 # every other bot's waiting. From CROWDED on they are in flight for short times only.
