@@ -55,8 +55,8 @@ class FakeBlip:
         self.asked_templates: list[str | None] = []
         self.pings = 0
 
-    def is_connected(self, _: Bot) -> bool:
-        return bool(self.taken)
+    def is_connected(self, bot: Bot) -> bool:
+        return any(sent.bot == bot for sent in self.taken)
 
     def look_up(self, bot: Bot, phone: str, on_connected: Callable[[], None]) -> str:
         on_connected()

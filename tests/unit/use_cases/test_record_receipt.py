@@ -467,6 +467,33 @@ def test_receipt_without_a_ledger_entry_is_foreign() -> None:
     assert case.published == []
 
 
+@pytest.mark.parametrize("status", [*ORDER, "failed"])
+def test_receipt_with_the_secret_of_another_bot_is_only_logged(
+    status: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = Case()
+    before = case.item
+
+    receipt = replace(a_receipt(status, 131042 if status == "failed" else None), bots=("clinic",))
+    assert case.receipts.record(receipt) is ReceiptOutcome.OTHER_BOT
+
+    assert (case.item, case.published, case.world.dead_letters.letters) == (before, [], [])
+    assert "broken" not in case.bot
+    message = "receipt with the secret of another bot"
+    (line,) = [line for line in caplog.records if line.getMessage() == message]
+    assert vars(line).items() >= {"key": KEY, "bot": "default", "shown": ("clinic",)}.items()
+
+
+@pytest.mark.parametrize("status", [*ORDER, "failed"])
+def test_receipt_with_a_secret_that_its_bot_shares_is_recorded(status: str) -> None:
+    case = Case()
+
+    receipt = replace(a_receipt(status), bots=("clinic", "default"))
+
+    assert case.receipts.record(receipt) in {ReceiptOutcome.MOVED, ReceiptOutcome.DEAD_LETTER}
+    assert case.item["status"] == status
+
+
 def test_accepted_and_dispatched_are_published_if_wanted() -> None:
     case = Case()
     case.world.published = ALL_PUBLISHED

@@ -8,6 +8,8 @@ import pytest
 from notifier.domain.bot_state import Reservation
 from notifier.domain.bots import Bot
 from notifier.domain.failures import (
+    Misconfigured,
+    Throttled,
     Transient,
 )
 from tests.support.blip import always
@@ -134,11 +136,22 @@ def test_bot_without_a_slot_soon_leaves_its_requests_unclaimed(world: World) -> 
     assert all(world.entry(body) == {} for body in bodies[6:])
 
 
+@pytest.mark.parametrize(("requests", "rounds"), [(32, 1), (33, 2)])
+def test_round_is_no_larger_than_can_start_at_once(
+    world: World, requests: int, rounds: int
+) -> None:
+    sandbox = world.sandbox()
+
+    sandbox.deliver(*(a_request(to=f"+55119888877{number:02}") for number in range(requests)))
+
+    assert sandbox.identities.reads == rounds
+
+
 # --- Room in flight -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("in_flight", [0, 79_999, 80_000, 109_999, 110_000])
-@pytest.mark.parametrize("reason", ["paused", "cooldown", "broken"])
+@pytest.mark.parametrize("reason", ["paused", "cooldown", "throttled", "broken", "wrong key"])
 def test_stopped_bot_leaves_room_in_flight_for_other_bots(
     world: World, reason: str, in_flight: int
 ) -> None:
@@ -149,6 +162,12 @@ def test_stopped_bot_leaves_room_in_flight_for_other_bots(
         case "broken":
             sandbox.bot_states.open_breaker("default", "no answer")
             world.blip.before_ping = always(lambda: Transient("busy"))
+        case "wrong key":
+            world.blip.before_send = always(lambda: Misconfigured("HTTP 401"))
+            world.blip.before_ping = always(lambda: Misconfigured("HTTP 401"))
+        case "throttled":  # in this very batch; the wait is longer by a tenth than the cooldown
+            throttled = Throttled("too fast", retry_after_seconds=100 / 1.1)
+            world.blip.before_send = always(lambda: throttled)
         case _:
             bot = Bot(name="default", key=KEY)
             sandbox.bot_states.start_cooldown(bot, "messages", world.clock.now() + 100)
@@ -157,8 +176,8 @@ def test_stopped_bot_leaves_room_in_flight_for_other_bots(
     (result,) = sandbox.deliver(a_request())
 
     # Requests that wait for the end of a cooldown return at 200 a second.
-    long = 105 + in_flight / 200 if reason == "cooldown" else 900
-    assert result.retry_in == (long if in_flight < 80_000 else 30)
+    long = 105 + in_flight / 200 if reason in {"cooldown", "throttled"} else 900
+    assert result.retry_in == pytest.approx(long if in_flight < 80_000 else 30)
     assert [slept for slept in world.clock.slept if slept > 0.01] == (
         [3] if in_flight >= 110_000 else []
     )
@@ -184,7 +203,7 @@ def test_batch_with_a_request_that_can_proceed_does_not_hold_still(world: World)
 
     still, sent = sandbox.deliver(a_request(), a_request(bot="other"))
 
-    assert (still.retry_in, outcome(sent)) == (30, "sent")
+    assert (still.retry_in, outcome(sent), sent.retry_in) == (30, "sent", None)
     assert world.clock.slept == []
 
 

@@ -66,6 +66,27 @@ def test_throttled_bot_cools_down_in_every_sandbox(
     assert {outcome(v) for v in world.sandbox().deliver(later, *bodies)} == {"sent"}
 
 
+@pytest.mark.parametrize("call", ["look_up", "send"])
+def test_throttled_bot_opens_no_further_connection(
+    world: World, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    if call == "send":
+        for phone in (PHONE, OTHER_PHONE):
+            world.know(phone)
+    begun: list[object] = []
+
+    def throttle(_: Bot, about: object, *_others: object) -> None:
+        begun.append(about)
+        raise Throttled("slowly")
+
+    monkeypatch.setattr(world.blip, call, throttle)
+
+    results = world.sandbox().deliver(a_request(), a_request(to=OTHER_PHONE))
+
+    assert list(map(outcome, results)) == ["throttled", "cooling_down"]
+    assert len(begun) == 1
+
+
 def test_throttled_bot_does_not_stop_the_others(world: World) -> None:
     world.bots["clinic"] = {"key": OTHER_KEY}
 
@@ -244,6 +265,16 @@ def test_five_notifications_in_a_row_without_an_answer_open_the_breaker(
     assert (len(world.blip.look_ups), len(world.blip.sent)) == (asked[0] + 1, asked[1] + 2)
 
 
+def test_last_attempts_without_an_answer_open_the_breaker_as_well(world: World) -> None:
+    fail(world, "before_send", lambda: Transient("nothing"))
+    for number in range(5):
+        assert "broken" not in world.identities_table.get("bot:default")
+        body = a_request(to=f"+55119888877{number:02}")
+        assert outcome(world.sandbox(max_attempts=1).deliver(body)[0]) == "dead_letter"
+
+    assert "broken" in world.identities_table.get("bot:default")
+
+
 def test_unanswered_probe_prevents_every_claim_look_up_and_send(
     world: World,
 ) -> None:
@@ -331,6 +362,20 @@ def test_refusal_does_not_close_the_breaker_of_a_number_that_is_down(world: Worl
 
     item = world.identities_table.get("bot:default")
     assert (item["broken"], "tried_at" in item) == ("payment", False)
+
+
+def test_second_message_that_is_sent_closes_the_breaker_of_a_number_that_was_down(
+    world: World,
+) -> None:
+    world.sandbox().bot_states.number_down("default", "payment")
+    still_open = []
+    for number in range(2):
+        world.clock.advance(601)
+        body = a_request(to=f"+55119777766{number:02}")
+        assert outcome(world.sandbox().deliver(body)[0]) == "sent"
+        still_open.append("broken" in world.identities_table.get("bot:default"))
+
+    assert still_open == [True, False]
 
 
 def test_no_recipient_is_looked_up_while_the_number_is_down(
@@ -474,6 +519,7 @@ def test_throttled_probe_starts_a_cooldown_in_every_sandbox(world: World) -> Non
     (result,) = sandbox.deliver(a_request())
 
     assert (outcome(result), world.blip.sent) == ("cooling_down", [])
+    assert list(sandbox.bot_states.state("default").shares) == ["commands"]
     for _ in range(3):
         world.clock.advance(28)
         sandbox.deliver(a_request())
@@ -487,11 +533,33 @@ def test_probe_that_could_not_end_in_time_is_not_started(
     world.identities_table.items["bot:default"] = {"broken": "no answer"}
     world.blip.before_ping = always(lambda: Transient("busy"))
 
-    (result,) = world.sandbox().deliver(a_request(), seconds=seconds)
+    results = world.sandbox().deliver(a_request(), a_request(to=OTHER_PHONE), seconds=seconds)
 
     assert world.blip.pings == pings
     if not pings:  # another sandbox can try at once
-        assert (outcome(result), result.retry_in) == ("retry_later", 0)
+        ends = [(outcome(result), result.retry_in) for result in results]
+        assert ends == [("retry_later", 0)] * 2
+
+
+def test_probe_of_another_sandbox_holds_the_bot(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    sandbox = world.sandbox()
+    sandbox.bot_states.open_breaker("default", "no answer")
+    assert sandbox.bot_states.probe("default")
+
+    (result,) = sandbox.deliver(a_request())
+
+    assert (outcome(result), world.blip.pings) == ("breaker_open", 0)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_bot_is_probed_and_sends_at_the_moment_in_which_its_cooldown_ends(world: World) -> None:
+    ends_at = round(world.clock.now() * 1000)
+    for broken in ({"broken": "no answer"}, {}):
+        world.identities_table.items["bot:default"] = {"throttled_until": ends_at} | broken
+
+        assert outcome(world.sandbox().deliver(a_request(to=OTHER_PHONE))[0]) == "sent"
 
 
 # --- A wrong bot, or a wrong notification ---------------------------------------------------------
@@ -579,17 +647,26 @@ def test_refused_probe_costs_no_attempt_and_leaves_the_breaker_open(world: World
 
 @pytest.mark.parametrize(
     ("age", "worked_before", "attempts"),
-    [(DAY + 1, DAY - 10, 1), (DAY - 1, 10, 0), (DAY + 1, DAY + 10, 0), (DAY + 1, None, 0)],
+    [
+        (DAY + 1, DAY - 1, 1),
+        (DAY, DAY - 1, 0),
+        (DAY + 1, DAY, 0),
+        (DAY + 1, None, 0),
+    ],
 )
 def test_refused_probe_costs_an_old_notification_of_a_working_bot_an_attempt(
-    world: World, age: float, worked_before: float | None, attempts: int
+    world: World,
+    caplog: pytest.LogCaptureFixture,
+    age: float,
+    worked_before: float | None,
+    attempts: int,
 ) -> None:
     """Where only such notifications are left, nothing else would end them."""
     sandbox = world.sandbox()
     published_at = world.clock.now() - age
     if worked_before is not None:
-        control = Control("a message", published_at - worked_before)
-        sandbox.bot_states.keep_control("default", control, 0)
+        for worked_at in (published_at - 3 * DAY, published_at - worked_before):
+            sandbox.bot_states.keep_control("default", Control("a message", worked_at), worked_at)
     sandbox.bot_states.open_breaker("default", "no answer")
     world.know(PHONE)
     refuse(world, PHONE)
@@ -600,6 +677,7 @@ def test_refused_probe_costs_an_old_notification_of_a_working_bot_an_attempt(
     assert outcome(result) == ("refused" if attempts else "misconfigured")
     assert world.entry(body)["attempts"] == attempts
     assert "broken" in world.identities_table.get("bot:default")
+    assert "the breaker is open" not in caplog.messages  # it was before, and nothing is counted
 
 
 def test_refusals_of_one_batch_cause_one_ping(world: World) -> None:
@@ -612,6 +690,16 @@ def test_refusals_of_one_batch_cause_one_ping(world: World) -> None:
     assert world.blip.pings == 1
 
 
+def test_ping_after_a_refusal_says_nothing_of_another_bot(world: World) -> None:
+    world.bots["clinic"] = {"key": OTHER_KEY}
+    world.blip.before_send = always(lambda: Misconfigured("HTTP 403", code=403))
+    world.blip.before_ping = wrong_key
+
+    results = world.sandbox().deliver(a_request(), a_request(bot="clinic"))
+
+    assert list(map(outcome, results)) == ["misconfigured", "refused"]
+
+
 def test_throttled_ping_after_a_refusal_starts_a_cooldown(world: World) -> None:
     """401 with LIME's 34 says both."""
     refuse(world, PHONE)
@@ -622,6 +710,7 @@ def test_throttled_ping_after_a_refusal_starts_a_cooldown(world: World) -> None:
 
     assert outcome(result) == "throttled"
     assert world.entry(body)["attempts"] == 0
+    assert list(world.sandbox().bot_states.state("default").shares) == ["commands"]
 
 
 def test_refusal_with_too_little_time_for_a_ping_returns_at_once(world: World) -> None:
@@ -656,8 +745,7 @@ def test_only_the_first_throttling_of_a_cooldown_lowers_the_share(
     )
     second = world.identities_table.get("bot:default")
 
-    assert (first["messages_share"], first["cooldowns"]) == (720_000, 1)
-    assert (second["messages_share"], second["cooldowns"]) == (720_000, 1)
+    assert first["messages_share"] == second["messages_share"] == 720_000
     assert second["throttled_until"] > first["throttled_until"]
     assert "commands_share" not in first
     assert world.meter.counts["cooldown_began"] == 1
@@ -702,32 +790,3 @@ def test_slots_are_spaced_by_the_current_share(world: World) -> None:
     first, second = world.blip.sent
     assert second.at - first.at == pytest.approx(1)
     assert world.meter.times["share_of_plan"] == [pytest.approx(0.5, abs=1e-3)]
-
-
-# --- A bot that is missing from the secret --------------------------------------------------------
-
-
-def test_requests_wait_for_a_working_bot_that_is_missing_from_the_secret(world: World) -> None:
-    world.sandbox().deliver(a_request())
-    bots, world.bots = world.bots, {}
-    body = a_request()
-
-    for _ in range(2):
-        assert outcome(world.sandbox().deliver(body)[0]) == "misconfigured"
-        world.clock.advance(449)
-    world.bots = bots
-    assert outcome(world.sandbox().deliver(body)[0]) == "sent"
-    world.bots = {}
-    world.clock.advance(600)
-    assert outcome(world.sandbox().deliver(a_request())[0]) == "misconfigured"
-
-
-def test_bot_missing_for_a_quarter_of_an_hour_is_unknown(world: World) -> None:
-    world.sandbox().deliver(a_request())
-    world.bots = {}
-    world.sandbox().deliver(a_request())
-    world.clock.advance(900)
-
-    (result,) = world.sandbox().deliver(a_request())
-
-    assert result.reason is Reason.UNKNOWN_BOT

@@ -156,7 +156,7 @@ def test_requests_from_before_a_ledger_restoration_are_sent_only_by_a_redrive(
     assert outcome(redriven) == "sent"
 
 
-@pytest.mark.parametrize(("ago", "expected"), [(61, "dead_letter"), (59, "sent")])
+@pytest.mark.parametrize(("ago", "expected"), [(61, "dead_letter"), (60, "sent")])
 def test_wait_from_before_a_ledger_restoration_does_not_end_in_a_send(
     world: World, ago: float, expected: str
 ) -> None:

@@ -426,11 +426,54 @@ def test_unsent_request_is_released_if_the_ledger_fails_once(
     assert (outcome(result), world.entry(body)["status"]) == ("crashed", "retrying")
 
 
-@pytest.mark.parametrize("method", ["keep_control", "answered"])
-def test_sent_request_is_acknowledged_even_if_the_bot_s_item_cannot_be_written(
-    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, method: str
+def unwritten(caplog: pytest.LogCaptureFixture) -> tuple[str, str]:
+    """Return the bot and the error of the only log line about a bot's item."""
+    message = "the bot's item was not written"
+    (record,) = [record for record in caplog.records if record.getMessage() == message]
+    return record.__dict__["bot"], record.__dict__["error"]
+
+
+@pytest.mark.parametrize(("method", "then"), [("missing", "misconfigured"), ("failed", "retrying")])
+def test_request_waits_even_if_the_bot_s_item_cannot_be_written(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+    then: str,
 ) -> None:
-    world.identities_table.items["bot:default"] = {"failing": {"a"}}
+    world.identities_table.items["bot:default"] = {}
+    world.blip.before_send = raises(Transient("busy"))
+    if method == "missing":
+        world.bots = {}
+    sandbox = world.sandbox()
+
+    def fail_to_write(*_: Any) -> None:
+        raise ReadTimeoutError(endpoint_url="https://aws.invalid")
+
+    monkeypatch.setattr(sandbox.bot_states, method, fail_to_write)
+    (result,) = sandbox.deliver(a_request())
+
+    assert outcome(result) == then
+    assert unwritten(caplog) == ("default", "ReadTimeoutError")
+
+
+@pytest.mark.parametrize(
+    ("method", "item"),
+    [
+        ("keep_control", {}),
+        ("answered", {"failing": {"a"}}),
+        ("found", {"missing_since": 1_799_999_000_000}),
+        ("close_breaker", {"broken": "no answer"}),
+    ],
+)
+def test_sent_request_is_acknowledged_even_if_the_bot_s_item_cannot_be_written(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+    item: dict[str, Any],
+) -> None:
+    world.identities_table.items["bot:default"] = item
     sandbox = world.sandbox()
 
     def fail_to_write(*_: Any, **__: Any) -> None:
@@ -441,7 +484,7 @@ def test_sent_request_is_acknowledged_even_if_the_bot_s_item_cannot_be_written(
 
     assert (outcome(result), result.retry_in) == ("sent", None)
     assert len(world.events.published) == 1
-    assert "the bot's item was not written" in caplog.messages
+    assert unwritten(caplog) == ("default", "ReadTimeoutError")
 
 
 @pytest.mark.parametrize("failures", [1, 3])

@@ -539,6 +539,34 @@ def test_invalid_bot_is_logged(
     assert problem in facts["problem"]
 
 
+def test_bot_missing_from_the_secret_is_logged(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    deliver(world)
+    world.bots = {}
+
+    deliver(world, a_request())
+
+    facts = {"bot": "default", "problem": "the bots' secret has no entry 'default' any more"}
+    assert logged(caplog, "the bot cannot be used") == facts
+
+
+def test_crash_of_a_probe_is_logged_with_its_bot(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    def crash(_: Bot) -> None:
+        raise RuntimeError("unexpected")
+
+    world.sandbox().bot_states.open_breaker("default", "no answer")
+    world.blip.before_ping = crash
+
+    (result,) = world.sandbox().deliver(REQUEST)
+
+    assert result.outcome is Outcome.BREAKER_OPEN
+    facts = logged(caplog, "the probe crashed")
+    assert (facts["bot"], facts["error"]) == ("default", "RuntimeError")
+
+
 def breaker_opens(world: World, failure: Callable[[], Failure]) -> None:
     world.blip.before_send = always(failure)
     for number in range(5):

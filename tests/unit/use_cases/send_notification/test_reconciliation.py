@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from notifier.domain.bots import Bot
 from notifier.domain.failures import (
     Failure,
     Misconfigured,
@@ -78,6 +79,28 @@ def test_sandbox_killed_during_a_send_leaves_an_unknown_outcome(world: World) ->
     assert world.blip.asked == [key_of(body)]
 
 
+def test_abandoned_send_is_unknown_from_the_end_of_its_lease(world: World) -> None:
+    world.know(PHONE)
+    fail(world, "before_send", lambda: RuntimeError("the sandbox is gone"))
+    body = a_request()
+    world.sandbox().deliver(body, seconds=30)
+
+    world.clock.advance(31.9)  # two clocks may differ by two seconds
+    assert outcome(world.sandbox().deliver(body)[0]) == "retry_later"
+    world.clock.advance(0.1)
+    assert outcome(world.sandbox().deliver(body)[0]) == "unsettled"
+
+
+def test_history_is_queried_from_the_end_of_the_window(world: World) -> None:
+    body = a_request()
+    unknown(world, body)
+
+    world.clock.advance(WINDOW)
+    world.sandbox().deliver(body)
+
+    assert world.blip.asked == [key_of(body)]
+
+
 @pytest.mark.parametrize("stored", [Status.ACCEPTED, Status.DISPATCHED, Status.CONSUMED])
 def test_message_in_the_history_is_marked_sent(world: World, stored: Status) -> None:
     body = a_request()
@@ -91,11 +114,11 @@ def test_message_in_the_history_is_marked_sent(world: World, stored: Status) -> 
     assert len(world.blip.sent) == 1
 
 
-def show_later_message(world: World) -> str:
-    """Send a later message that BLiP's history shows. Return its id."""
+def show_later_message(world: World, seconds: float = 3) -> str:
+    """Send a message so much later that BLiP's history shows. Return its id."""
     before = len(world.blip.taken)
     world.blip.before_send = lambda _: None
-    world.clock.advance(3)
+    world.clock.advance(seconds)
     (result,) = world.sandbox().deliver(a_request(to="+5511977776666"))
     assert outcome(result) == "sent"
     later = world.blip.taken[before].message_id
@@ -179,10 +202,11 @@ def test_failed_history_query_decides_nothing(world: World, failure: type[Failur
 
 
 def test_request_that_expires_as_it_is_found_unsent_is_not_sent_again(world: World) -> None:
-    body = a_request(valid_until=at(world.clock.now() + WINDOW + 5))
+    valid_until = world.clock.now() + WINDOW + 5
+    body = a_request(valid_until=at(valid_until))
     unknown(world, body)
     show_later_message(world)
-    world.clock.advance(WINDOW + 2)
+    world.clock.advance(valid_until - world.clock.now())
 
     (result,) = world.sandbox().deliver(body)
 
@@ -305,7 +329,7 @@ def test_unknown_outcome_fails_after_three_days_if_the_history_shows_nothing(
     unknown(world, body)
     show_later_message(world)
 
-    world.clock.advance(3 * DAY)
+    world.clock.advance(3 * DAY - 3)
     (result,) = world.sandbox().deliver(body)
 
     assert result.reason is Reason.OUTCOME_UNKNOWN
@@ -332,6 +356,47 @@ def test_unknown_outcome_fails_after_three_days_if_the_history_query_fails(world
     (result,) = world.sandbox().deliver(body)
 
     assert result.reason is Reason.OUTCOME_UNKNOWN
+
+
+def test_throttled_history_query_lowers_the_share_of_the_commands_plan(world: World) -> None:
+    body = a_request()
+    unknown(world, body)
+    world.clock.advance(WINDOW + 2)
+    world.blip.before_history = raises(Throttled("slow down"))
+
+    assert outcome(world.sandbox().deliver(body)[0]) == "throttled"
+
+    assert list(world.sandbox().bot_states.state("default").shares) == ["commands"]
+
+
+@pytest.mark.parametrize(("seconds", "then"), [(905, "unsettled"), (906, "denied")])
+def test_message_in_the_history_covers_what_was_sent_before_it_can_have_begun(
+    world: World, seconds: float, then: str
+) -> None:
+    missing, shown = a_request(), a_request()
+    unknown(world, missing)
+    world.clock.advance(seconds)  # the lease of an abandoned send, and twice the skew of two clocks
+    unknown(world, shown, stored=Status.ACCEPTED)
+    world.clock.advance(WINDOW + 2)
+    assert outcome(world.sandbox().deliver(shown)[0]) == "settled"
+
+    assert outcome(world.sandbox().deliver(missing)[0]) == then
+
+
+def test_progress_of_the_history_is_written_only_if_it_is_news(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bodies = [a_request(), a_request()]
+    for body in bodies:
+        unknown(world, body, stored=Status.ACCEPTED)
+    world.clock.advance(WINDOW + 2)
+    world.sandbox().deliver(bodies[1])
+    sandbox = world.sandbox()
+    written: list[object] = []
+    monkeypatch.setattr(sandbox.bot_states, "history_shows", lambda *seen: written.append(seen))
+
+    assert outcome(sandbox.deliver(bodies[0])[0]) == "settled"
+    assert written == []
 
 
 # --- The control message --------------------------------------------------------------------------
@@ -442,13 +507,162 @@ def test_if_unknown_fail_is_published_after_the_window(world: World) -> None:
 def test_control_is_written_once_in_a_third_of_the_window(world: World) -> None:
     sandbox = world.sandbox()
     kept = []
-    for _ in range(4):
+    for seconds in (0, WINDOW / 3 - 1, 2, WINDOW / 3 - 1):
+        world.clock.advance(seconds)
         sandbox.deliver(a_request())
         kept.append(world.identities_table.get("bot:default")["control"])
-        world.clock.advance(WINDOW / 6 + 1)
 
     assert kept[0] == kept[1] != kept[2] == kept[3]
     assert world.identities_table.get("bot:default")["control_before"] == kept[0]
+
+
+def fail_second_query(world: World, failure: Failure) -> None:
+    """Make the query for the control fail, but not the one for the unknown before it."""
+    failures = iter((None, failure))
+
+    def strike(_: Bot) -> None:
+        if (failure := next(failures, None)) is not None:
+            raise failure
+
+    world.blip.before_history = strike
+
+
+@pytest.mark.parametrize(
+    "failure", [Transient("no"), Misconfigured("no"), Rejected(Reason.REJECTED, "no")]
+)
+def test_failed_control_query_decides_nothing(world: World, failure: Failure) -> None:
+    body = a_request()
+    unknown(world, body)
+    show_later_message(world)
+    world.clock.advance(WINDOW + 2)
+    fail_second_query(world, failure)
+
+    assert outcome(world.sandbox().deliver(body)[0]) == "unsettled"
+    world.blip.before_history = lambda _: None
+    assert outcome(world.sandbox().deliver(body)[0]) == "denied"
+
+
+def test_throttled_control_query_decides_nothing_and_starts_a_cooldown(world: World) -> None:
+    bodies = [a_request(to=f"+55119888877{n:02}") for n in range(2)]
+    for body in bodies:
+        unknown(world, body)
+    show_later_message(world)
+    world.clock.advance(WINDOW + 2)
+    fail_second_query(world, Throttled("slow down", retry_after_seconds=60))
+
+    first, second = world.sandbox().deliver(*bodies)
+
+    assert (outcome(first), outcome(second)) == ("unsettled", "cooling_down")
+    assert len(world.blip.asked) == 2
+    state = world.sandbox().bot_states.state("default")
+    assert state.throttled_until == pytest.approx(world.clock.now() + 60, abs=0.01)
+    assert list(state.shares) == ["commands"]
+
+
+@pytest.mark.parametrize(("seconds", "then"), [(1.9, "unsettled"), (2, "denied")])
+def test_control_is_later_by_what_two_clocks_may_differ(
+    world: World, seconds: float, then: str
+) -> None:
+    body = a_request()
+    unknown(world, body)
+    show_later_message(world, seconds)
+    world.clock.advance(WINDOW)
+
+    assert outcome(world.sandbox().deliver(body)[0]) == then
+
+
+def test_older_one_of_two_later_messages_is_the_control(world: World) -> None:
+    body = a_request()
+    unknown(world, body)
+    older = show_later_message(world, 2)
+    del world.blip.stored[show_later_message(world, WINDOW / 3 + 1)]
+    world.clock.advance(WINDOW)
+
+    assert outcome(world.sandbox().deliver(body)[0]) == "denied"
+    assert world.blip.asked == [key_of(body), older]
+
+
+def test_message_sent_with_the_unknown_is_no_control_if_there_is_a_later_one(world: World) -> None:
+    body = a_request()
+    unknown(world, body)
+    show_later_message(world, 1)
+    later = show_later_message(world, WINDOW / 3 + 1)
+    world.clock.advance(WINDOW)
+
+    assert outcome(world.sandbox().deliver(body)[0]) == "denied"
+    assert world.blip.asked == [key_of(body), later]
+
+
+def test_unknown_outcome_is_not_bound_to_an_earlier_message(world: World) -> None:
+    show_later_message(world)
+    body = a_request()
+    unknown(world, body)
+    world.clock.advance(WINDOW + 2)
+    assert outcome(world.sandbox().deliver(body)[0]) == "unsettled"
+
+    later = show_later_message(world)
+
+    assert outcome(world.sandbox().deliver(body)[0]) == "denied"
+    assert world.blip.asked[-1] == later
+
+
+def test_unknown_outcomes_of_one_batch_query_each_their_own_control(world: World) -> None:
+    first, second = a_request(), a_request(to="+5511988887701")
+    unknown(world, first)
+    del world.blip.stored[show_later_message(world)]
+    world.clock.advance(WINDOW + 2)
+    assert outcome(world.sandbox().deliver(first)[0]) == "unsettled"
+    unknown(world, second)
+    show_later_message(world)
+    world.clock.advance(WINDOW + 2)
+
+    results = world.sandbox().deliver(first, second)
+
+    assert [outcome(result) for result in results] == ["unsettled", "denied"]
+
+
+def test_newest_message_before_the_unknown_is_its_control(world: World) -> None:
+    show_later_message(world)
+    world.clock.advance(3 * DAY)
+    newest = show_later_message(world)
+    body = a_request()
+    unknown(world, body)
+
+    world.clock.advance(6 * 3600)
+
+    assert outcome(world.sandbox().deliver(body)[0]) == "denied"
+    assert world.blip.asked == [key_of(body), newest]
+
+
+def test_message_that_the_history_no_longer_holds_is_no_control(world: World) -> None:
+    earlier = show_later_message(world)
+    sent_at = world.blip.taken[-1].at
+    world.clock.advance(3 * DAY - 7 * 3600)
+    body = a_request()
+    unknown(world, body)
+
+    world.clock.advance(sent_at + 3 * DAY - world.clock.now())
+    (result,) = world.sandbox().deliver(body)
+
+    assert result.reason is Reason.OUTCOME_UNKNOWN
+    assert earlier not in world.blip.asked
+
+
+def test_control_that_is_new_enough_is_not_written_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox = world.sandbox()
+    for _ in range(2):
+        sandbox.deliver(a_request())
+        world.clock.advance(WINDOW / 3 - 1)
+    world.clock.advance(2)
+    sandbox.deliver(a_request())
+    world.clock.advance(2)
+    written: list[object] = []
+    monkeypatch.setattr(sandbox.bot_states, "keep_control", lambda *kept: written.append(kept))
+
+    assert outcome(sandbox.deliver(a_request())[0]) == "sent"
+    assert written == []
 
 
 # --- Waits ----------------------------------------------------------------------------------------

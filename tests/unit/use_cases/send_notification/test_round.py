@@ -172,7 +172,7 @@ def test_machine_too_slow_for_any_slot_returns_the_request() -> None:
     with pytest.raises(RetryLater) as retry_later:
         this_round.wait_for_slot(BOT, "messages", known=True, after=12)
 
-    assert retry_later.value.seconds == 1
+    assert (retry_later.value.seconds, retry_later.value.for_slot) == (1, True)
     assert len(reserved.asked) == 5
 
 
@@ -224,12 +224,12 @@ def test_slot_is_not_reserved_if_its_call_could_not_end_in_time() -> None:
 
 def test_horizon_leaves_time_for_the_call_expected_before() -> None:
     reserved = Reserved((NOW,))
-    this_round = reserved.this_round(Clock(NOW), seconds=25)
+    this_round = reserved.this_round(Clock(NOW), seconds=24.5)
     this_round.expect(BOT, known=True)
 
     this_round.wait_for_slot(BOT, "messages", known=True, after=24)
 
-    assert reserved.horizons == [1]
+    assert reserved.horizons == [0.5]
 
 
 def test_call_does_not_start_with_too_little_time_left_at_its_slot() -> None:
@@ -252,6 +252,19 @@ def test_only_requests_with_a_slot_within_two_seconds_are_admitted() -> None:
 
     assert retry_later.value.for_slot
     assert retry_later.value.seconds == pytest.approx(4 / 1.8)
+
+
+def test_fewer_requests_are_admitted_after_a_penalty() -> None:
+    slow = BOT.model_copy(update={"messages_per_second": 2})
+    states = {"default": BotState(shares={"messages": (0.45, NOW), "commands": (0.9, NOW)})}
+    this_round = Round(NOW + 30, states, {}, Reserved().reserve, Clock(NOW))
+
+    for _ in range(2):
+        this_round.admit(slow)
+    with pytest.raises(RetryLater) as retry_later:
+        this_round.admit(slow)
+
+    assert retry_later.value.seconds == pytest.approx(2 / 0.9)
 
 
 def test_slots_reserved_by_other_sandboxes_leave_less_room() -> None:
@@ -353,6 +366,18 @@ def test_slot_of_a_single_known_recipient_is_reserved_before_the_claim(
     assert result.outcome is Outcome.SENT
     assert ahead()
     assert sandbox.bot_states.reservations[before:] == [("default", "messages", 1)]
+
+
+def test_slot_that_becomes_free_now_is_reserved_before_the_claim(
+    world: World, sandbox: Sandbox
+) -> None:
+    free_at = round(world.clock.now() * 1_000_000)
+    world.identities_table.items["bot:default"]["next_messages_at"] = free_at
+    ahead = reserved_before_claimed(world)
+
+    sandbox.deliver(a_request(to=NUMBER))
+
+    assert ahead()
 
 
 @pytest.mark.parametrize("why", ["new", "two", "again", "busy", "cold"])

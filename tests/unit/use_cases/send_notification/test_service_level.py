@@ -34,6 +34,36 @@ def test_request_is_late_if_it_goes_out_ten_seconds_after_it_was_published(
     assert judged(world) == expected
 
 
+def test_every_request_of_a_batch_is_judged(world: World) -> None:
+    phones = [f"+55119888877{number:02}" for number in range(5)]
+    for phone in phones:
+        world.know(phone)
+    again, *others = [a_request(to=phone) for phone in phones]
+    ages = (0.0, 0.0, 11.0, 11.0)
+    first_times = [world.queued(body, age=age) for body, age in zip(others, ages, strict=True)]
+
+    world.sandbox().deliver(world.queued(again, receive_count=2), *first_times)
+
+    assert judged(world) == (2, 2)
+
+
+def test_every_attempt_of_a_batch_that_sends_nothing_is_late(world: World) -> None:
+    world.blip.before_send = raises(Transient("503"), Transient("503"))
+
+    world.sandbox().deliver(a_request(), a_request(to="+5511988887777"))
+
+    assert judged(world) == (0, 2)
+
+
+def test_request_is_late_if_its_bot_has_a_slot_as_the_round_begins(world: World) -> None:
+    free_at = round(world.clock.now() * 1_000_000)
+    world.identities_table.items["bot:default"] = {"next_messages_at": free_at}
+
+    world.sandbox().deliver(world.queued(a_request(), age=11))
+
+    assert judged(world) == (0, 1)
+
+
 def test_time_of_look_up_counts(world: World) -> None:
     world.blip.call_seconds = 6
     other = a_request(to="+5511988887777")

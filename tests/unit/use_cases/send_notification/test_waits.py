@@ -13,6 +13,7 @@ from notifier.domain.failures import (
     Transient,
 )
 from notifier.domain.ledger_entries import ClaimLost
+from notifier.use_cases.send_notification.waits import Policy, Waits
 from tests.support.blip import always, raises
 from tests.support.builders import a_request
 from tests.support.world import World
@@ -235,6 +236,20 @@ def test_claim_released_between_two_reads_delays_the_request_by_one_second(
 
     assert (outcome(result), result.retry_in) == ("retry_later", 1)
     assert result.notification is not None
+
+
+@pytest.mark.parametrize(
+    ("receives", "bounds"), [(1, (30, 60)), (2, (60, 120)), (3, (120, 240)), (99, (450, 900))]
+)
+def test_wait_after_a_crash_doubles_with_every_receive_up_to_15_minutes(
+    world: World, receives: int, bounds: tuple[float, float]
+) -> None:
+    spread = Spread()
+    queued = world.queued(a_request(), receive_count=receives)
+
+    wait = Waits(Policy(), spread).receive_backoff(queued, 30, 60)
+
+    assert (spread.asked, wait) == ([bounds], bounds[1])
 
 
 def test_lost_claim_delays_the_request_by_5_to_10_seconds(
