@@ -1,4 +1,4 @@
-"""A command on a pseudo-terminal of 80 columns, and a person who may press Ctrl-C."""
+"""A command on a pseudo-terminal, and a person who may press Ctrl-C."""
 
 import contextlib
 import os
@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 CTRL_C = b"\x03"
-COLUMNS = 80
 # SIGPIPE is as in a shell, not as Python has it.
 _SPAWN = """
 import os, pty, signal, sys
@@ -42,9 +41,11 @@ def seen(shown: str) -> str:
 
 
 @contextlib.contextmanager
-def typed(command: str, folder: Path, environment: Mapping[str, str]) -> Iterator[Typed]:
+def typed(
+    command: str, folder: Path, environment: Mapping[str, str], *, columns: int = 80
+) -> Iterator[Typed]:
     """Type a command into a shell on a terminal; whatever is left of it ends with the block."""
-    shell = ["bash", "-c", f"stty cols {COLUMNS}; exec {command}"]
+    shell = ["bash", "-c", f"stty cols {columns}; exec {command}"]
     process = subprocess.Popen(  # noqa: S603 - a command of the test
         [sys.executable, "-c", _SPAWN, *shell],
         cwd=folder,
