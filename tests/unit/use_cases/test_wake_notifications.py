@@ -286,4 +286,23 @@ def test_crash_of_one_batch_stops_no_other(waits: Waits, caplog: pytest.LogCaptu
     assert (woken.woken, woken.crashed) == (20, 10)
     (line,) = errors(caplog)
     assert line.getMessage() == "not woken"
+    assert vars(line)["error"] == "OSError"
     assert PHONE not in str(vars(line))
+
+
+def test_crash_within_a_batch_counts_what_was_woken_before_it(waits: Waits) -> None:
+    for number in range(10):
+        waits.add(str(number), 600 + number)
+    waits.go_to(700)
+    woken = waits.ledger.woken
+
+    class Broken(WholeLedger):
+        def woken(self, entry: LedgerEntry) -> None:
+            if entry.notification_id == "3":
+                raise OSError
+            woken(entry)
+
+    came = waits.wake(ledger=Broken(waits.world.ledger_table, waits.world.clock.now))
+
+    assert (came.woken, came.crashed) == (3, 7)
+    assert list(waits.waiting().values()) == [False] * 3 + [True] * 7

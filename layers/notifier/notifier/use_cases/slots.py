@@ -56,7 +56,7 @@ class Slots:
         with self._lock:
             self._expected += 1
 
-    def take(self, after: float = 0) -> float:
+    def take(self, after: float) -> float:
         """Return the next slot, in epoch seconds. A slot that was missed is not made up for.
 
         Args:

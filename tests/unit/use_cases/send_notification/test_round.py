@@ -52,7 +52,7 @@ def test_slots_are_reserved_for_all_expected_requests_and_handed_out_singly() ->
     for _ in range(3):
         slots.expect_one_more()
 
-    assert [slots.take() for _ in range(3)] == [NOW, NOW + 1, NOW + 2]
+    assert [slots.take(0) for _ in range(3)] == [NOW, NOW + 1, NOW + 2]
     assert reserved.asked == [3]
 
 
@@ -63,7 +63,7 @@ def test_further_slots_are_reserved_for_the_requests_still_expected() -> None:
         slots.expect_one_more()
 
     for _ in range(4):
-        slots.take()
+        slots.take(0)
 
     assert reserved.asked == [3, 2, 1, 1]
 
@@ -74,7 +74,7 @@ def test_request_with_a_slot_is_no_longer_expected() -> None:
 
     for _ in range(2):
         slots.expect_one_more()
-        slots.take()
+        slots.take(0)
 
     assert reserved.asked == [1, 1]
 
@@ -84,20 +84,20 @@ def test_slot_may_be_used_slightly_late() -> None:
     at_the_limit, missed = NOW + 1, NOW + 0.999
     reserved = Reserved((NOW, missed, at_the_limit, NOW + 9), (NOW + 10,))
     slots = Slots(reserved, clock)
-    assert slots.take() == NOW
+    assert slots.take(0) == NOW
 
     clock.advance(1 + SLOT_GRACE_SECONDS)
 
     # Exactly so late, as far as a clock can say so.
     assert clock.now() - SLOT_GRACE_SECONDS == at_the_limit
-    assert slots.take() == at_the_limit
-    assert slots.take() == NOW + 9
+    assert slots.take(0) == at_the_limit
+    assert slots.take(0) == NOW + 9
     assert reserved.asked == [1]
 
 
 def test_request_without_a_slot_soon_returns_when_the_bot_has_one() -> None:
     with pytest.raises(RetryLater) as retry_later:
-        Slots(Reserved(), Clock(NOW)).take()
+        Slots(Reserved(), Clock(NOW)).take(0)
 
     assert retry_later.value.seconds == 7
 
@@ -109,7 +109,7 @@ def test_slots_that_pass_during_the_reservation_are_skipped() -> None:
     reserved.before = lambda: clock.advance(2)
     slots = Slots(reserved, clock)
 
-    assert [slots.take() for _ in range(3)] == [just_in_time, NOW + 2, NOW + 3]
+    assert [slots.take(0) for _ in range(3)] == [just_in_time, NOW + 2, NOW + 3]
     assert reserved.asked == [1]
 
 
@@ -118,7 +118,7 @@ def test_one_slot_is_used_at_once_if_all_pass_during_the_reservation() -> None:
     reserved = Reserved((NOW, NOW + 1))
     reserved.before = lambda: clock.advance(2)
 
-    assert Slots(reserved, clock).take() == NOW + 2
+    assert Slots(reserved, clock).take(0) == NOW + 2
 
 
 def test_request_stopped_while_it_waits_for_its_slot_does_not_start() -> None:
@@ -280,7 +280,7 @@ def test_slots_reserved_by_other_sandboxes_leave_less_room() -> None:
 
 def test_refused_reservation_means_waiting_for_a_slot() -> None:
     with pytest.raises(RetryLater) as retry_later:
-        Slots(lambda *_: Reservation((), 7.0), Clock(NOW)).take()
+        Slots(lambda *_: Reservation((), 7.0), Clock(NOW)).take(0)
 
     assert (retry_later.value.seconds, retry_later.value.why, retry_later.value.for_slot) == (
         7,
@@ -291,7 +291,7 @@ def test_refused_reservation_means_waiting_for_a_slot() -> None:
 
 def test_reservation_of_a_stopped_bot_does_not_mean_waiting_for_a_slot() -> None:
     with pytest.raises(RetryLater) as retry_later:
-        Slots(lambda *_: Reservation((), 60.0, HoldReason.PAUSED), Clock(NOW)).take()
+        Slots(lambda *_: Reservation((), 60.0, HoldReason.PAUSED), Clock(NOW)).take(0)
 
     assert (retry_later.value.why, retry_later.value.for_slot) == (HoldReason.PAUSED, False)
 
