@@ -323,9 +323,18 @@ def _sam(command: str, *arguments: object) -> None:
         for name, value in os.environ.items()
         if not name.startswith(("SAM_", "PYTHON", "VIRTUAL_ENV"))
     } | {"SAM_CLI_TELEMETRY": "0"}
-    sam = subprocess.run(  # noqa: S603 - our own tool
-        [SAM, command, *map(str, arguments)], cwd=ROOT, env=environment, check=False
-    )
+    try:
+        sam = subprocess.run(  # noqa: S603 - our own tool
+            [SAM, command, *map(str, arguments)], cwd=ROOT, env=environment, check=False
+        )
+    except KeyboardInterrupt:
+        if command != "build":
+            output.say()
+            output.say(
+                "What CloudFormation has begun goes on: the stack's events show it. Repeat the"
+                " command when it has ended."
+            )
+        raise
     if sam.returncode:
         raise CommandError(f"`sam {command}` failed: see above")
 

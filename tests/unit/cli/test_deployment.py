@@ -153,3 +153,13 @@ def test_runbook_is_where_the_repository_is(remote: str, url: str | None) -> Non
     expected = f"{url}/blob/HEAD/functions/README.md" if url else None
 
     assert deployment.runbook_url(remote) == expected
+
+
+@pytest.mark.parametrize("command", ["build", "deploy", "delete"])
+def test_ctrl_c_says_that_cloudformation_goes_on_where_it_has_begun(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("subprocess.run", mock.Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        deployment._sam(command)
+    assert ("CloudFormation has begun" in capsys.readouterr().out) == (command != "build")
