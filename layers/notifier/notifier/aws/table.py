@@ -182,9 +182,15 @@ def _expressions(update: str, condition: str) -> dict[str, Any]:
 def _values(values: dict[str, Any]) -> dict[str, Any]:
     if not values:
         return {}
-    return {
-        "ExpressionAttributeValues": {name: _serialize(value) for name, value in values.items()}
-    }
+    return {"ExpressionAttributeValues": {name: _typed(value) for name, value in values.items()}}
+
+
+def _typed(value: object) -> Any:
+    # Nearly all that is written are texts and whole numbers. boto3 asks ten questions of each, in
+    # 2 % of a batch's processor time.
+    if isinstance(value, str):
+        return {"S": value}
+    return {"N": str(value)} if type(value) is int else _serialize(value)
 
 
 def item_of(attributes: dict[str, Any]) -> Item:

@@ -104,7 +104,7 @@ class Round:
 
     def state(self, bot: str) -> BotState:
         """Return what is known of a bot."""
-        return self.states.get(bot, BotState())
+        return self.states.get(bot) or BotState()
 
     def share(self, bot: Bot, plan: Plan) -> float:
         """Return the share of the bot's plan that is in force."""
