@@ -61,6 +61,11 @@ def quartiles(values: Sequence[float], digits: int = 2) -> str:
     return f"{middle} ({low}-{high})"
 
 
+def median_ratio(one: Sequence[float], other: Sequence[float]) -> float:
+    """Return the median of the ratios, round by round."""
+    return statistics.median(mine / theirs for mine, theirs in zip(one, other, strict=True))
+
+
 def ratio(one: Sequence[float], other: Sequence[float]) -> str:
     """Return the ratio, compared round by round: a disturbance of a round affects both."""
     return quartiles([mine / theirs for mine, theirs in zip(one, other, strict=True)])

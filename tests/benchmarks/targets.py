@@ -1,21 +1,16 @@
 """What the benchmarks must show, and whether they do."""
 
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
 
 from tests.benchmarks.cost import sending
-from tests.benchmarks.figures import Figures
+from tests.benchmarks.figures import Figures, median_ratio
 from tests.benchmarks.lab import FLOOR, OURS, TEXTBOOK
 
 SLOW = 0.1
 KNOWN, NEW, ALONE = "ten known", "ten new", "one known"
-
-
-def _median_ratio(one: Sequence[float], other: Sequence[float]) -> float:
-    return statistics.median(mine / theirs for mine, theirs in zip(one, other, strict=True))
 
 
 def table(results: Sequence[Figures], cold: dict[str, Any], grown: dict[str, Any]) -> Table:
@@ -26,10 +21,10 @@ def table(results: Sequence[Figures], cold: dict[str, Any], grown: dict[str, Any
         return found[case, SLOW, competitor]
 
     def time(case: str, competitor: str) -> float:
-        return _median_ratio(of(case).seconds, of(case, competitor).seconds)
+        return median_ratio(of(case).seconds, of(case, competitor).seconds)
 
     def cpu(case: str, competitor: str) -> float:
-        return _median_ratio(of(case).cpu_seconds, of(case, competitor).cpu_seconds)
+        return median_ratio(of(case).cpu_seconds, of(case, competitor).cpu_seconds)
 
     def dollars(case: str, competitor: str) -> float:
         return sum(sending(of(case, competitor)).values())
@@ -59,12 +54,12 @@ def table(results: Sequence[Figures], cold: dict[str, Any], grown: dict[str, Any
         (f"{NEW}: write units each", of(NEW).write_units, 5.3),
         (
             "cold start: time, of the bare handler's",
-            _median_ratio(starts[OURS]["first_batch"], starts["bare"]["first_batch"]),
+            median_ratio(starts[OURS]["first_batch"], starts["bare"]["first_batch"]),
             1.3,
         ),
         (
             "cold start: memory, of the bare handler's",
-            _median_ratio(starts[OURS]["peak_bytes"], starts["bare"]["peak_bytes"]),
+            median_ratio(starts[OURS]["peak_bytes"], starts["bare"]["peak_bytes"]),
             1.2,
         ),
         ("layers, MB", sum(cold["layer_bytes"].values()) / 1e6, 24),
